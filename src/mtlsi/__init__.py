@@ -1,0 +1,51 @@
+"""MTLSI-Net: one RGB picture in; semantic segmentation, depth, normals, boundaries, saliency and human parts out.
+
+``import mtlsi`` is light: a name is imported from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtlsi.config import ModelConfig, RunConfig
+    from mtlsi.errors import MistakeError
+    from mtlsi.evaluate import evaluate
+    from mtlsi.model.network import MTLSINet, create_model, decode
+    from mtlsi.predict import Predictor
+    from mtlsi.train import train
+
+_HOMES = {
+    "MTLSINet": "mtlsi.model.network",
+    "create_model": "mtlsi.model.network",
+    "decode": "mtlsi.model.network",
+    "Predictor": "mtlsi.predict",
+    "ModelConfig": "mtlsi.config",
+    "RunConfig": "mtlsi.config",
+    "MistakeError": "mtlsi.errors",
+    "train": "mtlsi.train",
+    "evaluate": "mtlsi.evaluate",
+}
+
+__all__ = [
+    "MTLSINet",
+    "MistakeError",
+    "ModelConfig",
+    "Predictor",
+    "RunConfig",
+    "create_model",
+    "decode",
+    "evaluate",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'mtlsi' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

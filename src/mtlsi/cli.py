@@ -1,0 +1,180 @@
+"""The command ``mtlsi``: reads what a person typed, calls the verb, says what went wrong in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from mtlsi.config import RunConfig
+from mtlsi.errors import MistakeError
+
+if TYPE_CHECKING:
+    from mtlsi.evaluate import Scores
+
+DEFAULT_MODEL = "nyud-mobilenetv2"
+
+
+class Parser(ArgumentParser):
+    """A parser that answers a mistake with one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
+        """One line on standard error, exit code 2."""
+        print(f"mtlsi: {_one_line(message)}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; gives the exit code: 0 done, 1 done in part (pictures passed over), 2 a mistake to put right."""
+    parser = build_parser()
+    namespace = parser.parse_args(arguments)
+    try:
+        return {"train": _train, "evaluate": _evaluate, "predict": _predict, "demo": _demo}[namespace.subcommand](
+            namespace[namespace.subcommand]
+        )
+    except MistakeError as error:
+        print(f"mtlsi: {_one_line(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mtlsi: stopped", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> Parser:
+    """The parser with one sub-command per verb."""
+    parser = Parser(prog="mtlsi", description="Multi-task dense prediction with MTLSI-Net.")
+    parser.add_argument("--version", action="version", version=f"mtlsi {version('mtlsi')}")
+    commands = parser.add_subcommands()
+    commands.add_subcommand(
+        "demo", _demo_parser(), help="train a small model on generated scenes and draw what it sees"
+    )
+    commands.add_subcommand("train", _train_parser(), help="train a model")
+    commands.add_subcommand("evaluate", _evaluate_parser(), help="measure a model on labelled pictures")
+    commands.add_subcommand("predict", _predict_parser(), help="predict every task for your pictures")
+    return parser
+
+
+def _demo_parser() -> Parser:
+    parser = Parser(
+        description="Generate scenes, train the preset tiny on them, measure it on unseen ones, draw a panel."
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the pictures and the model")
+    parser.add_argument(
+        "--iterations", type=int, default=None, help="training steps; the default takes minutes on two cores"
+    )
+    return parser
+
+
+def _train_parser() -> Parser:
+    parser = Parser(description="Train a model. Settings come from --config and may be changed one by one.")
+    parser.add_argument("--config", action="config", help="a YAML file, such as those in recipes/")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the new run")
+    parser.add_argument(
+        "--resume", type=Path, default=None, help="folder of a run to go on with, under its own config.yaml"
+    )
+    parser.add_class_arguments(RunConfig, nested_key=None)
+    return parser
+
+
+def _evaluate_parser() -> Parser:
+    parser = Parser(description="Measure a model at the labels' own size; prints a table.")
+    parser.add_argument("model", type=str, help="a run folder, a model folder or the name of a packaged model")
+    parser.add_argument("--data", type=str, default="nyud", help="nyud or scenes")
+    parser.add_argument("--root", type=str, default=None, help="the data set's folder")
+    parser.add_argument("--split", type=str, default="val", help="val or train")
+    parser.add_argument("--size", type=int, nargs=2, default=None, metavar=("H", "W"), help="size to show pictures at")
+    parser.add_argument("--limit", type=int, default=0, help="measure on this many pictures only; 0: all")
+    parser.add_argument(
+        "--device", type=str, default=None, help="cpu, cuda, mps; the default takes an accelerator if any"
+    )
+    parser.add_argument("--json", type=Path, default=None, help="also write the scores to this file")
+    parser.add_argument("--single-task", type=Path, default=None, help="JSON of single-task scores, for Delta_m")
+    return parser
+
+
+def _predict_parser() -> Parser:
+    parser = Parser(description="Predict every task for pictures of any size; arrays and pictures go to --out.")
+    parser.add_argument("pictures", type=Path, nargs="+", help="pictures or folders of pictures")
+    parser.add_argument(
+        "--model", type=str, default=DEFAULT_MODEL, help="a packaged name, a run or model folder, a hub id"
+    )
+    parser.add_argument(
+        "--tasks", type=str, default=None, help="comma-separated, such as depth,normals; all by default"
+    )
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the results")
+    parser.add_argument(
+        "--device", type=str, default=None, help="cpu, cuda, mps; the default takes an accelerator if any"
+    )
+    parser.add_argument("--dtype", type=str, default="float32", help="float32, bfloat16 or float16")
+    return parser
+
+
+def _train(options: Namespace) -> int:
+    from mtlsi.train import resume, train
+
+    if (options.out is None) == (options.resume is None):
+        raise MistakeError("give one of --out DIR, for a new run, and --resume DIR, for one that was started")
+    if options.resume is not None:
+        defaults = _train_parser().get_defaults()
+        if any(options[name] != defaults[name] for name in RunConfig.__dataclass_fields__):
+            raise MistakeError("--resume goes on under the run's own config.yaml; leave out the other settings")
+        _show(resume(options.resume))
+        return 0
+    given = {name: value for name, value in options.items() if name not in ("config", "out", "resume")}
+    config = _train_parser().instantiate_classes(Namespace(given))
+    _show(train(RunConfig(**{name: config[name] for name in RunConfig.__dataclass_fields__}), options.out))
+    return 0
+
+
+def _show(scores: Scores) -> None:
+    from rich.console import Console
+
+    from mtlsi.evaluate import score_table
+
+    Console().print(score_table(scores))
+
+
+def _evaluate(options: Namespace) -> int:
+    from mtlsi.evaluate import evaluate_from_command
+
+    evaluate_from_command(
+        options.model,
+        data=options.data,
+        root=options.root,
+        split=options.split,
+        size_hw=tuple(options.size) if options.size else None,
+        limit=options.limit,
+        device=options.device,
+        json_path=options.json,
+        single_task=options.single_task,
+    )
+    return 0
+
+
+def _predict(options: Namespace) -> int:
+    from mtlsi.model.network import MTLSINet
+    from mtlsi.predict import Predictor, predict_paths
+
+    predictor = Predictor(MTLSINet.from_pretrained(options.model), device=options.device, dtype=options.dtype)
+    tasks = None if options.tasks is None else [task.strip() for task in options.tasks.split(",")]
+    outcome = predict_paths(options.pictures, predictor, options.out, tasks)
+    return 1 if outcome.failed else 0
+
+
+def _demo(options: Namespace) -> int:
+    from mtlsi.demo import run_demo
+
+    run_demo(options.out, iterations=options.iterations)
+    return 0
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""One geometry for a picture and all of its labels: zoom, crop, flip, colours, padding.
+
+A sample is a dictionary: ``image`` uint8 (3 H W) and labels by task, laid out as ``tasks.py`` says. Every random draw
+comes from the generator that is handed in, so that a sample is a pure function of its seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from mtlsi.tasks import TASKS
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CROP_TRIES = 10
+Sample = dict[str, Tensor]
+Box = tuple[int, int, int, int]
+"""Top, left, height, width."""
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """The field's augmentation (PROTOCOL of InvPT), as one call on a sample and a generator.
+
+    ``size_hw``: the crop. ``picture_hw``: a whole picture's size at zoom 1 (None: as stored). ``zoom``: range of the
+    enlargement; depth is divided by it. ``class_limit``: a crop is drawn anew, up to ten times, while one class fills
+    more than this share of it. Choice: the crop is cut from the stored picture and only then enlarged, which shows the
+    same part at a fraction of the work.
+    """
+
+    size_hw: tuple[int, int]
+    picture_hw: tuple[int, int] | None = None
+    zoom: tuple[float, float] = (0.5, 2.0)
+    class_limit: float = 0.75
+
+    def __call__(self, sample: Sample, generator: Generator) -> Sample:
+        zoom = _uniform(generator, *self.zoom)
+        h, w = sample["image"].shape[-2:]
+        whole = self.picture_hw or (h, w)
+        scale_y, scale_x = whole[0] * zoom / h, whole[1] * zoom / w
+        size = (min(self.size_hw[0], round(h * scale_y)), min(self.size_hw[1], round(w * scale_x)))
+        box = self._choose_box(sample, (min(h, round(size[0] / scale_y)), min(w, round(size[1] / scale_x))), generator)
+        sample = resize(cut(sample, box), size, zoom=zoom)
+        if _uniform(generator, 0, 1) < 0.5:
+            sample = flip(sample)
+        image = distort_colours(sample["image"].float() / 255, generator)
+        return pad_centred(sample | {"image": normalise(image)}, self.size_hw)
+
+    def _choose_box(self, sample: Sample, size_hw: tuple[int, int], generator: Generator) -> Box:
+        """A random place for a box of ``size_hw``, not too full of one class where there is a choice."""
+        h, w = sample["image"].shape[-2:]
+        box = (0, 0, *size_hw)
+        for _ in range(CROP_TRIES):
+            top, left = _integer(generator, h - size_hw[0] + 1), _integer(generator, w - size_hw[1] + 1)
+            box = (top, left, *size_hw)
+            if (h, w) == size_hw or "semseg" not in sample or self.class_limit >= 1:
+                break
+            label = _crop(sample["semseg"], box)[::4, ::4].flatten()  # a sixteenth of the pixels tells the shares
+            counts = torch.bincount(label[label != TASKS["semseg"].invalid].long())
+            if len(counts) == 0 or counts.max() <= self.class_limit * counts.sum():
+                break
+        return box
+
+
+@dataclass(frozen=True)
+class EvaluationTransform:
+    """The picture brought to ``picture_hw`` (None: as stored) and normalised; the labels stay as they are stored."""
+
+    picture_hw: tuple[int, int] | None = None
+
+    def __call__(self, sample: Sample) -> Sample:
+        image = sample["image"]
+        if self.picture_hw is not None and image.shape[-2:] != torch.Size(self.picture_hw):
+            image = tv.resize(image, list(self.picture_hw), antialias=True)
+        return sample | {"image": normalise(image.float() / 255)}
+
+
+def normalise(image: Tensor) -> Tensor:
+    """An RGB picture (... 3 H W) in 0..1 with ImageNet's mean and deviation taken out."""
+    return tv.normalize(image, list(MEAN), list(STD))
+
+
+def cut(sample: Sample, box: Box) -> Sample:
+    """The part of the picture and of every label inside ``box``."""
+    return {name: _crop(x, box) for name, x in sample.items()}
+
+
+def resize(sample: Sample, size_hw: tuple[int, int], *, zoom: float = 1.0) -> Sample:
+    """Picture bilinear, labels nearest, depth divided by ``zoom``; thin labels survive shrinking by their maximum."""
+    resized = {"image": tv.resize(sample["image"], list(size_hw), antialias=True)}
+    for name, label in _labels(sample).items():
+        task = TASKS[name]
+        shrinks = size_hw[0] < label.shape[-2]
+        if task.shrink == "max" and shrinks:
+            known = torch.where(task.valid(label), label, 0)
+            value = F.adaptive_max_pool2d(known.float()[None], size_hw)[0].to(label.dtype)
+            seen = F.adaptive_max_pool2d(task.valid(label).float()[None], size_hw)[0] > 0
+            resized[name] = torch.where(seen, value, task.invalid)
+            continue
+        rows = _nearest(label.shape[-2], size_hw[0])
+        columns = _nearest(label.shape[-1], size_hw[1])
+        label = label[..., rows[:, None], columns]
+        resized[name] = label / zoom if task.zoom == "divide" else label
+    return resized
+
+
+def flip(sample: Sample) -> Sample:
+    """Left and right exchanged; a normal's x changes its sign."""
+    flipped = {name: x.flip(-1) for name, x in sample.items()}
+    for name, label in _labels(flipped).items():
+        if TASKS[name].flip == "negate_x":
+            flipped[name] = torch.cat((-label[:1], label[1:]))
+    return flipped
+
+
+def distort_colours(image: Tensor, generator: Generator) -> Tensor:
+    """Brightness, contrast, saturation and hue of a picture (3 H W) in 0..1, each changed with probability one half.
+
+    Brightness by up to 32/255, contrast and saturation by 0.5 to 1.5, hue by up to 18 degrees.
+    """
+    if _uniform(generator, 0, 1) < 0.5:
+        image = (image + _uniform(generator, -32 / 255, 32 / 255)).clamp(0, 1)
+    if _uniform(generator, 0, 1) < 0.5:
+        image = (image * _uniform(generator, 0.5, 1.5)).clamp(0, 1)
+    if _uniform(generator, 0, 1) < 0.5:
+        image = tv.adjust_saturation(image, _uniform(generator, 0.5, 1.5))
+    if _uniform(generator, 0, 1) < 0.5:
+        image = tv.adjust_hue(image, _uniform(generator, -18 / 360, 18 / 360))
+    return image
+
+
+def pad_centred(sample: Sample, size_hw: tuple[int, int]) -> Sample:
+    """Everything padded to ``size_hw``, picture in the middle: the picture with 0, every label with its invalid value."""
+    h, w = sample["image"].shape[-2:]
+    if (h, w) == size_hw:
+        return sample
+    top, left = (size_hw[0] - h) // 2, (size_hw[1] - w) // 2
+    sides = (left, size_hw[1] - w - left, top, size_hw[0] - h - top)
+    return {name: F.pad(x, sides, value=0 if name == "image" else TASKS[name].invalid) for name, x in sample.items()}
+
+
+def _labels(sample: Sample) -> Sample:
+    return {name: x for name, x in sample.items() if name in TASKS}
+
+
+def _crop(x: Tensor, box: Box) -> Tensor:
+    top, left, height, width = box
+    return x[..., top : top + height, left : left + width]
+
+
+def _nearest(length: int, target: int) -> Tensor:
+    """For every cell of ``target`` the pixel of ``length`` under its centre."""
+    return ((torch.arange(target) + 0.5) * (length / target)).long().clamp_max(length - 1)
+
+
+def _uniform(generator: Generator, low: float, high: float) -> float:
+    return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+def _integer(generator: Generator, high: int) -> int:
+    return int(torch.randint(max(high, 1), (), generator=generator).item())

@@ -1,0 +1,165 @@
+"""The training losses: one function per ``Task.loss``, and their weighted sum over tasks.
+
+Every loss takes ``prediction`` (b c h w) of any float type, ``label`` (b h w) or (b 3 h w) on the same grid and
+``valid`` (b h w) bool, and gives a float32 scalar: a mean over the valid pixels of the batch. A batch without a valid
+pixel gives exactly 0 and still reaches every parameter in the backward pass, so no process waits for a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtlsi.errors import MistakeError
+from mtlsi.tasks import TASKS, Task, check_tasks
+
+
+def cross_entropy(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of class scores: ``prediction`` holds one channel per class, ``label`` the class indices."""
+    return _mean(_pixel_cross_entropy(prediction, label, valid), valid)
+
+
+def balanced_cross_entropy(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Two-class cross-entropy in which either class of the batch weighs as much as the other.
+
+    A pixel's weight is the share of the *other* class among the valid pixels; the sum is divided by the number of
+    valid pixels, not by the sum of weights. A batch that holds one class only therefore gives 0.
+    Choice: the shares are those of one process's batch, as in the peers.
+    """
+    foreground = label == 1
+    share = _mean(foreground.float(), valid)
+    weight = torch.where(foreground, 1 - share, share)
+    return _mean(weight * _pixel_cross_entropy(prediction, label, valid), valid)
+
+
+def l1(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Mean absolute difference of one channel, in the label's unit (metres for depth)."""
+    target = torch.where(valid, label, 0).float()
+    return _mean((prediction[:, 0].float() - target).abs(), valid)
+
+
+def unit_l1(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Absolute difference of directions: ``prediction`` (b 3 h w) is brought to unit length; the 3 channels add up.
+
+    Choice: predictions shorter than a thousandth are only enlarged a thousandfold, which keeps their gradients finite.
+    """
+    target = torch.where(valid.unsqueeze(1), label, 0).float()
+    direction = F.normalize(prediction.float(), dim=1, eps=1e-3)
+    return _mean((direction - target).abs().sum(1), valid)
+
+
+def weighted_bce(prediction: Tensor, label: Tensor, valid: Tensor, positive_weight: float = 0.95) -> Tensor:
+    """Binary cross-entropy of one logit: ``positive_weight`` on pixels labelled 1, the rest of 1 on the others."""
+    target = torch.where(valid, label, 0).float()
+    weight = torch.where(target == 1, positive_weight, 1 - positive_weight)
+    value = F.binary_cross_entropy_with_logits(prediction[:, 0].float(), target, reduction="none")
+    return _mean(weight * value, valid)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "balanced_cross_entropy": balanced_cross_entropy,
+    "l1": l1,
+    "unit_l1": unit_l1,
+    "weighted_bce": weighted_bce,
+}
+
+
+def _pixel_cross_entropy(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of every pixel (b h w), meaningless where invalid."""
+    target = torch.where(valid, label, 0).long()
+    return F.cross_entropy(prediction.float(), target, reduction="none")
+
+
+def _mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of ``values`` where ``valid``; 0, with its graph, where nothing is."""
+    assert values.shape == valid.shape, f"values {tuple(values.shape)} and valid {tuple(valid.shape)} differ"
+    return torch.where(valid, values, 0).sum() / valid.sum().clamp(min=1)
+
+
+def shrink_label(task: Task, label: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """``label`` (b H W) or (b 3 H W) on a coarser grid of ``size_hw`` cells, same type; any ratio, divisible or not.
+
+    ``Task.shrink`` says how. nearest: the pixel at the cell's centre. max: the largest valid value in the cell,
+    invalid only where the cell holds no valid pixel; where the ratio is not whole, neighbouring cells share pixels.
+    Raises ``MistakeError`` where the grid is finer than the label.
+    """
+    height, width = label.shape[-2:]
+    if size_hw == (height, width):
+        return label
+    if size_hw[0] > height or size_hw[1] > width:
+        raise MistakeError(
+            f"{task.name}: prediction of {size_hw[0]}x{size_hw[1]} is larger than its label of {height}x{width};"
+            " give labels at the size of the image"
+        )
+    if task.shrink == "max":
+        values = torch.where(task.valid(label), label.float(), -torch.inf)
+        pooled = F.adaptive_max_pool2d(values, size_hw)
+        return torch.where(pooled == -torch.inf, task.invalid, pooled).to(label.dtype)
+    rows = _cell_centres(height, size_hw[0], label.device)
+    columns = _cell_centres(width, size_hw[1], label.device)
+    return label[..., rows[:, None], columns]
+
+
+def _cell_centres(length: int, num_cells: int, device: torch.device) -> Tensor:
+    """Index of the pixel that holds the centre of each cell, in whole numbers: no rounding can move it."""
+    return (2 * torch.arange(num_cells, device=device) + 1) * length // (2 * num_cells)
+
+
+class MultiTaskLoss(nn.Module):
+    """Weighted sum of every task's loss, on the final and on the coarse predictions.
+
+    ``weights`` replaces the ``loss_weight`` of the tasks it names; ``coarse_weight`` multiplies all coarse losses;
+    ``boundary_weight`` in 0..1 is the weight of positive pixels in ``weighted_bce``.
+    Choice: the paper is silent on all three; the weights are those its peers share.
+    Raises ``MistakeError`` for an unknown task, a negative weight or a ``boundary_weight`` outside 0..1.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        *,
+        weights: Mapping[str, float] | None = None,
+        coarse_weight: float = 1.0,
+        boundary_weight: float = 0.95,
+    ) -> None:
+        super().__init__()
+        self.tasks = check_tasks(tasks)
+        given = dict(weights or {})
+        if given:
+            check_tasks(given, among=self.tasks)
+        for name, weight in {**given, "coarse_weight": coarse_weight}.items():
+            if not weight >= 0:
+                raise MistakeError(f"loss weight of {name}: {weight}; expected a number of at least 0")
+        if not 0 < boundary_weight < 1:
+            raise MistakeError(f"boundary_weight: {boundary_weight}; expected a number between 0 and 1")
+        self.weights = {name: float(given.get(name, TASKS[name].loss_weight)) for name in self.tasks}
+        self.coarse_weight = coarse_weight
+        self.losses = {**LOSSES, "weighted_bce": partial(weighted_bce, positive_weight=boundary_weight)}
+
+    def forward(
+        self, final: Mapping[str, Tensor], coarse: Mapping[str, Tensor], labels: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total to minimise, and its parts: unweighted detached scalars ``task`` and ``coarse/task``.
+
+        ``final`` and ``coarse`` hold (b c h w) per task; ``coarse`` may be empty, for a network without it. Labels
+        larger than a prediction are brought to its grid. A task without a label in this batch contributes 0.
+        """
+        parts: dict[str, Tensor] = {}
+        total = torch.zeros((), device=final[self.tasks[0]].device)
+        for prefix, predictions, scale in (("", final, 1.0), ("coarse/", coarse, self.coarse_weight)):
+            for name in self.tasks if predictions else ():
+                value = self._task_loss(TASKS[name], predictions[name], labels.get(name))
+                parts[prefix + name] = value.detach()
+                total = total + scale * self.weights[name] * value
+        return total, parts
+
+    def _task_loss(self, task: Task, prediction: Tensor, label: Tensor | None) -> Tensor:
+        if label is None:
+            return prediction.float().sum() * 0  # not a plain 0: the prediction stays in the backward graph
+        label = shrink_label(task, label, (prediction.shape[-2], prediction.shape[-1]))
+        return self.losses[task.loss](prediction, label, task.valid(label))

@@ -1,0 +1,155 @@
+"""Any timm backbone as four maps at strides 4, 8, 16 and 32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mtlsi.errors import MistakeError
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Backbone(nn.Module):
+    """ImageNet-normalised pictures (b 3 H W), H and W multiples of 32 -> four maps, ``channels[i]`` at stride 4 * 2**i.
+
+    Convolutional and windowed networks give their own four stages; HRNet its four plain branches (Choice: as the field
+    uses HRNet-18, not timm's widened ones). A plain ViT has one stride only: four of its depths become a pyramid.
+    """
+
+    def __init__(self, name: str, *, drop_path: float = 0.0):
+        super().__init__()
+        if not timm.is_model(name):
+            raise MistakeError(f"unknown backbone {name!r}; expected a timm model name, such as mobilenetv2_100")
+        self.name = name
+        self.options = _timm_options(name, drop_path)
+        self.body = timm.create_model(name, features_only=True, **self.options)
+        info: Any = self.body.feature_info
+        strides, channels = info.reduction(), info.channels()
+        self.pyramid = None
+        if set(strides) == {16}:
+            self.pyramid = ViTPyramid(channels[0])
+            channels, strides = self.pyramid.channels, STRIDES
+        if not set(STRIDES) <= set(strides):
+            raise MistakeError(
+                f"backbone {name!r} has maps at strides {strides}; expected 4, 8, 16, 32, or a plain ViT"
+            )
+        self.picked = tuple(strides.index(stride) for stride in STRIDES)
+        self.channels = tuple(channels[i] for i in self.picked)
+        self.norm_is_frozen = False
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        maps = self.body(images)
+        if self.pyramid is not None:
+            return self.pyramid(maps)
+        maps = [maps[i] for i in self.picked]
+        if maps[0].shape[1] != self.channels[0]:  # timm's Swin gives (b h w c)
+            maps = [x.permute(0, 3, 1, 2) for x in maps]
+        return tuple(maps)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Training mode, except that frozen batch norms stay on their stored statistics."""
+        super().train(mode)
+        if self.norm_is_frozen:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def freeze(self, stride: int, *, norm: bool) -> None:
+        """Keep the weights that make the maps up to ``stride`` (0: none); ``norm``: also all batch statistics."""
+        if stride not in (0, *STRIDES):
+            raise MistakeError(f"freeze_stride {stride}; expected 0, 4, 8, 16 or 32")
+        self.norm_is_frozen = norm
+        self.train(self.training)
+        if not stride:
+            return
+        was_training = self.training
+        self.eval()  # a probe must not move the statistics
+        maps = self(torch.zeros(1, 3, 64, 64))[: STRIDES.index(stride) + 1]
+        probe = torch.stack([x.float().sum() for x in maps])
+        parameters = list(self.parameters())
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(probe.sum(), parameters, allow_unused=True), strict=True
+        ):
+            parameter.requires_grad_(gradient is None)
+        self.train(was_training)
+
+    def download(self) -> None:
+        """timm's pretrained weights, from its hub or from the local cache. Raises ``MistakeError`` where there are none."""
+        try:
+            pretrained = timm.create_model(self.name, features_only=True, pretrained=True, **self.options)
+        except (OSError, RuntimeError) as error:  # no network, or a network that timm has no weights for
+            reason = " ".join(str(error).split())[:200]
+            raise MistakeError(
+                f"no pretrained weights for {self.name} ({reason}); connect to the network or give a .safetensors file"
+            ) from error
+        self.body.load_state_dict(pretrained.state_dict())
+
+    def load(self, path: str | Path) -> None:
+        """Weights from a .safetensors file under timm's names; weights that do not fit are refused by name.
+
+        Classifier weights in the file are passed over; any other stranger and any weight that the file lacks is an error.
+        """
+        try:
+            state = {name: tensor.float() for name, tensor in load_file(path).items()}
+        except (OSError, SafetensorError) as error:
+            raise MistakeError(f"backbone weights {path}: {error}; expected a .safetensors file") from error
+        own = self.body.state_dict()
+        # timm's list of features names "blocks.0" as "blocks_0"
+        state = {_own_name(name, own): tensor for name, tensor in state.items()}
+        with torch.device("meta"):
+            whole = timm.create_model(self.name).state_dict()  # with its classifier
+        strangers = [n for n in state if n not in own and n not in whole]
+        missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+        wrong = [n for n in own if n in state and state[n].shape != own[n].shape]
+        if missing or wrong or strangers:
+            first = (missing or wrong or strangers)[0]
+            raise MistakeError(
+                f"backbone weights {path} do not fit {self.name}: {len(missing)} missing, {len(wrong)} of another shape, "
+                f"{len(strangers)} unknown, the first is {first}; expected a file of {self.name} under timm's names"
+            )
+        self.body.load_state_dict({n: state.get(n, own[n]) for n in own})
+
+
+class ViTPyramid(nn.Module):
+    """Four maps (b c h w) of stride 16 -> strides 4, 8, 16, 32: narrowed first, then enlarged by transposed convolutions."""
+
+    def __init__(self, in_channels: int):
+        super().__init__()
+        self.channels = (128, 256, 512, 512)
+        self.narrow = nn.ModuleList(nn.Conv2d(in_channels, c, 1) for c in (256, 256, 512, 512))
+        self.to_4 = nn.Sequential(nn.ConvTranspose2d(256, 128, 2, 2), nn.GELU(), nn.ConvTranspose2d(128, 128, 2, 2))
+        self.to_8 = nn.ConvTranspose2d(256, 256, 2, 2)
+        self.to_32 = nn.MaxPool2d(2)
+
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
+        a, b, c, d = (narrow(x) for narrow, x in zip(self.narrow, maps, strict=True))
+        return self.to_4(a), self.to_8(b), c, self.to_32(d)
+
+
+def _timm_options(name: str, drop_path: float) -> dict[str, Any]:
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    if name.startswith("hrnet"):
+        options |= {"feature_location": "", "out_indices": (1, 2, 3, 4)}
+    elif name.startswith("swin"):
+        options |= {"strict_img_size": False}
+    elif name.startswith(("vit", "deit", "eva")):
+        with torch.device("meta"):
+            info: Any = timm.create_model(name, features_only=True, out_indices=(-1,)).feature_info
+        depth = info.get_dicts()[-1]["index"] + 1
+        options |= {"dynamic_img_size": True, "out_indices": tuple(depth * i // 4 - 1 for i in range(1, 5))}
+    return options
+
+
+def _own_name(name: str, own: dict[str, Tensor]) -> str:
+    for candidate in (name, "model." + name, name.replace(".", "_", 1)):
+        if candidate in own:
+            return candidate
+    return name

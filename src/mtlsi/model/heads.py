@@ -1,0 +1,57 @@
+"""The final head of every task, and what its channels mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtlsi.model.preliminary import Predictions, TaskProjection
+from mtlsi.nn.layers import TaskConvolution, enlarge
+from mtlsi.tasks import TASKS
+
+
+class TaskHeads(nn.Module):
+    """Refined features (b t c h w) -> {task: raw prediction (b channels h w) at stride 4}.
+
+    Choice: where the decoder works at a coarser stride, its features are narrowed, enlarged to stride 4 and joined by a
+    projection of the backbone's finest map, so that outlines are drawn at the fine stride though tasks met at the coarse.
+    """
+
+    def __init__(
+        self, channels: int, fine_channels: int, outputs: Mapping[str, int], *, at_stride_4: bool, dense: bool
+    ):
+        super().__init__()
+        narrow = channels if at_stride_4 else max(channels // 2, 8)
+        self.refine = TaskConvolution(len(outputs), channels, narrow, dense=dense)
+        self.fine = None if at_stride_4 else TaskProjection(fine_channels, len(outputs), narrow)
+        self.finish = None if at_stride_4 else TaskConvolution(len(outputs), narrow, narrow, dense=dense)
+        self.predict = Predictions(narrow, outputs)
+
+    def forward(self, x: Tensor, finest: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
+        x = self.refine(x, index)
+        if self.fine is not None and self.finish is not None:
+            x = enlarge(x, finest.shape[-2:]) + self.fine(finest, index)
+            x = self.finish(x, index)
+        return self.predict(x, index)
+
+
+def decode(task: str, raw: Tensor) -> Tensor:
+    """The prediction that raw channels (b c h w) stand for, as labels are laid out.
+
+    semseg, parsing: (b h w) uint8; saliency, boundary: (b h w) probability; depth: (b h w) metres, not below 0;
+    normals: (b 3 h w) of unit length.
+    """
+    output = TASKS[task].output
+    if output == "class":
+        return raw.argmax(1).to(torch.uint8)
+    raw = raw.float()
+    if output == "foreground":
+        return raw.softmax(1)[:, 1]
+    if output == "probability":
+        return raw[:, 0].sigmoid()
+    if output == "direction":
+        return F.normalize(raw, dim=1)
+    return raw[:, 0].clamp_min(0)

@@ -1,0 +1,1 @@
+"""Tensor parts of the network: pure functions and small modules, no input or output."""

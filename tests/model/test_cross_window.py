@@ -1,0 +1,124 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mtlsi.model.cross_window import CrossWindowBlock
+
+TASKS, CHANNELS, HEADS, WINDOW, TOKENS = 3, 6, 2, 4, 5
+WIDTH = CHANNELS // HEADS
+SIZES = [(8, 8), (6, 10), (3, 5), (4, 7)]
+SUBSET = torch.tensor([0, 2])
+
+
+def block():
+    """The block with every weight drawn anew."""
+    torch.manual_seed(0)
+    module = CrossWindowBlock(TASKS, CHANNELS, num_heads=HEADS, window=WINDOW, ffn_ratio=2)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.5)
+    return module
+
+
+def inputs(size_hw, batch=2):
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, TASKS, math.prod(size_hw), CHANNELS, generator=draw)
+    return x, torch.randn(batch, TASKS, TOKENS, CHANNELS, generator=draw)
+
+
+def linear(layer, task, x):
+    return x @ layer.weight[task] + layer.bias[task, 0]
+
+
+def layer_norm(layer, task, x):
+    return F.layer_norm(x, (CHANNELS,), layer.weight[task, 0], layer.bias[task, 0])
+
+
+def softmax_attention(queries, keys, values, allowed=None):
+    """Heads one by one, with the whole attention matrix; ``allowed`` (n m) is False where a query must not look."""
+    out = []
+    for head in range(HEADS):
+        part = slice(head * WIDTH, (head + 1) * WIDTH)
+        scores = queries[:, part] @ keys[:, part].T / WIDTH**0.5
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed, -math.inf)
+        out.append(scores.softmax(1) @ values[:, part])
+    return torch.cat(out, 1)
+
+
+def same_window(size_hw):
+    """True (n n) where two positions of a map lie in the same window."""
+    h, w = size_hw
+    number = torch.tensor([(y // WINDOW) * w + x // WINDOW for y in range(h) for x in range(w)])
+    return number[:, None] == number[None]
+
+
+def naive_within_windows(module, task, normed, size_hw):
+    """Attention over the whole map, positions of other windows masked out."""
+    queries, keys, values = linear(module.window_qkv, task, normed).split(CHANNELS, 1)
+    return softmax_attention(queries, keys, values, same_window(size_hw))
+
+
+def naive_to_tokens(module, task, normed, tokens):
+    keys, values = linear(module.token_key_value, task, tokens).split(CHANNELS, 1)
+    return softmax_attention(linear(module.token_query, task, normed), keys, values)
+
+
+def naive_mlp(mlp, task, x):
+    return linear(mlp.reduce, task, F.gelu(linear(mlp.expand, task, x)))
+
+
+def naive_block(module, task, x, tokens, size_hw):
+    normed = layer_norm(module.norm, task, x)
+    near = naive_within_windows(module, task, normed, size_hw)
+    far = naive_to_tokens(module, task, normed, tokens)
+    x = x + naive_mlp(module.merge, task, torch.cat((near, far), 1))
+    return x + naive_mlp(module.ffn, task, layer_norm(module.ffn_norm, task, x))
+
+
+@torch.no_grad()
+def assert_equals_naive(out, naive, *arguments):
+    """``out`` (b t n c) against ``naive(module, task, one picture's float64 arguments)``."""
+    exact = block().double()
+    for b in range(out.shape[0]):
+        for task in range(TASKS):
+            expected = naive(exact, task, *(x[b, task].double() if torch.is_tensor(x) else x for x in arguments))
+            torch.testing.assert_close(out[b, task].double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size_hw", SIZES)
+def test_window_attention_equals_full_attention_under_a_block_mask(size_hw):
+    """Also where the window does not divide the map: padding has no part in it."""
+    x, _ = inputs(size_hw)
+    assert_equals_naive(block().within_windows(x, size_hw), naive_within_windows, x, size_hw)
+
+
+def test_attention_to_tokens_equals_its_matrix_form():
+    x, tokens = inputs((3, 5))
+    assert_equals_naive(block().to_tokens(x, tokens), naive_to_tokens, x, tokens)
+
+
+@pytest.mark.parametrize("size_hw", [(8, 8), (6, 10)])
+def test_block_equals_its_parts_written_out_task_by_task(size_hw):
+    x, tokens = inputs(size_hw)
+    assert_equals_naive(block()(x, tokens, size_hw), naive_block, x, tokens, size_hw)
+
+
+def test_a_subset_of_the_tasks_gives_their_slice():
+    module, size_hw = block(), (6, 10)
+    x, tokens = inputs(size_hw)
+    some = module(x[:, SUBSET], tokens[:, SUBSET], size_hw, SUBSET)
+    torch.testing.assert_close(some, module(x, tokens, size_hw)[:, SUBSET], atol=1e-5, rtol=1e-5)
+
+
+def test_distant_positions_meet_only_through_the_tokens():
+    module, size_hw = block(), (8, 8)
+    x, tokens = inputs(size_hw)
+    changed = x.clone()
+    changed[:, :, 0] = torch.randn_like(changed[:, :, 0])
+    moved = (module(changed, tokens, size_hw) - module(x, tokens, size_hw)).abs().amax((0, 1, 3)) > 1e-6
+    assert torch.equal(moved, same_window(size_hw)[0])
+    other_tokens = module(x, tokens + torch.randn_like(tokens), size_hw)
+    assert ((other_tokens - module(x, tokens, size_hw)).abs().amax((0, 1, 3)) > 1e-6).all()

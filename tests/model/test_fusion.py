@@ -1,0 +1,173 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mtlsi.errors import MistakeError
+from mtlsi.model import fusion
+from mtlsi.model.fusion import MultiQueryLinearFusion
+
+OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
+TASKS, CHANNELS, HEADS, POOL = len(OUTPUTS), 8, 2, 2
+SIZE = (5, 7)  # odd: the pooled squares at the edges are cut
+
+
+def block(scales=(1, 3, 5), *, dense=False):
+    """The block in evaluation, with every weight and statistic drawn anew."""
+    torch.manual_seed(0)
+    module = MultiQueryLinearFusion(CHANNELS, OUTPUTS, num_heads=HEADS, scales=scales, pool=POOL, dense=dense)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+        for name, buffer in module.named_buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 2) if name.endswith("var") else buffer.normal_()
+    return module.eval()
+
+
+def inputs(size_hw=SIZE, batch=2):
+    torch.manual_seed(1)
+    features = torch.randn(batch, TASKS, CHANNELS, *size_hw)
+    return features, {task: torch.randn(batch, channels, *size_hw) for task, channels in OUTPUTS.items()}
+
+
+def naive_linear(layer, task, x):
+    """One task's linear map of the last axis."""
+    return x @ layer.weight[task] + layer.bias[task, 0]
+
+
+def naive_pooled(joined):
+    """Means over squares, cut at the edges: (c h w) -> (m c)."""
+    h, w = joined.shape[1:]
+    squares = [joined[:, y : y + POOL, x : x + POOL] for y in range(0, h, POOL) for x in range(0, w, POOL)]
+    return torch.stack([square.mean((1, 2)) for square in squares])
+
+
+def naive_fusion(module, features, coarse):
+    """One picture, float64, task by task and head by head, with the attention matrices written out: (t n c)."""
+    h, w = features.shape[-2:]
+    d = CHANNELS // HEADS
+    joined, keys, values, normed = [], [], [], []
+    for t, task in enumerate(OUTPUTS):
+        positions = features[t].flatten(1).T
+        embedded = coarse[task].flatten(1).T @ module.embed[task].weight[:, :, 0, 0].T
+        joined.append(naive_linear(module.project, t, positions) + embedded)
+        on_map = joined[t].T.reshape(CHANNELS, h, w)
+        pooled = F.layer_norm(
+            naive_pooled(on_map), (CHANNELS,), module.context_norm.weight[t, 0], module.context_norm.bias[t, 0]
+        )
+        key_value = naive_linear(module.key_value, t, pooled)
+        keys.append(key_value[:, :CHANNELS])
+        values.append(key_value[:, CHANNELS:])
+        norm, own = module.query_norm.norm, slice(t * CHANNELS, (t + 1) * CHANNELS)
+        centred = on_map - norm.running_mean[own, None, None]
+        scaled = centred / (norm.running_var[own, None, None] + norm.eps).sqrt()
+        normed.append(scaled * norm.weight[own, None, None] + norm.bias[own, None, None])
+    all_keys, all_values, side_by_side = torch.cat(keys), torch.cat(values), torch.cat(normed)
+
+    fused = []
+    queries = []
+    for convolution in module.queries:
+        x = side_by_side[None]
+        if convolution.spatial is not None:
+            kernel = convolution.spatial.weight
+            x = F.conv2d(x, kernel, convolution.spatial.bias, padding=kernel.shape[-1] // 2, groups=len(side_by_side))
+        kernel = convolution.across.weight
+        queries.append(F.conv2d(x, kernel, convolution.across.bias, padding=kernel.shape[-1] // 2)[0])
+    for t in range(TASKS):
+        per_scale = []
+        for query in queries:
+            own = query[t * CHANNELS : (t + 1) * CHANNELS].flatten(1).T  # n c
+            for head in range(HEADS):
+                part = slice(head * d, (head + 1) * d)
+                matrix = (F.elu(own[:, part]) + 1) @ (F.elu(all_keys[:, part]) + 1).T  # n (t m)
+                per_scale.append(matrix / matrix.sum(1, keepdim=True) @ all_values[:, part])
+        hidden = F.gelu(naive_linear(module.merge.expand, t, torch.cat(per_scale, 1)))
+        fused.append(joined[t] + naive_linear(module.merge.reduce, t, hidden))
+    return torch.stack(fused)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("scales", [(1, 3, 5), (3,), (1, 7)])
+def test_block_equals_loops_over_tasks_heads_and_scales_with_explicit_attention(scales, dense):
+    module, (features, coarse) = block(scales, dense=dense), inputs()
+    with torch.no_grad():
+        out = module(features, coarse)
+        exact = block(scales, dense=dense).double()
+        expected = [
+            naive_fusion(exact, features[b].double(), {task: x[b].double() for task, x in coarse.items()})
+            for b in range(len(features))
+        ]
+    assert out.shape == (2, TASKS, math.prod(SIZE), CHANNELS)
+    torch.testing.assert_close(out.double(), torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_one_context_is_computed_and_it_has_no_axis_for_tasks_or_scales(monkeypatch):
+    calls = []
+
+    def counted(keys, values):
+        calls.append(keys.shape)
+        return global_context(keys, values)
+
+    global_context = fusion.global_context
+    monkeypatch.setattr(fusion, "global_context", counted)
+    module, (features, coarse) = block(), inputs()
+    module(features, coarse)
+    squares = math.ceil(SIZE[0] / POOL) * math.ceil(SIZE[1] / POOL)
+    assert calls == [(2, HEADS, TASKS * squares, CHANNELS // HEADS)]
+    context, normaliser = module.context(features)
+    assert context.shape == (2, HEADS, CHANNELS // HEADS, CHANNELS // HEADS)
+    assert normaliser.shape == (2, HEADS, CHANNELS // HEADS)
+
+
+@pytest.mark.parametrize("changed", range(TASKS))
+def test_a_change_in_one_task_reaches_every_task_through_the_context_alone(changed):
+    """The queries' convolutions are made blind to other tasks first, so that nothing but the context can carry it."""
+    module, (features, coarse) = block(), inputs()
+    with torch.no_grad():
+        for query in module.queries:
+            same_task = torch.block_diag(*[torch.ones(CHANNELS, CHANNELS)] * TASKS)
+            query.across.weight.mul_(same_task[:, :, None, None])
+        before = module(features, coarse)
+        features[:, changed] += torch.randn_like(features[:, changed])
+        moved = (module(features, coarse) - before).abs().amax((0, 2, 3))
+    assert (moved > 1e-3).all()
+
+
+def test_queries_see_every_task():
+    """With the context held still, a change in one task still moves the queries of all."""
+    module, (features, _) = block(), inputs()
+    changed = features.clone()
+    changed[:, 0] += 1
+    with torch.no_grad():
+        for query in module.queries:
+            difference = query(changed.flatten(1, 2)) - query(features.flatten(1, 2))
+            assert (difference.unflatten(1, (TASKS, CHANNELS)).abs().amax((0, 2, 3, 4)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_reach_of_a_query_is_its_scale(dense):
+    """A single changed position moves a square of that many positions and nothing else."""
+    module = block((1, 3, 5), dense=dense)
+    still = torch.zeros(1, TASKS * CHANNELS, 9, 9)
+    touched = still.clone()
+    touched[..., 4, 4] = 1
+    with torch.no_grad():
+        reach = [int(((q(touched) - q(still)).abs().amax((0, 1)) > 0).sum()) for q in module.queries]
+    assert reach == [1, 9, 25]
+
+
+def test_coarse_predictions_take_part():
+    module, (features, coarse) = block(), inputs()
+    with torch.no_grad():
+        before = module(features, coarse)
+        after = module(features, coarse | {"depth": coarse["depth"] + 1})
+    assert ((after - before).abs().amax((0, 2, 3)) > 1e-4).all()
+
+
+@pytest.mark.parametrize("scales", [(), (2,), (1, 4), (0,), (-1,)])
+def test_scales_that_are_not_odd_sizes_are_refused(scales):
+    with pytest.raises(MistakeError, match="expected one or more odd kernel sizes") as error:
+        block(scales)
+    assert "\n" not in str(error.value)

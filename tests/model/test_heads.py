@@ -1,0 +1,131 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mtlsi.model.heads import TaskHeads, decode
+from mtlsi.tasks import TASKS
+
+OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
+CHANNELS, FINE = 32, 6
+SUBSET = torch.tensor([0, 2])
+RAW_CHANNELS = {"semseg": 40, "parsing": 7, "saliency": 2, "depth": 1, "normals": 3, "boundary": 1}
+
+
+def heads(*, at_stride_4, dense=False):
+    """Heads in evaluation, with every weight and statistic drawn anew."""
+    torch.manual_seed(0)
+    module = TaskHeads(CHANNELS, FINE, OUTPUTS, at_stride_4=at_stride_4, dense=dense)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+        for name, buffer in module.named_buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 2) if name.endswith("var") else buffer.normal_()
+    return module.eval()
+
+
+def raw_scores(task, dtype=torch.float32):
+    """Raw channels (2 c 6 7) of which some are large, some negative."""
+    draw = torch.Generator().manual_seed(0)
+    return (4 * torch.randn(2, RAW_CHANNELS[task], 6, 7, generator=draw)).to(dtype)
+
+
+def folded(norm, task, narrow):
+    """Gain and offset of one task's batch norm in evaluation, as maps."""
+    own = slice(task * narrow, (task + 1) * narrow)
+    gain = norm.norm.weight[own] / (norm.norm.running_var[own] + norm.norm.eps).sqrt()
+    return gain[:, None, None], (norm.norm.bias[own] - norm.norm.running_mean[own] * gain)[:, None, None]
+
+
+def naive_convolution(layer, task, x, narrow):
+    x = F.conv2d(x, layer.spatial[task], padding=1, groups=x.shape[1])
+    x = torch.einsum("bchw,cd->bdhw", x, layer.pointwise.weight[task]) + layer.pointwise.bias[task, 0][:, None, None]
+    gain, offset = folded(layer.norm, task, narrow)
+    return F.gelu(x * gain + offset)
+
+
+@torch.no_grad()
+def test_coarse_features_are_enlarged_and_joined_by_the_finest_map():
+    module, narrow = heads(at_stride_4=False), CHANNELS // 2
+    x, finest = torch.randn(2, 3, CHANNELS, 4, 6), torch.randn(2, FINE, 8, 12)
+    for t, (task, out) in enumerate(module(x, finest).items()):
+        features = naive_convolution(module.refine, t, x[:, t], narrow)
+        features = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
+        gain, offset = folded(module.fine.norm, t, narrow)
+        features = features + F.conv2d(finest, module.fine.weight[t]) * gain + offset
+        features = naive_convolution(module.finish, t, features, narrow)
+        torch.testing.assert_close(out, module.predict.of_task[task](features), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_features_at_stride_4_need_no_finest_map():
+    module = heads(at_stride_4=True)
+    x, finest = torch.randn(2, 3, CHANNELS, 8, 12), torch.full((2, FINE, 8, 12), torch.nan)
+    for t, (task, out) in enumerate(module(x, finest).items()):
+        expected = module.predict.of_task[task](naive_convolution(module.refine, t, x[:, t], CHANNELS))
+        torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("at_stride_4", [True, False])
+def test_predictions_have_the_finest_maps_size_and_the_tasks_channels(at_stride_4, dense):
+    module = heads(at_stride_4=at_stride_4, dense=dense)
+    x = torch.randn(2, 3, CHANNELS, *((8, 12) if at_stride_4 else (4, 6)))
+    finest = torch.randn(2, FINE, 8, 12)
+    out = module(x, finest)
+    assert {task: tuple(v.shape) for task, v in out.items()} == {t: (2, c, 8, 12) for t, c in OUTPUTS.items()}
+    some = module(x[:, SUBSET], finest, SUBSET)
+    assert list(some) == ["semseg", "normals"]
+    for task, value in some.items():
+        torch.testing.assert_close(value, out[task], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("task", TASKS)
+def test_decoded_predictions_are_laid_out_and_typed_as_labels(task, dtype):
+    record, raw = TASKS[task], raw_scores(task, dtype)
+    out = decode(task, raw)
+    assert out.shape == ((2, 3, 6, 7) if record.label_channels else (2, 6, 7))
+    assert out.dtype == (torch.uint8 if record.output == "class" else torch.float32)
+    if record.output in ("foreground", "probability"):
+        assert 0 <= out.min() < 0.5 < out.max() <= 1
+    if record.output == "class":
+        assert out.max() < RAW_CHANNELS[task]
+
+
+@pytest.mark.parametrize("task", ["semseg", "parsing"])
+def test_class_is_the_channel_with_the_highest_score(task):
+    raw = raw_scores(task)
+    out = decode(task, raw)
+    scores = raw[1, :, 2, 3].tolist()
+    assert out[1, 2, 3] == scores.index(max(scores))
+
+
+def test_saliency_is_the_softmax_share_of_the_second_channel():
+    raw = raw_scores("saliency")
+    back, front = raw[1, :, 2, 3].tolist()
+    assert float(decode("saliency", raw)[1, 2, 3]) == pytest.approx(1 / (1 + math.exp(back - front)), rel=1e-5)
+
+
+def test_boundary_is_the_sigmoid_of_its_channel():
+    raw = raw_scores("boundary")
+    expected = 1 / (1 + math.exp(-float(raw[1, 0, 2, 3])))
+    assert float(decode("boundary", raw)[1, 2, 3]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_depth_is_its_channel_and_never_negative():
+    raw = raw_scores("depth")
+    assert torch.equal(decode("depth", raw), torch.where(raw[:, 0] > 0, raw[:, 0], 0.0))
+
+
+def test_normals_have_unit_length_and_the_raw_direction():
+    raw = raw_scores("normals")
+    out = decode("normals", raw)
+    torch.testing.assert_close(out.square().sum(1), torch.ones(2, 6, 7))
+    torch.testing.assert_close(out * raw.norm(dim=1, keepdim=True), raw)
+
+
+def test_a_normal_of_no_length_stays_finite():
+    assert decode("normals", torch.zeros(1, 3, 2, 2)).isfinite().all()

@@ -1,0 +1,292 @@
+import itertools
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mtlsi.config import PRESETS
+from mtlsi.errors import MistakeError
+from mtlsi.model import create_model
+from mtlsi.tasks import NYUD40, PARTS7, PASCAL21, TASK_SETS
+
+CHANNELS = {
+    "nyud": {"semseg": len(NYUD40), "depth": 1, "normals": 3, "boundary": 1},
+    "pascal": {"semseg": len(PASCAL21), "parsing": len(PARTS7), "saliency": 2, "normals": 3, "boundary": 1},
+}
+TOO_LARGE_TO_RUN = [("swin_large", "nyud"), ("vit_large", "pascal")]
+RUNNABLE = [preset for preset in PRESETS if preset not in dict(TOO_LARGE_TO_RUN)]
+SUBSETS = [s for size in (1, 2, 3) for s in itertools.combinations(CHANNELS["nyud"], size)]
+
+
+def pictures(height=64, width=96, batch=1, seed=0):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def seeded_model(preset="tiny", **options):
+    torch.manual_seed(0)
+    return create_model(preset, **options)
+
+
+def shapes(predictions):
+    return {task: tuple(x.shape) for task, x in predictions.items()}
+
+
+def some_loss(output):
+    """A loss that reaches every channel and position of every prediction."""
+    predictions = (*output.final.values(), *output.coarse.values())
+    return sum((x * torch.randn_like(x)).mean() for x in predictions)
+
+
+def assert_trains(model, images):
+    model.train()
+    output = model(images)
+    some_loss(output).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} is not reached"
+        assert parameter.grad.isfinite().all(), name
+    return output
+
+
+def mistake(call):
+    with pytest.raises(MistakeError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def num_parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """In evaluation, with statistics that a few pictures have moved: fresh ones would leave the norms idle."""
+    model = seeded_model().train()
+    with torch.no_grad():
+        for seed in range(3):
+            model(pictures(batch=2, seed=seed))
+    return model.eval()
+
+
+@pytest.mark.parametrize("dataset", TASK_SETS)
+@pytest.mark.parametrize("preset", RUNNABLE)
+def test_contract(preset, dataset):
+    """Every preset, for both sets of tasks, on one picture of an odd size: shapes, finite values, and it all trains."""
+    output = assert_trains(seeded_model(preset, dataset=dataset), pictures(70, 101))
+    expected = {task: (1, channels, 70, 101) for task, channels in CHANNELS[dataset].items()}
+    assert shapes(output.final) == shapes(output.coarse) == expected
+    assert all(x.isfinite().all() for x in (*output.final.values(), *output.coarse.values()))
+
+
+def test_contract_of_a_plain_vit():
+    """The preset's ViT is too large to run here; a small one takes the same way through the network."""
+    output = assert_trains(seeded_model("vit_large", backbone="vit_tiny_patch16_224", channels=32), pictures(70, 101))
+    assert shapes(output.final) == {task: (1, channels, 70, 101) for task, channels in CHANNELS["nyud"].items()}
+
+
+@pytest.mark.parametrize(("preset", "dataset"), TOO_LARGE_TO_RUN)
+def test_contract_of_the_large_presets_by_their_shapes(monkeypatch, preset, dataset):
+    """On the meta device: every operation runs, none computes."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which knows no meta device
+    with torch.device("meta"):
+        output = create_model(preset, dataset=dataset).eval()(torch.zeros(2, 3, 70, 101))
+    assert shapes(output.final) == {task: (2, channels, 70, 101) for task, channels in CHANNELS[dataset].items()}
+
+
+@pytest.mark.parametrize(
+    ("preset", "dataset", "decoder_limit", "total_limit"),
+    [
+        ("swin_large", "nyud", 38.27e6, None),
+        ("swin_large", "pascal", None, 234e6),
+        ("swin_tiny", "nyud", 6e6, None),
+    ],
+)
+def test_parameters_stay_below_the_papers(preset, dataset, decoder_limit, total_limit):
+    with torch.device("meta"):
+        model = create_model(preset, dataset=dataset)
+    total = num_parameters(model)
+    assert total - num_parameters(model.backbone.body) <= (decoder_limit or total)
+    assert total <= (total_limit or total)
+
+
+@pytest.mark.parametrize("fusion", [True, False])
+def test_any_subset_of_the_tasks_equals_their_part_of_the_whole(tiny, fusion):
+    model = tiny if fusion else seeded_model(fusion=False).eval()
+    with torch.no_grad():
+        whole = model(pictures(32, 64))
+        for subset in SUBSETS if fusion else SUBSETS[::3]:
+            some = model(pictures(32, 64), tasks=reversed(subset))
+            assert set(some.final) == set(some.coarse) == set(subset)
+            for task in subset:
+                torch.testing.assert_close(some.final[task], whole.final[task], atol=1e-5, rtol=1e-4)
+                torch.testing.assert_close(some.coarse[task], whole.coarse[task], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fusion", [True, False])
+def test_what_a_subset_does_not_need_is_not_computed(fusion):
+    """Only the fusion, and what comes before it, works on all tasks; without it nothing does."""
+    model = seeded_model(fusion=fusion).eval()
+    seen = {}
+
+    def watch(name, module):
+        def record(_module, args):
+            seen[name] = args[0].shape[1]  # the task axis
+
+        module.register_forward_pre_hook(record)
+
+    watch("preliminary", model.preliminary.refine)
+    watch("distiller", model.distiller)
+    watch("cross_window", model.cross_window[0])
+    watch("heads", model.heads.refine)
+    watch("finish", model.heads.finish)
+    calls = dict.fromkeys(CHANNELS["nyud"], 0)
+    for task, prediction in model.heads.predict.of_task.items():
+        prediction.register_forward_hook(lambda *_, task=task: calls.update({task: calls[task] + 1}))
+    with torch.no_grad():
+        model(pictures(32, 32), tasks=["normals", "depth"])
+    after = {"distiller": 2, "cross_window": 2, "heads": 2, "finish": 2}
+    assert seen == {"preliminary": 4 if fusion else 2} | after
+    assert calls == {"semseg": 0, "depth": 1, "normals": 1, "boundary": 0}
+
+
+def test_a_subset_is_refused_while_training_and_unknown_tasks_always(tiny):
+    assert "call model.eval() first" in mistake(lambda: seeded_model().train()(pictures(32, 32), tasks=["depth"]))
+    assert "unknown task 'parsing'" in mistake(lambda: tiny(pictures(32, 32), tasks=["parsing"]))
+    assert "at least one" in mistake(lambda: tiny(pictures(32, 32), tasks=[]))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"fusion": False},
+        {"distiller": False},
+        {"cross_window": False},
+        {"fusion": False, "cross_window": False},
+        {"scales": (3,)},
+        {"scales": (1, 7)},
+        {"num_tokens": 1},
+        {"num_blocks": 2},
+        {"window": 3},
+        {"context_pool": 3},
+        {"dense_queries": True, "dense_convolutions": True},
+        {"decoder_stride": 4},
+        {"decoder_stride": 16},
+    ],
+    ids=lambda sizes: ",".join(f"{name}={value}" for name, value in sizes.items()),
+)
+def test_ablations_build_run_and_train(sizes):
+    output = assert_trains(seeded_model(**sizes), pictures(40, 33))
+    assert shapes(output.final) == {task: (1, channels, 40, 33) for task, channels in CHANNELS["nyud"].items()}
+
+
+def test_switched_off_parts_cost_nothing():
+    full = num_parameters(seeded_model())
+    for part in ("fusion", "distiller", "cross_window"):
+        assert num_parameters(seeded_model(**{part: False})) < full
+
+
+@pytest.mark.parametrize("size", [(70, 101), (33, 64), (20, 31), (1, 1)])
+def test_any_size_equals_the_zero_padded_picture_cut_to_it(tiny, size):
+    height, width = size
+    images = pictures(height, width)
+    padded = torch.zeros(1, 3, -(-height // 32) * 32, -(-width // 32) * 32)
+    padded[..., :height, :width] = images
+    with torch.no_grad():
+        ours, whole = tiny(images), tiny(padded)
+    for task in CHANNELS["nyud"]:
+        assert torch.equal(ours.final[task], whole.final[task][..., :height, :width])
+        assert torch.equal(ours.coarse[task], whole.coarse[task][..., :height, :width])
+
+
+def test_full_size_predictions_are_the_networks_own_enlarged(tiny):
+    with torch.no_grad():
+        own, full = tiny(pictures(64, 96), full_size=False), tiny(pictures(64, 96))
+    for small, large in ((own.final, full.final), (own.coarse, full.coarse)):
+        for task in CHANNELS["nyud"]:
+            expected = F.interpolate(small[task], size=(64, 96), mode="bilinear", align_corners=False)
+            torch.testing.assert_close(large[task], expected)
+
+
+@pytest.mark.parametrize("decoder_stride", [4, 8, 16])
+def test_own_size_is_stride_4_and_the_decoders_stride_cut_to_the_picture(decoder_stride):
+    with torch.no_grad():
+        own = seeded_model(decoder_stride=decoder_stride).eval()(pictures(70, 101), full_size=False)
+    assert {x.shape[2:] for x in own.final.values()} == {(18, 26)}
+    assert {x.shape[2:] for x in own.coarse.values()} == {(-(-70 // decoder_stride), -(-101 // decoder_stride))}
+
+
+def test_pictures_of_a_batch_do_not_see_each_other(tiny):
+    batch = pictures(64, 64, batch=2)
+    with torch.no_grad():
+        together, alone = tiny(batch), tiny(batch[1:])
+    for task in CHANNELS["nyud"]:
+        torch.testing.assert_close(together.final[task][1:], alone.final[task], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: create_model("tinny"), "unknown preset 'tinny'; expected one of swin_large"),
+        (lambda: create_model("tiny", dataset="coco"), "unknown dataset 'coco'; expected one of nyud, pascal"),
+        (lambda: create_model("tiny", tasks=["depht"]), "unknown task 'depht'"),
+        (lambda: create_model("tiny", widow=4), "unknown model size 'widow'; expected some of backbone, channels"),
+        (lambda: create_model("tiny", tasks=["parsing"]), "parsing: no class names given"),
+        (lambda: create_model("tiny", backbone="mobilenet_v9"), "unknown backbone 'mobilenet_v9'"),
+        (lambda: create_model("tiny", channels=10, num_heads=4), "channels 10 are not a multiple of num_heads 4"),
+        (lambda: create_model("tiny", decoder_stride=32), "decoder_stride 32; expected 4, 8 or 16"),
+        (lambda: create_model("tiny", scales=(2,)), "odd kernel sizes"),
+    ],
+)
+def test_settings_that_make_no_network_are_refused(call, said):
+    assert said in mistake(call)
+
+
+class Sizes(TorchDispatchMode):
+    """The most elements that any operation makes, an attention matrix inside a fused operation included."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(value, torch.Tensor):
+                self.largest = max(self.largest, value.numel())
+        if "scaled_dot_product" in func.name():
+            queries, keys = args[:2]
+            self.largest = max(self.largest, queries.shape[:-1].numel() * keys.shape[-2])
+        return out
+
+
+def largest_tensor(call):
+    with torch.no_grad(), Sizes() as sizes:
+        call()
+    return sizes.largest
+
+
+def test_no_tensor_grows_faster_than_the_picture(tiny):
+    """Four times the pixels: nothing larger than about four times; a matrix of positions by positions would be 16."""
+    small, large = (largest_tensor(lambda s=s: tiny(pictures(*s), full_size=False)) for s in ((128, 192), (256, 384)))
+    assert large / small <= 4.3
+
+
+def test_the_measure_sees_a_matrix_of_positions_by_positions():
+    def attention(n):
+        x = torch.randn(1, 2, n, 4)
+        return lambda: F.scaled_dot_product_attention(x, x, x)
+
+    assert largest_tensor(attention(256)) / largest_tensor(attention(64)) == 16
+
+
+def test_bfloat16_stays_finite_and_close(tiny):
+    with torch.no_grad():
+        exact = tiny(pictures(64, 64))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = tiny(pictures(64, 64))
+    for task in CHANNELS["nyud"]:
+        assert rough.final[task].isfinite().all()
+        error = (rough.final[task].float() - exact.final[task]).square().mean().sqrt()
+        assert error < 0.1 * exact.final[task].std()

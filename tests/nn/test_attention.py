@@ -1,0 +1,101 @@
+import math
+
+import pytest
+import torch
+
+from mtlsi.nn.attention import attend_context, global_context, kernel_features, token_attention
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def linear_attention(queries, keys, values):
+    """Queries (... n d), keys (... m d), values (... m e) -> (... e n) by the two functions under test."""
+    return attend_context(queries.mT, *global_context(keys, values))
+
+
+def quadratic_attention(queries, keys, values):
+    """The same with its n x m attention matrix written out, in the dtype of the inputs."""
+
+    def positive(x):
+        return torch.where(x > 0, x + 1, x.clamp_max(0).exp())
+
+    matrix = positive(queries) @ positive(keys).mT
+    return ((matrix / matrix.sum(-1, keepdim=True)) @ values).mT
+
+
+def test_kernel_features_are_positive_and_continuous_at_zero():
+    x = torch.tensor([-10.0, -1.0, -1e-4, 0.0, 1e-4, 1.0, 10.0])
+    expected = [math.exp(v) if v < 0 else v + 1 for v in x.tolist()]
+    assert kernel_features(x).tolist() == pytest.approx(expected, rel=1e-3)
+    assert (kernel_features(x) > 0).all()
+
+
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(37, 29), (1, 50), (50, 1)])
+def test_linear_attention_equals_its_quadratic_form(num_queries, num_keys):
+    queries, keys = draw(2, 3, num_queries, 5, seed=1), draw(2, 3, num_keys, 5, seed=2)
+    values = draw(2, 3, num_keys, 7, seed=3)
+    out = linear_attention(queries.float(), keys.float(), values.float())
+    assert out.shape == (2, 3, 7, num_queries)
+    torch.testing.assert_close(out.double(), quadratic_attention(queries, keys, values), atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_equal_those_of_the_quadratic_form():
+    leaves = [draw(2, 11, 4, seed=1), draw(2, 13, 4, seed=2), draw(2, 13, 3, seed=3)]
+    cotangent = draw(2, 3, 11, seed=4)
+    exact = [x.clone().requires_grad_() for x in leaves]
+    (quadratic_attention(*exact) * cotangent).sum().backward()
+    single = [x.float().requires_grad_() for x in leaves]
+    (linear_attention(*single) * cotangent).sum().backward()
+    for ours, expected in zip(single, exact, strict=True):
+        torch.testing.assert_close(ours.grad.double(), expected.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_context_is_a_mean_so_that_more_positions_do_not_make_it_larger():
+    keys, values = draw(2, 10, 4, seed=1), draw(2, 10, 6, seed=2)
+    few = global_context(keys, values)
+    many = global_context(keys.repeat(1, 100, 1), values.repeat(1, 100, 1))
+    for a, b in zip(few, many, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_equal_values_come_out_unchanged():
+    """The weights of every query sum to one."""
+    out = linear_attention(draw(9, 4, seed=1).float(), draw(20, 4, seed=2).float(), torch.full((20, 3), 2.5))
+    torch.testing.assert_close(out, torch.full((3, 9), 2.5), atol=1e-5, rtol=0)
+
+
+def test_keys_that_the_kernel_maps_to_zero_give_no_nan():
+    out = linear_attention(torch.full((3, 4), -200.0), torch.full((5, 4), -200.0), torch.ones(5, 2))
+    assert out.isfinite().all()
+
+
+def test_sums_stay_float32_under_autocast():
+    keys, values, queries = draw(64, 4, seed=1).float(), draw(64, 4, seed=2).float(), draw(4, 9, seed=3).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        context, normaliser = global_context(keys, values)
+        out = attend_context(queries.bfloat16(), context, normaliser)
+    assert context.dtype == normaliser.dtype == torch.float32
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(context, global_context(keys, values)[0])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_token_attention_equals_naive_loops(masked):
+    b, n, k, heads, d = 2, 6, 5, 3, 4
+    queries, keys, values = draw(b, n, heads * d, seed=1), draw(b, k, heads * d, seed=2), draw(b, k, heads * d, seed=3)
+    mask = torch.rand(b, 1, n, k, generator=torch.Generator().manual_seed(4)) < 0.6 if masked else None
+    if mask is not None:
+        mask[..., 0] = True  # every query may look somewhere
+    expected = torch.zeros(b, n, heads * d, dtype=torch.float64)
+    for picture in range(b):
+        for head in range(heads):
+            part = slice(head * d, (head + 1) * d)
+            for i in range(n):
+                seen = [j for j in range(k) if mask is None or mask[picture, 0, i, j]]
+                scores = [math.exp(float(queries[picture, i, part] @ keys[picture, j, part]) / d**0.5) for j in seen]
+                for j, score in zip(seen, scores, strict=True):
+                    expected[picture, i, part] += score / sum(scores) * values[picture, j, part]
+    out = token_attention(queries.float(), keys.float(), values.float(), heads, mask)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtlsi.cli import main
+from mtlsi.config import RunConfig
+from mtlsi.data.scenes import LABEL_SETS
+from mtlsi.model.network import create_model
+from mtlsi.tasks import NYUD40, PARTS7, TASK_SETS, TASKS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def model(tiny_run) -> str:
+    return str(tiny_run.out)
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    rows, columns = np.mgrid[0:48, 0:80]
+    Image.fromarray(np.stack([5 * rows, 3 * columns, rows + columns], -1).astype(np.uint8)).save(tmp_path / "photo.jpg")
+    return tmp_path / "photo.jpg"
+
+
+@pytest.fixture
+def mistaken(capsys, tmp_path, monkeypatch):
+    """Runs a command in an empty folder and gives its one line of complaint; nothing may be left behind."""
+
+    def run(*arguments: str | Path) -> str:
+        here = tmp_path / "here"
+        here.mkdir(exist_ok=True)
+        monkeypatch.chdir(here)
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # the parser's way
+            code = stop.code
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert code == 2
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("mtlsi: ")
+        assert "Traceback" not in lines[0]
+        assert os.listdir(here) == []
+        return lines[0]
+
+    return run
+
+
+# ---- the parser
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "subcommand"),
+        (("learn",), "learn"),
+        (("train", "--out", "run", "--speed", "3"), "speed"),
+        (("train", "--out", "run", "--train.speed", "3"), "speed"),
+        (("train", "--out", "run", "--train.iterations", "many"), "iterations"),
+        (("train", "--out", "run", "--data.size_hw", "[64]"), "size_hw"),
+        (("evaluate",), "model"),
+        (("evaluate", "run", "--limit", "few"), "few"),
+        (("evaluate", "run", "--size", "64"), "size"),
+        (("predict",), "pictures"),
+        (("demo", "--iterations", "some"), "some"),
+    ],
+)
+def test_commands_that_cannot_be_read_are_answered_in_one_line(mistaken, arguments, told):
+    assert told in mistaken(*arguments)
+
+
+def test_version_and_help_are_no_mistakes(capsys):
+    for argument, told in (("--version", "mtlsi "), ("--help", "predict")):
+        with pytest.raises(SystemExit) as stop:
+            main([argument])
+        assert stop.value.code == 0
+        assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("preset: tiny\ntrain: {iterations: [", "config"),
+        ("preset: tiny\nspeed: 3", "speed"),
+        ("train: {speed: 3}", "speed"),
+        ("train: {lr: fast}", "lr"),
+        ("preset: huge", "huge"),
+        ("model: {width: 3}", "width"),
+        ("- tiny", "config"),
+        ("data: {name: kitti}", "kitti"),
+    ],
+    ids=["broken", "unknown key", "unknown nested key", "wrong type", "preset", "model size", "a list", "data set"],
+)
+def test_a_configuration_file_that_cannot_be_used(mistaken, tmp_path, text, told):
+    (tmp_path / "mine.yaml").write_text(text)
+    assert told in mistaken("train", "--config", tmp_path / "mine.yaml", "--out", "run")
+
+
+def test_a_configuration_file_that_is_not_there(mistaken):
+    assert "nowhere.yaml" in mistaken("train", "--config", "nowhere.yaml", "--out", "run")
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_and_overrides_reach_the_training_as_they_are_written(monkeypatch, recipe, tmp_path):
+    import yaml
+
+    seen: list[tuple[RunConfig, Path]] = []
+    monkeypatch.setattr("mtlsi.train.train", lambda config, out: seen.append((config, out)) or {})
+    assert (
+        main(["train", "--config", str(recipe), "--out", str(tmp_path / "run"), "--train.lr", "0.5", "--seed=9"]) == 0
+    )
+    ((config, out),) = seen
+    assert (out, config.train.lr, config.seed) == (tmp_path / "run", 0.5, 9)
+    written = yaml.safe_load(recipe.read_text())
+    for part in ("data", "train"):
+        for name, value in written.pop(part).items():
+            found = getattr(getattr(config, part), name)
+            expected = 0.5 if name == "lr" else tuple(value) if isinstance(value, list) else value
+            assert (found, type(found)) == (expected, type(expected)), name
+    for name, value in written.items():
+        assert getattr(config, name) == (9 if name == "seed" else value)
+
+
+# ---- train
+
+
+def test_train_wants_either_a_new_folder_or_an_old_one(mistaken, tmp_path):
+    assert "--out" in mistaken("train", "--preset", "tiny")
+    assert "--resume" in mistaken("train", "--out", "a", "--resume", "b")
+    assert "nowhere" in mistaken("train", "--resume", "nowhere")
+    assert "config.yaml" in mistaken("train", "--resume", "run", "--train.lr", "0.1")  # not silently left out
+    (tmp_path / "empty").mkdir()
+    assert "started run" in mistaken("train", "--resume", tmp_path / "empty")
+
+
+def test_a_run_is_not_written_over(mistaken, tiny_run):
+    before = {path: path.stat().st_mtime_ns for path in tiny_run.out.rglob("*")}
+    told = mistaken("train", "--data.num_train", 2, "--data.num_workers", 0, "--out", tiny_run.out)
+    assert "holds a run already" in told
+    assert {path: path.stat().st_mtime_ns for path in tiny_run.out.rglob("*")} == before
+
+
+def test_a_run_below_a_file_is_refused(mistaken, photo):
+    assert "cannot write" in mistaken("train", "--data.num_train", 2, "--out", photo / "run")
+
+
+def test_a_run_whose_state_is_damaged_cannot_be_resumed(mistaken, tiny_run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(tiny_run.out, out)
+    (out / "scores.json").unlink()
+    for path in (out / "state").iterdir():
+        path.write_bytes(path.read_bytes()[:20])
+    assert str(out) in mistaken("train", "--resume", out)
+
+
+# ---- evaluate
+
+
+def test_evaluate_prints_a_table_and_writes_the_figures(model, tmp_path, capsys):
+    arguments = ["evaluate", model, "--data", "scenes", "--limit", "3", "--json", str(tmp_path / "scores.json")]
+    assert main(arguments) == 0
+    stored = json.loads((tmp_path / "scores.json").read_text())
+    assert stored["model"] == model
+    assert (stored["data"], stored["split"], stored["pictures"], stored["shown_at"]) == ("scenes", "val", 3, [64, 64])
+    assert stored["scores"].keys() == set(TASK_SETS["nyud"].tasks)
+    said = capsys.readouterr().out
+    for task, figure in (("semseg", "mIoU"), ("depth", "RMSE"), ("normals", "mErr")):
+        assert figure in said
+        assert f"{stored['scores'][task][figure]:.4g}" in said
+    assert "not comparable" in said
+
+    single = tmp_path / "single.json"
+    single.write_text(json.dumps({task: 2 * values[TASKS[task].score] for task, values in stored["scores"].items()}))
+    # half of every single-task figure: a loss of 50 % for two tasks, a gain of 50 % for the two where less is better
+    assert main([*arguments, "--single-task", str(single)]) == 0
+    assert json.loads((tmp_path / "scores.json").read_text())["delta_m_percent"] == pytest.approx(0, abs=1e-6)
+    assert "Delta_m" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("label_set", ["pascal", "all"])
+def test_evaluate_knows_the_label_set_of_a_model(tmp_path, label_set):
+    classes = {"semseg": NYUD40, "parsing": PARTS7} if label_set == "all" else None
+    tasks, size = LABEL_SETS[label_set], (64, 64)
+    network = create_model("tiny", dataset="pascal", tasks=tasks, classes=classes, input_size=size)
+    network.save_pretrained(tmp_path / "model")
+    path = tmp_path / "scores.json"
+    assert main(["evaluate", str(tmp_path / "model"), "--data", "scenes", "--limit", "1", "--json", str(path)]) == 0
+    assert set(json.loads(path.read_text())["scores"]) == set(tasks)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--data", "nyud"), "--root"),
+        (("--data", "nyud", "--root", "nowhere"), "nowhere"),
+        (("--data", "kitti"), "kitti"),
+        (("--data", "scenes", "--limit", "1", "--split", "test"), "'test'"),
+        (("--data", "scenes", "--device", "abacus"), "abacus"),
+        (("--data", "scenes", "--limit", "-1"), "limit"),
+        (("--data", "scenes", "--size", "0", "64"), "size"),
+        (("--data", "scenes", "--limit", "1", "--json", "nowhere/scores.json"), "nowhere/scores.json"),
+        (("--data", "scenes", "--limit", "1", "--json", "."), "cannot write"),
+        (("--data", "scenes", "--limit", "1", "--single-task", "nowhere.json"), "nowhere.json"),
+    ],
+)
+def test_evaluate_refuses_in_one_line(mistaken, model, arguments, told):
+    assert told in mistaken("evaluate", model, *arguments)
+
+
+def test_a_model_that_is_not_there_is_named(mistaken, photo):
+    for verb in (("evaluate",), ("predict", photo, "--model")):
+        assert "no-such-model" in mistaken(*verb, "no-such-model")
+        assert "nowhere/at/all" in mistaken(*verb, "nowhere/at/all")
+        assert "config.json" in mistaken(*verb, photo.parent)
+        assert "is a file" in mistaken(*verb, photo)
+
+
+# ---- predict
+
+
+def test_predict_writes_every_task(model, photo, tmp_path):
+    assert main(["predict", str(photo), "--model", model, "--out", str(tmp_path / "out")]) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {f"photo_{task}.npy" for task in TASK_SETS["nyud"].tasks} | {"photo_panel.png"} <= names
+    assert np.load(tmp_path / "out" / "photo_depth.npy").shape == (48, 80)
+
+
+def test_predict_writes_the_tasks_asked_for(model, photo, tmp_path):
+    out = tmp_path / "out"
+    assert main(["predict", str(photo), "--model", model, "--out", str(out), "--tasks", "normals, depth"]) == 0
+    assert {path.stem for path in out.glob("*.npy")} == {"photo_normals", "photo_depth"}
+
+
+def test_a_picture_that_cannot_be_read_is_passed_over_and_named(model, photo, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(photo.read_bytes()[:200])
+    pictures = [str(photo), str(tmp_path / "broken.jpg")]
+    assert main(["predict", *pictures, "--model", model, "--out", str(tmp_path / "out"), "--tasks", "depth"]) == 1
+    assert "broken.jpg" in capsys.readouterr().err
+    assert {path.name.split("_")[0] for path in (tmp_path / "out").iterdir()} == {"photo"}
+
+
+def test_predict_refuses_in_one_line_and_writes_nothing(mistaken, model, photo, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "truncated.jpg").write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "empty folder").mkdir()
+    (tmp_path / "there").mkdir()
+    for picture in ("missing.jpg", "text.jpg", "truncated.jpg", "empty.png", "empty folder"):
+        told = mistaken("predict", tmp_path / picture, "--model", model, "--out", tmp_path / "there")
+        assert picture in told, told
+        assert os.listdir(tmp_path / "there") == []
+    assert "smell" in mistaken("predict", photo, "--model", model, "--tasks", "depth,smell")
+    assert "expected" in mistaken("predict", photo, "--model", model, "--tasks", "")
+    assert "abacus" in mistaken("predict", photo, "--model", model, "--device", "abacus")
+    assert "int3" in mistaken("predict", photo, "--model", model, "--dtype", "int3")
+    assert "photo.jpg" in mistaken("predict", photo, "--model", model, "--out", photo / "below")
+
+
+def test_stopping_is_no_crash(monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mtlsi.train.resume", stop)
+    assert main(["train", "--resume", "run"]) == 130
+    assert capsys.readouterr().err == "mtlsi: stopped\n"

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "torchvision", "timm", "accelerate", "torchmetrics", "matplotlib", "scipy", "huggingface_hub")
+
+
+def heavy_modules_after(statement: str) -> list[str]:
+    """The heavy libraries that a fresh Python has loaded after ``statement``."""
+    program = f"import json, sys\n{statement}\nprint(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_imports_point_down_the_floors(monkeypatch, capsys):
+    importlinter = pytest.importorskip("importlinter.cli", reason="import-linter is not installed: pip install .[dev]")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # import-linter adds the folder it runs in
+    failed = importlinter.lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
+    assert not failed, capsys.readouterr().out
+
+
+def test_every_module_has_its_floor():
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    floors = {name.strip() for layer in settings["contracts"][0]["layers"] for name in layer.split("|")}
+    package = ROOT / "src" / "mtlsi"
+    rooms = {f"mtlsi.{path.stem}" for path in package.glob("*.py")} - {"mtlsi.__init__"}
+    rooms |= {f"mtlsi.{path.parent.name}" for path in package.glob("*/__init__.py")}
+    assert rooms == floors
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import mtlsi",
+        "import mtlsi.tasks, mtlsi.config, mtlsi.errors",
+        "import mtlsi; mtlsi.RunConfig; mtlsi.MistakeError; dir(mtlsi)",
+        "from mtlsi.cli import build_parser; build_parser().format_help()",
+    ],
+)
+def test_looking_around_loads_nothing_heavy(statement):
+    assert heavy_modules_after(statement) == []
+
+
+@pytest.mark.parametrize("verb", [[], ["train"], ["evaluate"], ["predict"], ["demo"]])
+def test_help_is_quick_and_complete(verb):
+    program = (
+        "import sys; from mtlsi.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        f"finally: print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    environment = {**os.environ, "COLUMNS": "120"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *verb, "--help"], capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, done.stderr.strip()) == (0, "[]")
+    assert "usage: " in done.stdout
+    for promised in {"train": ("--resume", "--train.lr"), "evaluate": ("--json",)}.get("".join(verb), ("--help",)):
+        assert promised in done.stdout
+
+
+def test_every_public_name_is_there():
+    import mtlsi
+
+    for name in mtlsi.__all__:
+        assert getattr(mtlsi, name) is not None
+    assert set(mtlsi.__all__) <= set(dir(mtlsi))
+    with pytest.raises(AttributeError, match="no attribute 'smell'"):
+        _ = mtlsi.smell
