@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from mtlsi.data.derive import boundaries_from_labels, normals_from_depth
-from mtlsi.data.nyud import NYUD, decode_normals, default_cache_dir, encode_normals
+from mtlsi.data.decoding import decode_normals, encode_normals
+from mtlsi.data.files import default_cache_dir
+from mtlsi.data.nyud import NYUD
 from mtlsi.errors import MistakeError
 from mtlsi.tasks import TASKS
 
@@ -148,11 +150,7 @@ MISTAKES = {
     "other root": (lambda root: (root / "gt_sets/train.txt").rename(root / "train.txt"), "it holds .*expected images/"),
     "empty split": (lambda root: (root / "gt_sets/train.txt").write_text("\n"), "train.txt: empty"),
     "no picture": (lambda root: (root / "images/0011.jpg").unlink(), r"0011.jpg: missing, and so are 0 more"),
-    "other files": (
-        lambda root: [path.rename(path.with_suffix(".npy")) for path in (root / "depth").iterdir()],
-        r"depth/0002.png: missing, and so are 1 more .*holds .npy",
-    ),
-    "label 60": (lambda root: relabel(root / "segmentation/0002.png", 60), "0002.png: label 60; expected 0"),
+    "label 60": (lambda root: relabel(root / "segmentation/0002.png", 60), "0002.png: label 60; expected 1..40, and 0 for unlabelled"),
     "cut picture": (lambda root: cut(root / "images/0002.jpg"), "0002.jpg: not a whole picture"),
     "cut label": (lambda root: cut(root / "segmentation/0002.png"), "0002.png: not a whole picture"),
     "text": (lambda root: (root / "depth/0002.png").write_text("hello"), "0002.png: not a whole picture"),
@@ -177,7 +175,7 @@ def test_a_mistake_is_told_in_one_line(root: Path, tmp_path: Path, name: str) ->
 
 
 def test_wrong_arguments_are_told(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(MistakeError, match="split 'test': unknown; expected one of train, val"):
+    with pytest.raises(MistakeError, match="split 'test': unknown to NYUDv2; expected one of train, val"):
         NYUD(root, "test")
     with pytest.raises(MistakeError, match="unknown task 'saliency'"):
         NYUD(root, tasks=("depth", "saliency"))
@@ -187,7 +185,7 @@ def test_wrong_arguments_are_told(root: Path, tmp_path: Path) -> None:
     with pytest.raises(MistakeError, match="set MTLSI_CACHE"):
         NYUD(root, cache_dir=tmp_path / "file")[0]
     dataset = NYUD(root, tasks=("depth",))
-    (root / "depth/0002.png").unlink()
+    (root / "depth/0002.png").rename(root / "depth/0002.txt")
     with pytest.raises(MistakeError, match=r"0002.png: cannot be read \(No such file"):
         dataset[0]
 
@@ -209,3 +207,83 @@ def test_the_real_set_is_read_as_its_description_says(tmp_path: Path) -> None:
     ray = torch.stack([(columns - 325.58) / 518.86, (253.74 - rows) / 519.47, -torch.ones(480, 640)])
     assert ((item["normals"] * ray).sum(0) < 0).float().mean() > 0.99
     assert 0.002 < (item["boundary"] == 1).float().mean() < 0.05
+
+
+def write_package(root: Path, letter: str) -> dict[str, np.ndarray]:
+    """One picture in package A or B, every value written down as the field writes it; returns what must be read."""
+    rng = np.random.default_rng(ord(letter))
+    for folder in ("images", "segmentation", "depth", "normals", "edge", "gt_sets"):
+        (root / folder).mkdir(parents=True)
+    picture = np.full((HEIGHT, WIDTH, 3), (200, 30, 90), np.uint8)
+    classes = rng.integers(0, 41, (HEIGHT, WIDTH)).astype(np.uint8)
+    depth_m = rng.uniform(0.7, 9.9, (HEIGHT, WIDTH)).astype(np.float32)
+    depth_m[:4] = 0
+    normals = rng.standard_normal((HEIGHT, WIDTH, 3))
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    edge = rng.random((HEIGHT, WIDTH)) > 0.9
+    Image.fromarray(picture).save(root / f"images/0007.{'png' if letter == 'A' else 'jpg'}")
+    Image.fromarray(classes).save(root / "segmentation/0007.png")
+    np.save(root / "depth/0007.npy", depth_m if letter == "A" else depth_m[..., None])
+    if letter == "A":
+        Image.fromarray(np.rint((normals + 1) * 127.5).astype(np.uint8)).save(root / "normals/0007.png")
+        Image.fromarray(edge.astype(np.uint8) * 255).save(root / "edge/0007.png")
+    else:
+        normals[:3] = 0
+        np.save(root / "normals/0007.npy", normals.astype(np.float32))
+        np.save(root / "edge/0007.npy", edge.astype(np.float64))
+    for split in ("train", "val"):
+        (root / f"gt_sets/{split}.txt").write_text("0007\n")
+    semseg = np.array([255, *range(40)])[classes]
+    return {"semseg": semseg, "depth": depth_m, "normals": normals.transpose(2, 0, 1), "boundary": edge}
+
+
+@pytest.mark.parametrize("letter", ["A", "B"])
+def test_packages_are_told_apart_and_read_as_written(tmp_path: Path, letter: str) -> None:
+    written = write_package(tmp_path / "nyud", letter)
+    dataset = NYUD(tmp_path / "nyud", "val", cache_dir=tmp_path / "cache")
+    assert f"package {letter}" in dataset.layout
+    assert (dataset.tasks, dataset.derived, dataset.left_out) == (tuple(written), (), {})
+    item = dataset[0]
+    for task in ("semseg", "depth", "boundary"):
+        np.testing.assert_array_equal(item[task], written[task], err_msg=task)
+    # 8 bits per component turn a direction by at most sqrt(3) / 255
+    np.testing.assert_allclose(item["normals"], written["normals"], atol=0.007 if letter == "A" else 1e-6)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_package_without_edges_derives_them_and_without_normals_leaves_them_out(tmp_path: Path) -> None:
+    written = write_package(tmp_path / "nyud", "A")
+    for folder in ("edge", "normals"):
+        (tmp_path / "nyud" / folder / "0007.png").unlink()
+        (tmp_path / "nyud" / folder).rmdir()
+    dataset = NYUD(tmp_path / "nyud", cache_dir=tmp_path / "cache")
+    assert dataset.tasks == ("semseg", "depth", "boundary")
+    assert dataset.derived == ("boundary",)
+    assert "normals: no such folder" in dataset.left_out["normals"]
+    np.testing.assert_array_equal(dataset[0]["boundary"], boundaries_from_labels(written["semseg"]))
+    with pytest.raises(MistakeError, match="normals: no such folder"):
+        NYUD(tmp_path / "nyud", tasks=("normals",))
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("depth/0007.npy", np.full((HEIGHT, WIDTH), np.nan), "3072 depths are not finite"),
+        ("depth/0007.npy", np.full((HEIGHT, WIDTH), 2500.0), "depths 0..2500; expected metres"),
+        ("depth/0007.npy", np.full((HEIGHT, WIDTH), -1.0), "depths -1..0; expected metres"),
+        ("depth/0007.npy", np.zeros((2, HEIGHT, WIDTH)), r"shape \[2, 48, 64\]; expected depth"),
+        ("depth/0007.npy", np.array(["a"]), "holds <U1; expected an array of numbers"),
+        ("normals/0007.npy", np.full((HEIGHT, WIDTH, 3), 127.0), "vectors up to 220 long; expected unit"),
+        ("normals/0007.npy", np.full((HEIGHT, WIDTH), 1.0), "expected normals"),
+        ("normals/0007.npy", np.full((HEIGHT, WIDTH, 3), np.inf), "9216 numbers are not finite"),
+        ("edge/0007.npy", np.full((HEIGHT, WIDTH), 256.0), "expected boundaries"),
+    ],
+)
+def test_wrong_numbers_are_told_with_their_file(tmp_path: Path, file: str, values: np.ndarray, message: str) -> None:
+    write_package(tmp_path / "nyud", "B")
+    np.save(tmp_path / "nyud" / file, values)
+    with pytest.raises(MistakeError, match=f"{file}: .*{message}"):
+        NYUD(tmp_path / "nyud")[0]
+    (tmp_path / "nyud" / file).write_bytes(b"\x93NUMPY")
+    with pytest.raises(MistakeError, match=f"{file}: not a whole NumPy file"):
+        NYUD(tmp_path / "nyud")[0]
