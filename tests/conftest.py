@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from mtlsi.evaluate import Scores
+    from mtlsi.scores import Scores
 
 torch.set_num_threads(1)  # one order of summation, here and in the processes that tests start
 
@@ -68,11 +69,46 @@ def two_steps(tiny_config: RunConfig) -> RunConfig:
     return replace(tiny_config, data=replace(tiny_config.data, num_val=1), train=train)
 
 
-@pytest.fixture
-def fresh_accelerator():
-    """accelerate keeps one precision per process; a test that needs another starts and ends with none."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+@pytest.fixture(autouse=True)
+def any_precision():
+    """accelerate keeps one precision per process; no test is to inherit another's."""
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state()
+
+
+@pytest.fixture
+def nyud_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four small pictures of NYUDv2 in the 8-bit layout, two to train and two to test on, and a cache beside them."""
+    import numpy as np
+    from PIL import Image
+
+    monkeypatch.setenv("MTLSI_CACHE", str(tmp_path / "cache"))
+    root, numbers = tmp_path / "nyud", np.random.default_rng(0)
+    for folder in ("images", "depth", "segmentation", "gt_sets"):
+        (root / folder).mkdir(parents=True)
+    for name in ("0001", "0002", "0003", "0004"):
+        coarse = {
+            "images": numbers.integers(0, 256, (6, 8, 3)),
+            "depth": 40 + numbers.integers(0, 100, (6, 8)),
+            "segmentation": numbers.integers(0, 41, (6, 8)),
+        }
+        for folder, values in coarse.items():
+            picture = Image.fromarray(values.repeat(8, 0).repeat(8, 1).astype(np.uint8))
+            picture.save(root / folder / (name + (".jpg" if folder == "images" else ".png")), quality=98)
+    (root / "gt_sets/train.txt").write_text("0001\n0002\n")
+    (root / "gt_sets/val.txt").write_text("0003\n0004\n")
+    return root
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Every file below ``folder`` with its content: for asking whether anything was changed."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def untouched(nyud_root: Path):
+    """Fails at the end if anything was written into ``nyud_root`` after the test called it."""
+    before: list[dict[str, bytes]] = []
+    yield lambda: before.append(files_in(nyud_root))
+    assert not before or files_in(nyud_root) == before[0]

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from mtlsi.cli import main
-from mtlsi.config import RunConfig
+from mtlsi.config import DataConfig, RunConfig
+from mtlsi.data.loading import open_dataset
 from mtlsi.data.scenes import LABEL_SETS
 from mtlsi.model.network import create_model
 from mtlsi.tasks import NYUD40, PARTS7, TASK_SETS, TASKS
@@ -175,7 +176,8 @@ def test_evaluate_prints_a_table_and_writes_the_figures(model, tmp_path, capsys)
     for task, figure in (("semseg", "mIoU"), ("depth", "RMSE"), ("normals", "mErr")):
         assert figure in said
         assert f"{stored['scores'][task][figure]:.4g}" in said
-    assert "not comparable" in said
+    assert "the papers' row" in said
+    assert f"{stored['scores']['boundary']['odsF']:.4g}" in said
 
     single = tmp_path / "single.json"
     single.write_text(json.dumps({task: 2 * values[TASKS[task].score] for task, values in stored["scores"].items()}))
@@ -271,3 +273,58 @@ def test_stopping_is_no_crash(monkeypatch, capsys):
     monkeypatch.setattr("mtlsi.train.resume", stop)
     assert main(["train", "--resume", "run"]) == 130
     assert capsys.readouterr().err == "mtlsi: stopped\n"
+
+
+# ---- data and boundary
+
+
+def test_data_check_says_what_is_there_and_its_exit_code_whether_it_is_sound(nyud_root, tmp_path, capsys):
+    arguments = ["data", "check", str(nyud_root), "--workers", "1", "--json", str(tmp_path / "report.json")]
+    assert main(arguments) == 0
+    assert "nothing is wrong" in capsys.readouterr().out
+    (nyud_root / "depth/0003.png").write_bytes(b"")
+    assert main(arguments) == 1
+    assert "depth/0003.png: not a whole picture" in json.loads((tmp_path / "report.json").read_text())["problems"][0]
+
+
+def test_data_derive_and_prepare_make_what_training_reads(nyud_root, tmp_path, capsys):
+    out = tmp_path / "labels"
+    camera = ["--focal", "50", "50", "--centre", "32", "24"]
+    command = ["data", "derive", str(nyud_root), "--out", str(out), "--boundary", "--normals", "--workers", "1"]
+    assert main([*command, *camera, "--saliency", "wall", "floor"]) == 0
+    assert {path.parent.name for path in out.rglob("*.png")} == {"boundary", "normals", "saliency"}
+    assert main(["data", "prepare", str(nyud_root), "--out", str(tmp_path / "fast"), "--workers", "1"]) == 0
+    assert "4 pictures" in capsys.readouterr().out
+    assert len(open_dataset(DataConfig(name="nyud", root=str(tmp_path / "fast")), "val")) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("data", "check", "nowhere"), "nowhere: no such folder"),
+        (("data", "check", ".", "--workers", "0"), "--workers 0; expected 1 or more"),
+        (
+            ("data", "derive", ".", "--out", "x", "--normals", "--focal", "1", "1"),
+            "--focal and --centre belong together",
+        ),
+        (("data", "prepare", "."), "out"),
+        (("data",), "subcommand"),
+        (("boundary", "nowhere", "nowhere"), "nowhere: no such folder"),
+        (("boundary", "."), "truth"),
+    ],
+)
+def test_mistakes_in_data_and_boundary_are_one_line(mistaken, arguments, told):
+    assert told in mistaken(*arguments)
+
+
+def test_boundary_scores_a_perfect_map_perfectly(tmp_path, capsys):
+    line = np.zeros((40, 60), np.uint8)
+    line[20, 8:-8] = 255
+    for folder in ("maps", "truth"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(line).save(tmp_path / folder / "a.png")
+    folders = [str(tmp_path / "maps"), str(tmp_path / "truth")]
+    assert main(["boundary", *folders, "--json", str(tmp_path / "scores.json"), "--thresholds", "9"]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert (scores["ods"], scores["ois"]) == (1, 1)
+    assert "1.0000" in capsys.readouterr().out

@@ -7,8 +7,8 @@ import torch
 from mtlsi import demo
 from mtlsi.data.loading import constant_predictions, open_dataset
 from mtlsi.errors import MistakeError
-from mtlsi.evaluate import headline
 from mtlsi.model.network import decode
+from mtlsi.scores import headline
 from mtlsi.tasks import TASK_SETS
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import csv
 import json
-import os
+from io import StringIO
 from math import isnan, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +15,12 @@ from torch import nn
 from mtlsi.config import DataConfig
 from mtlsi.data.loading import open_dataset
 from mtlsi.errors import MistakeError
-from mtlsi.evaluate import compare_single_task, evaluate, headline, score_table, shared_tasks, write_scores
-from mtlsi.model.network import Output
+from mtlsi.evaluate import Request, evaluate, evaluate_from_command, shared_tasks
+from mtlsi.model.network import MTLSINet, Output
+from mtlsi.scores import headline
 from mtlsi.tasks import TASKS
 
 CONFIG = DataConfig(num_val=5, size_hw=(48, 64), label_set="all", num_workers=0)
-SCORES = {"semseg": {"mIoU": 40.0, "pixel_acc": 70.0}, "depth": {"RMSE": 0.6, "abs_rel": float("nan")}}
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def test_predictions_at_a_quarter_of_the_size_are_enlarged_along_straight_lines(
     class Ramp:
         """Depth rises evenly from left to right; the margin, where enlarging has no neighbours, is unlabelled."""
 
-        tasks, classes = ("depth",), {}
+        tasks, classes, derived, boundary_tolerance = ("depth",), {}, (), 0.01
 
         def __len__(self):
             return 3
@@ -144,7 +146,7 @@ def test_the_model_is_asked_in_evaluation_mode_and_left_as_it_was(rooms):
 
 def test_a_task_without_any_label_has_no_score(rooms):
     class WithoutNormals:
-        tasks, classes = rooms.tasks, rooms.classes
+        tasks, classes, derived, boundary_tolerance = rooms.tasks, rooms.classes, (), 0.01
 
         def __len__(self):
             return 2
@@ -181,65 +183,104 @@ def test_nothing_in_common_and_other_classes_are_mistakes():
         shared_tasks(model, Known(("semseg",), {"semseg": ("b", "a")}))  # type: ignore[arg-type]
 
 
-# ---- files and tables
+# ---- picture by picture
 
 
-def test_scores_are_written_whole_with_what_they_were_measured_on(tmp_path):
-    path = tmp_path / "scores.json"
-    path.write_text("from before")
-    write_scores(SCORES, path, data="scenes", pictures=3)
-    expected = {"semseg": SCORES["semseg"], "depth": {"RMSE": 0.6, "abs_rel": None}}
-    assert json.loads(path.read_text()) == {"data": "scenes", "pictures": 3, "scores": expected}
-    assert os.listdir(tmp_path) == ["scores.json"]
+def test_every_picture_is_told_of_with_its_own_figures_and_predictions(rooms):
+    heard = []
+
+    def answer(task, index):
+        label = rooms[index][task]
+        return label + 0.1 * (index + 1) if task == "depth" else label
+
+    chosen = [3, 1, 4]
+    scores = evaluate(
+        Oracle(rooms, chosen, answer),
+        rooms,
+        CONFIG,
+        indices=chosen,
+        batch_size=2,
+        on_picture=lambda *a: heard.append(a),
+    )
+    assert [index for index, _, _ in heard] == chosen
+    for index, decoded, own in heard:
+        assert own["depth"]["RMSE"] == pytest.approx(0.1 * (index + 1), abs=1e-5)
+        assert own["semseg"]["mIoU"] == pytest.approx(100)
+        assert torch.equal(decoded["semseg"][0].long(), rooms[index]["semseg"].long())
+    pooled = np.sqrt(np.mean([(0.1 * (index + 1)) ** 2 for index in chosen]))
+    assert scores["depth"]["RMSE"] == pytest.approx(pooled, abs=1e-5)
 
 
-def test_scores_that_cannot_be_written_are_a_mistake_and_leave_nothing(tmp_path):
-    (tmp_path / "a file").touch()
-    (tmp_path / "a folder").mkdir()
-    before = sorted(os.listdir(tmp_path))
-    for path in (tmp_path / "a file" / "scores.json", tmp_path / "nowhere" / "scores.json", tmp_path / "a folder"):
-        with pytest.raises(MistakeError, match="cannot write"):
-            write_scores(SCORES, path)
-        assert sorted(os.listdir(tmp_path)) == before, path
+def test_pictures_of_different_sizes_are_shown_one_by_one():
+    class Mixed:
+        """Depth is the same everywhere; every picture has its own size, and the second one no label."""
+
+        tasks, classes, derived, boundary_tolerance = ("depth",), {}, (), 0.01
+        sizes = ((48, 64), (40, 52), (64, 48))
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            sample = {"image": torch.zeros(3, *self.sizes[index], dtype=torch.uint8)}
+            return sample if index == 1 else sample | {"depth": torch.full(self.sizes[index], 2.0 + index)}
+
+    shown = []
+
+    class Flat(nn.Module):
+        tasks, classes = ("depth",), {}
+
+        def forward(self, images, tasks, *, full_size):  # noqa: ARG002
+            shown.append(tuple(images.shape))
+            return Output({"depth": torch.full((len(images), 1, 12, 12), 2.0)}, {})
+
+    scores = evaluate(Flat(), Mixed(), DataConfig(picture_hw=None, num_workers=0), batch_size=4)  # type: ignore[arg-type]
+    assert shown == [(1, 3, 48, 64), (1, 3, 40, 52), (1, 3, 64, 48)]
+    assert scores["depth"]["RMSE"] == pytest.approx(sqrt((0 + 4) / 2))  # the two labelled ones have as many pixels
 
 
-def test_delta_m_reads_plain_figures_and_the_files_of_write_scores(tmp_path):
-    expected = 100 * ((40 - 50) / 50 - (0.6 - 0.8) / 0.8) / 2  # depth: lower is better
-    plain, written = tmp_path / "plain.json", tmp_path / "written.json"
-    plain.write_text('{"semseg": 50, "depth": 0.8}')
-    write_scores({"semseg": {"mIoU": 50.0}, "depth": {"RMSE": 0.8}}, written, data="scenes")
-    for path in (plain, written):
-        assert compare_single_task(SCORES, path) == pytest.approx(expected)
+# ---- the command
+
+
+def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp_path):
+    said = StringIO()
+    request = Request(
+        str(tiny_run.out),
+        data="scenes",
+        limit=2,
+        json_path=tmp_path / "scores.json",
+        csv_path=tmp_path / "pictures.csv",
+        save=tmp_path / "saved",
+        curve_path=tmp_path / "curve.png",
+    )
+    scores = evaluate_from_command(request, console=Console(file=said, width=160))
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["pictures"] == 2
+    assert written["scores"]["depth"]["RMSE"] == pytest.approx(scores["depth"]["RMSE"])
+    assert "the papers' row" in said.getvalue()
+    rows = list(csv.DictReader((tmp_path / "pictures.csv").read_text().splitlines()))
+    assert len(rows) == 2
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+    saved = np.load(tmp_path / "saved/depth" / f"{rows[0]['picture']}.npy")
+    truth = open_dataset(request.data_config(MTLSINet.from_pretrained(tiny_run.out)), "val")
+    label = next(truth[i]["depth"] for i in range(len(truth)) if truth.name(i) == rows[0]["picture"]).numpy()
+    assert float(rows[0]["depth/RMSE"]) == pytest.approx(np.sqrt(((saved - label) ** 2).mean()), rel=1e-4)
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"semseg", "depth", "normals", "edge"}
+
+
+def test_pictures_are_shown_as_the_run_showed_them(tiny_run, tmp_path):
+    network = MTLSINet.from_pretrained(tiny_run.out)
+    assert Request(str(tiny_run.out)).data_config(network).picture_hw == (64, 64)
+    assert Request(str(tiny_run.out), size_hw=(32, 48)).data_config(network).picture_hw == (32, 48)
+    network.save_pretrained(tmp_path / "model")
+    assert Request(str(tmp_path / "model")).data_config(network).picture_hw == network.input_size
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "", "[1, 2]", "7", '{"semseg": "much", "depth": 1}', '{"semseg": 40}', '{"semseg": 40, "depth": 0}', "\x00",
-        '{"scores": {"semseg": {"acc": 1}}}', '{"scores": {"smell": {"mIoU": 1}}}', '{"semseg": null, "depth": 1}',
-    ],
-)  # fmt: skip
-def test_single_task_scores_that_cannot_be_used_are_a_mistake_in_one_line(tmp_path, text):
-    (tmp_path / "single.json").write_text(text)
-    with pytest.raises(MistakeError) as caught:
-        compare_single_task(SCORES, tmp_path / "single.json")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_of_single_task_scores_that_is_not_there_is_a_mistake(tmp_path):
-    with pytest.raises(MistakeError, match=r"single\.json"):
-        compare_single_task(SCORES, tmp_path / "single.json")
-
-
-def test_the_table_has_every_figure_its_unit_and_the_columns_to_compare(tmp_path):
-    others = {"constant": {"depth": {"RMSE": 1.25}}}
-    scores = {**SCORES, "semseg": {**SCORES["semseg"], "IoU/wall": 77.77}}
-    with (tmp_path / "table").open("w") as file:
-        Console(file=file, width=120).print(score_table(scores, derived=("depth",), others=others))
-    lines = {line.split("│")[2].strip(): line for line in (tmp_path / "table").read_text().splitlines() if "│" in line}
-    assert lines.keys() == {"mIoU ^ %", "pixel_acc", "RMSE v m", "abs_rel"}
-    assert "semantic segmentation" in lines["mIoU ^ %"]
-    assert "40" in lines["mIoU ^ %"]
-    assert "depth (derived labels)" in lines["RMSE v m"]
-    assert "0.6" in lines["RMSE v m"]
-    assert "1.25" in lines["RMSE v m"]
+    ("changes", "message"),
+    [({"limit": -1}, "--limit -1"), ({"size_hw": (0, 5)}, "--size 0 5"), ({"csv_path": "no/x.csv"}, "cannot write")],
+)
+def test_requests_that_cannot_be_met_are_refused_before_anything_is_loaded(changes, message):
+    changes = {name: Path(x) if isinstance(x, str) else x for name, x in changes.items()}
+    with pytest.raises(MistakeError, match=message):
+        evaluate_from_command(Request("no such model", **changes))

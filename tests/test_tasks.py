@@ -7,7 +7,7 @@ import torch
 
 from mtlsi.errors import MistakeError
 from mtlsi.losses import LOSSES, MultiTaskLoss
-from mtlsi.metrics import METRICS, build_metric
+from mtlsi.metrics import METRICS, MetricSettings, build_metric
 from mtlsi.model import create_model, decode
 from mtlsi.tasks import NYUD40, PASCAL21, TASK_SETS, TASKS, check_tasks, num_channels, palette
 
@@ -47,7 +47,7 @@ def test_metric_gives_the_score_and_the_direction_of_the_record(task):
     label = label.to(getattr(torch, task.label_dtype))
     scores = []
     for prediction in (label, label.roll(5, -1)):
-        metric = build_metric(task, num_classes=4, boundary_tolerance=0.01)
+        metric = build_metric(task, MetricSettings(num_classes=4, boundary_tolerance=0.01))
         metric.update(prediction if task.output == "class" else prediction.float(), label, task.valid(label))
         scores.append(float(metric.compute()[task.score]))
     good, bad = scores

@@ -20,7 +20,7 @@ from mtlsi.checkpoint import MovingAverage, Position, load_config
 from mtlsi.config import RunConfig, TrainConfig
 from mtlsi.data.loading import open_dataset
 from mtlsi.errors import MistakeError
-from mtlsi.model.network import Output, create_model
+from mtlsi.model.network import MTLSINet, Output, create_model
 from mtlsi.train import (
     Parts,
     build_model,
@@ -94,7 +94,6 @@ def toy_parts(step: int = 0) -> Parts:
     )
 
 
-@pytest.mark.usefixtures("fresh_accelerator")
 @pytest.mark.parametrize("clip_norm", [1e9, 0.01])
 def test_accumulated_steps_take_the_mean_gradient_cut_to_its_norm(clip_norm):
     numbers = torch.Generator().manual_seed(0)
@@ -116,7 +115,6 @@ def test_accumulated_steps_take_the_mean_gradient_cut_to_its_norm(clip_norm):
     assert parts.position.step == 1
 
 
-@pytest.mark.usefixtures("fresh_accelerator")
 def test_what_the_network_draws_depends_on_seed_and_step_alone():
     batch = {"image": torch.zeros(1, 3, 2, 2), "depth": torch.zeros(1, 2, 2)}
     log: Any = SimpleNamespace(add=lambda *_: None)
@@ -232,7 +230,6 @@ def test_the_loss_falls(tiny_config, tmp_path):
         assert last[f"loss/{task}"] < first[f"loss/{task}"], task
 
 
-@pytest.mark.usefixtures("fresh_accelerator")
 def test_bf16_trains_on_a_processor(two_steps, tmp_path):
     scores = train(changed(two_steps, "train.precision", "bf16"), tmp_path / "run", console=quiet())
     assert math.isfinite(scores["depth"]["RMSE"])
@@ -250,6 +247,8 @@ def test_labels_that_pictures_lack_train_nothing_and_the_others_go_on(two_steps,
 
         def __init__(self, whole):
             self.whole, self.tasks, self.classes, self.name = whole, whole.tasks, whole.classes, whole.name
+            self.derived, self.left_out = whole.derived, whole.left_out
+            self.boundary_tolerance = whole.boundary_tolerance
 
         def __len__(self):
             return len(self.whole)
@@ -340,3 +339,13 @@ def test_mistakes_found_on_the_way_leave_no_folder(two_steps, tmp_path, where, v
         train(changed(two_steps, where, value), tmp_path / "run", console=quiet())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_starts_from_the_backbone_of_a_model_folder(tiny_run, two_steps):
+    train_set = open_dataset(two_steps.data, "train")
+    begun = build_model(replace(two_steps, backbone_weights=str(tiny_run.out)), train_set)
+    donor = MTLSINet.from_pretrained(tiny_run.out).backbone.state_dict()
+    assert all(torch.equal(value, donor[name]) for name, value in begun.backbone.state_dict().items())
+    with pytest.raises(MistakeError, match="of mobilenetv2_035; expected those of mobilenetv2_100"):
+        build_model(replace(two_steps, preset="mobilenetv2_100", backbone_weights=str(tiny_run.out)), train_set)
+    assert settle(replace(two_steps, backbone_weights="nyud-mobilenetv2")).backbone_weights == "nyud-mobilenetv2"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError
+from mtlsi.writing import replace_text
 
 STATE, METRICS = "state", "metrics.jsonl"
 
@@ -205,13 +206,6 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except ValueError:
         return float("inf")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path``, then exchange the two: the file is whole at any moment."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _plain(value: Any) -> Any:

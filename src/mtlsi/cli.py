@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from mtlsi.config import RunConfig
 from mtlsi.errors import MistakeError
 
 if TYPE_CHECKING:
-    from mtlsi.evaluate import Scores
+    from mtlsi.scores import Scores
 
 DEFAULT_MODEL = "nyud-mobilenetv2"
 
@@ -33,9 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     namespace = parser.parse_args(arguments)
     try:
-        return {"train": _train, "evaluate": _evaluate, "predict": _predict, "demo": _demo}[namespace.subcommand](
-            namespace[namespace.subcommand]
-        )
+        return COMMANDS[namespace.subcommand](namespace[namespace.subcommand])
     except MistakeError as error:
         print(f"mtlsi: {_one_line(str(error))}", file=sys.stderr)
         return 2
@@ -55,6 +54,12 @@ def build_parser() -> Parser:
     commands.add_subcommand("train", _train_parser(), help="train a model")
     commands.add_subcommand("evaluate", _evaluate_parser(), help="measure a model on labelled pictures")
     commands.add_subcommand("predict", _predict_parser(), help="predict every task for your pictures")
+    data = Parser(description="Data sets on disk. Nothing is ever written into the folder that is read.")
+    commands.add_subcommand("data", data, help="look into a data set's folder, derive labels, make it fast")
+    _add_data_commands(data)  # jsonargparse wants the outer command first
+    commands.add_subcommand(
+        "boundary", _boundary_parser(), help="score the boundary maps of any detector: ODS, OIS, AP"
+    )
     return parser
 
 
@@ -83,7 +88,7 @@ def _train_parser() -> Parser:
 def _evaluate_parser() -> Parser:
     parser = Parser(description="Measure a model at the labels' own size; prints a table.")
     parser.add_argument("model", type=str, help="a run folder, a model folder or the name of a packaged model")
-    parser.add_argument("--data", type=str, default="nyud", help="nyud or scenes")
+    parser.add_argument("--data", type=str, default="nyud", help="nyud, pascal, folder or scenes")
     parser.add_argument("--root", type=str, default=None, help="the data set's folder")
     parser.add_argument("--split", type=str, default="val", help="val or train")
     parser.add_argument("--size", type=int, nargs=2, default=None, metavar=("H", "W"), help="size to show pictures at")
@@ -92,6 +97,14 @@ def _evaluate_parser() -> Parser:
         "--device", type=str, default=None, help="cpu, cuda, mps; the default takes an accelerator if any"
     )
     parser.add_argument("--json", type=Path, default=None, help="also write the scores to this file")
+    parser.add_argument("--csv", type=Path, default=None, help="also write every picture's own figures to this file")
+    parser.add_argument(
+        "--curve", type=Path, default=None, help="also draw the boundaries' precision-recall curve, as PNG"
+    )
+    parser.add_argument("--save", type=Path, default=None, help="folder for the predictions, in the field's formats")
+    parser.add_argument(
+        "--legacy-saliency", action="store_true", help="saliency through one sigmoid too many, as in some old tables"
+    )
     parser.add_argument("--single-task", type=Path, default=None, help="JSON of single-task scores, for Delta_m")
     return parser
 
@@ -110,6 +123,51 @@ def _predict_parser() -> Parser:
         "--device", type=str, default=None, help="cpu, cuda, mps; the default takes an accelerator if any"
     )
     parser.add_argument("--dtype", type=str, default="float32", help="float32, bfloat16 or float16")
+    return parser
+
+
+def _add_data_commands(data: Parser) -> None:
+    commands = data.add_subcommands()
+    check = Parser(description="Read every file; print what is there and what is wrong. Exit code 1 if something is.")
+    check.add_argument("root", type=Path, help="the data set's folder")
+    check.add_argument("--json", type=Path, default=None, help="also write the report to this file")
+    derive = Parser(description="Work out labels from others and write them as pictures into OUT/TASK.")
+    derive.add_argument("root", type=Path, help="the data set's folder")
+    derive.add_argument("--out", type=Path, required=True, help="folder for the labels")
+    derive.add_argument("--boundary", action="store_true", help="boundaries from the class labels")
+    derive.add_argument("--normals", action="store_true", help="normals from depth and the camera")
+    derive.add_argument(
+        "--saliency", type=str, nargs="+", default=[], metavar="CLASS", help="saliency: the pixels of these classes"
+    )
+    for name, what in (("focal", "focal length"), ("centre", "principal point")):
+        derive.add_argument(f"--{name}", type=float, nargs=2, default=None, metavar=("X", "Y"), help=f"{what}, pixels")
+    derive.add_argument("--depth-step", type=float, default=None, help="metres per step, where depth has coarse steps")
+    prepare = Parser(description="Write the data set in a form that loads several times as fast.")
+    prepare.add_argument("root", type=Path, help="the data set's folder")
+    prepare.add_argument("--out", type=Path, required=True, help="an empty folder, or one that was begun")
+    prepare.add_argument(
+        "--size", type=int, nargs=2, default=None, metavar=("H", "W"), help="shrink everything to this"
+    )
+    for name, command, said in (
+        ("check", check, "what is there, and what is wrong"),
+        ("derive", derive, "boundaries, normals or saliency from other labels"),
+        ("prepare", prepare, "a copy that loads fast"),
+    ):
+        command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+        commands.add_subcommand(name, command, help=said)
+
+
+def _boundary_parser() -> Parser:
+    parser = Parser(description="One-to-one matching as the BSDS benchmark does it; prints ODS, OIS and AP.")
+    parser.add_argument("predictions", type=Path, help="folder of grey pictures, 255 = certainly a boundary")
+    parser.add_argument("truth", type=Path, help="folder of the same names: grey pictures, or BSDS .mat files")
+    parser.add_argument("--max-dist", type=float, default=0.0075, help="reach of a match over the picture's diagonal")
+    parser.add_argument("--thresholds", type=int, default=99, help="number of thresholds")
+    parser.add_argument("--no-nms", action="store_true", help="the maps are thin already: suppress no non-maxima")
+    parser.add_argument("--no-thin", action="store_true", help="do not thin the binarised maps")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
+    parser.add_argument("--json", type=Path, default=None, help="also write the scores to this file")
+    parser.add_argument("--curve", type=Path, default=None, help="also draw the precision-recall curve, as PNG")
     return parser
 
 
@@ -133,24 +191,30 @@ def _train(options: Namespace) -> int:
 def _show(scores: Scores) -> None:
     from rich.console import Console
 
-    from mtlsi.evaluate import score_table
+    from mtlsi.scores import score_table
 
     Console().print(score_table(scores))
 
 
 def _evaluate(options: Namespace) -> int:
-    from mtlsi.evaluate import evaluate_from_command
+    from mtlsi.evaluate import Request, evaluate_from_command
 
     evaluate_from_command(
-        options.model,
-        data=options.data,
-        root=options.root,
-        split=options.split,
-        size_hw=tuple(options.size) if options.size else None,
-        limit=options.limit,
-        device=options.device,
-        json_path=options.json,
-        single_task=options.single_task,
+        Request(
+            options.model,
+            data=options.data,
+            root=options.root,
+            split=options.split,
+            size_hw=tuple(options.size) if options.size else None,
+            limit=options.limit,
+            device=options.device,
+            json_path=options.json,
+            csv_path=options.csv,
+            curve_path=options.curve,
+            save=options.save,
+            single_task=options.single_task,
+            legacy_saliency=options.legacy_saliency,
+        )
     )
     return 0
 
@@ -170,6 +234,76 @@ def _demo(options: Namespace) -> int:
 
     run_demo(options.out, iterations=options.iterations)
     return 0
+
+
+def _data(options: Namespace) -> int:
+    chosen = options[options.subcommand]
+    if chosen.workers < 1:
+        raise MistakeError(f"--workers {chosen.workers}; expected 1 or more")
+    return {"check": _data_check, "derive": _data_derive, "prepare": _data_prepare}[options.subcommand](chosen)
+
+
+def _data_check(options: Namespace) -> int:
+    from rich.console import Console
+
+    from mtlsi.data_check import check, print_report, write_report
+
+    report = check(options.root, num_workers=options.workers)
+    print_report(report, Console())
+    if options.json is not None:
+        write_report(report, options.json)
+    return 1 if report.problems else 0
+
+
+def _data_derive(options: Namespace) -> int:
+    from mtlsi.data_derive import Camera, Derivation, derive
+
+    if (options.focal is None) != (options.centre is None):
+        raise MistakeError("--focal and --centre belong together; give both, in pixels of the depth map")
+    wanted = {"boundary": options.boundary, "normals": options.normals, "saliency": bool(options.saliency)}
+    derivation = Derivation(
+        tuple(task for task, chosen in wanted.items() if chosen),
+        camera=None if options.focal is None else Camera(tuple(options.focal), tuple(options.centre)),
+        depth_step_m=options.depth_step,
+        salient=tuple(options.saliency),
+    )
+    derive(options.root, options.out, derivation, num_workers=options.workers)
+    return 0
+
+
+def _data_prepare(options: Namespace) -> int:
+    from mtlsi.data_prepare import prepare
+
+    size_hw = None if options.size is None else tuple(options.size)
+    prepare(options.root, options.out, size_hw=size_hw, num_workers=options.workers)
+    return 0
+
+
+def _boundary(options: Namespace) -> int:
+    from mtlsi.boundary_folders import score_folders
+
+    score_folders(
+        options.predictions,
+        options.truth,
+        max_dist=options.max_dist,
+        num_thresholds=options.thresholds,
+        nms=not options.no_nms,
+        thin=not options.no_thin,
+        num_workers=options.workers,
+        json_path=options.json,
+        curve_path=options.curve,
+    )
+    return 0
+
+
+COMMANDS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "demo": _demo,
+    "data": _data,
+    "boundary": _boundary,
+}
 
 
 def _one_line(text: str) -> str:

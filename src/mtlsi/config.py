@@ -73,7 +73,7 @@ class DataConfig:
     """Where the pictures come from and how they are varied."""
 
     name: str = "scenes"
-    """scenes or nyud."""
+    """scenes, nyud, pascal or folder (your own labels)."""
     root: str | None = None
     """The data set's folder; scenes need none."""
     tasks: tuple[str, ...] | None = None
@@ -161,7 +161,8 @@ class RunConfig:
     model: dict[str, Any] = field(default_factory=dict)
     """Sizes that differ from the preset's, by field of ModelConfig."""
     backbone_weights: str | None = None
-    """none (random), pretrained (timm's, downloaded) or a .safetensors file of the backbone."""
+    """none (random), pretrained (timm's, downloaded), a .safetensors file of the backbone, or a model to take it from: a
+    packaged name, a run or model folder."""
     seed: int = 0
     """Seeds the weights, the order of pictures and every random draw."""
     data: DataConfig = field(default_factory=DataConfig)

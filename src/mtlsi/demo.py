@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.data.loading import LabelledPictures, constant_predictions, open_dataset
 from mtlsi.errors import MistakeError
-from mtlsi.evaluate import Scores, evaluate, score_table, write_scores
+from mtlsi.evaluate import evaluate
 from mtlsi.model.network import Output
+from mtlsi.scores import Scores, score_table, write_scores
 from mtlsi.tasks import TASKS
 from mtlsi.train import build_model, train
 

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from math import isnan
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
-from mtlsi.checkpoint import replace_text
+from mtlsi import checkpoint
 from mtlsi.config import DataConfig
 from mtlsi.data.loading import LabelledPictures, evaluation_batches, open_dataset, spread
 from mtlsi.data.scenes import label_set_of
+from mtlsi.data.transforms import Sample
 from mtlsi.device import find_device
 from mtlsi.errors import MistakeError
-from mtlsi.metrics import MeanIoU, build_metric, delta_m
+from mtlsi.field_files import save_for_field
+from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
 from mtlsi.model.network import MTLSINet, decode
 from mtlsi.nn.layers import enlarge
-from mtlsi.tasks import TASK_SETS, TASKS, num_channels
+from mtlsi.plots import plot_precision_recall
+from mtlsi.scores import (
+    Scores,
+    check_writable,
+    compare_single_task,
+    paper_row,
+    say_left_out,
+    score_table,
+    write_pictures,
+    write_scores,
+)
+from mtlsi.tasks import TASKS, num_channels
 
-Scores = dict[str, dict[str, float]]
-"""Every figure by task and name: the headline ``TASKS[task].score``, the others, ``IoU/<class>``; NaN: undefined."""
+OnPicture = Callable[[int, dict[str, Tensor], Scores], None]
+"""Called with a picture's index, its decoded predictions by task at the labels' size, and the figures on it alone."""
 
 
 @torch.no_grad()
@@ -39,39 +48,53 @@ def evaluate(
     *,
     indices: Sequence[int] | None = None,
     batch_size: int = 4,
+    num_thresholds: int = 99,
+    legacy_saliency: bool = False,
     device: torch.device | str = "cpu",
     console: Console | None = None,
+    on_picture: OnPicture | None = None,
 ) -> Scores:
     """Scores of ``model`` on the pictures ``indices`` (None: all) of ``dataset``.
 
-    Pictures are shown at ``config.picture_hw``; predictions are enlarged bilinearly to the labels' size before they are
-    decoded and compared. Tasks are those that the model and the data set share; raises ``MistakeError`` if none, or if
-    their classes differ.
+    Pictures are shown at ``config.picture_hw``, several at once where they have one size; predictions are enlarged
+    bilinearly to the labels' size before they are decoded and compared. ``num_thresholds``: of the boundary curve;
+    ``legacy_saliency``: see ``MaxF``; ``on_picture``: told of every picture. Tasks are those that the model and the data
+    set share; raises ``MistakeError`` if none, or if their classes differ.
     """
     tasks = shared_tasks(model, dataset)
     metrics = {
         task: build_metric(
             TASKS[task],
-            num_classes=num_channels(task, dataset.classes) if TASKS[task].output == "class" else None,
-            boundary_tolerance=TASK_SETS["pascal" if "parsing" in tasks else "nyud"].boundary_tolerance,
+            MetricSettings(
+                num_classes=num_channels(task, dataset.classes) if TASKS[task].output == "class" else None,
+                boundary_tolerance=dataset.boundary_tolerance,
+                num_thresholds=num_thresholds,
+                legacy_saliency=legacy_saliency,
+            ),
         ).to(device)
         for task in tasks
     }
     was_training = model.training
     model.eval()
     indices = range(len(dataset)) if indices is None else indices
+    waiting = iter(indices)
     with Progress(console=console, disable=console is None, transient=True) as progress:
         bar = progress.add_task("evaluating", total=len(indices))
-        for batch in evaluation_batches(dataset, config, indices, batch_size=batch_size):
-            images = batch["image"].to(device)
-            at_stride_4 = all(side % 4 == 0 for side in images.shape[-2:])  # then the stride's grid fits the picture
-            raw = model(images, tasks, full_size=not at_stride_4).final
-            for task, metric in metrics.items():
-                label = batch[task].to(device)
-                metric.update(
-                    decode(task, enlarge(raw[task].float(), label.shape[-2:])), label, TASKS[task].valid(label)
-                )
-            progress.advance(bar, len(batch["image"]))
+        for samples in evaluation_batches(dataset, config, indices, batch_size=batch_size):
+            for sample, raw in _predict(model, samples, tasks, device):
+                decoded, own = {}, {}
+                for task, metric in metrics.items():
+                    label = sample[task].to(device)[None]
+                    decoded[task] = decode(task, enlarge(raw[task].float(), label.shape[-2:]))
+                    valid = TASKS[task].valid(label)
+                    if on_picture is None:
+                        metric.update(decoded[task], label, valid)
+                    else:
+                        own[task] = {name: float(value) for name, value in metric(decoded[task], label, valid).items()}
+                index = next(waiting)
+                if on_picture is not None:
+                    on_picture(index, decoded, own)
+                progress.advance(bar)
     model.train(was_training)
     scores = {
         task: {name: float(value) for name, value in metric.compute().items()} for task, metric in metrics.items()
@@ -80,7 +103,22 @@ def evaluate(
         if isinstance(metric, MeanIoU):
             of_classes = zip(dataset.classes[task], metric.per_class().tolist(), strict=True)
             scores[task] |= {f"IoU/{name}": value for name, value in of_classes}
+        if isinstance(metric, BoundaryF):
+            scores[task] |= metric.curve()
     return scores
+
+
+def _predict(
+    model: nn.Module, samples: Sequence[Sample], tasks: Sequence[str], device: torch.device | str
+) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
+    """Each sample with its raw predictions (1 c h w); samples go through the model together if they have one size."""
+    together = len({sample["image"].shape for sample in samples}) == 1
+    for group in [samples] if together else [[sample] for sample in samples]:
+        images = torch.stack([sample["image"] for sample in group]).to(device)
+        at_stride_4 = all(side % 4 == 0 for side in images.shape[-2:])  # then the stride's grid fits the picture
+        raw = model(images, tasks, full_size=not at_stride_4).final
+        for i, sample in enumerate(group):
+            yield sample, {task: x[i : i + 1] for task, x in raw.items()}
 
 
 def shared_tasks(model: Any, dataset: LabelledPictures) -> tuple[str, ...]:
@@ -101,109 +139,106 @@ def shared_tasks(model: Any, dataset: LabelledPictures) -> tuple[str, ...]:
     return tasks
 
 
-def headline(scores: Scores) -> dict[str, float]:
-    """The one figure per task that tables compare."""
-    return {task: values[TASKS[task].score] for task, values in scores.items()}
+@dataclass(frozen=True)
+class Request:
+    """What ``mtlsi evaluate`` is asked for."""
+
+    model: str
+    data: str = "nyud"
+    root: str | None = None
+    split: str = "val"
+    size_hw: tuple[int, int] | None = None
+    """The size to show pictures at; None: as the run did, or the model's own size."""
+    limit: int = 0
+    """Pictures to measure on, spread over the split; 0: all."""
+    device: str | None = None
+    json_path: Path | None = None
+    csv_path: Path | None = None
+    curve_path: Path | None = None
+    """A picture of the boundaries' precision-recall curve."""
+    save: Path | None = None
+    """A folder for the predictions, in the field's formats."""
+    single_task: Path | None = None
+    legacy_saliency: bool = False
+
+    def check(self) -> None:
+        """Refuse, in one line and before anything is computed, what cannot be done."""
+        for path in (self.json_path, self.csv_path, self.curve_path):
+            if path is not None:
+                check_writable(path)
+        if self.limit < 0:
+            raise MistakeError(f"--limit {self.limit}; expected the number of pictures, or 0 for all")
+        if self.size_hw is not None and min(self.size_hw) < 1:
+            raise MistakeError(f"--size {self.size_hw[0]} {self.size_hw[1]}; expected a height and a width in pixels")
+
+    def data_config(self, network: MTLSINet) -> DataConfig:
+        """The data, shown as the run showed it, if ``model`` is a run folder, else at the network's own size."""
+        shown: Any = network.input_size
+        if (Path(self.model) / "config.yaml").is_file():
+            shown = checkpoint.load_config(Path(self.model)).data.picture_hw
+        config = DataConfig(name=self.data, root=self.root, picture_hw=self.size_hw or shown)
+        if self.data == "scenes":
+            label_set = label_set_of(network.classes, network.tasks)
+            config = replace(config, label_set=label_set, size_hw=config.picture_hw or network.input_size)
+        return config
 
 
-def score_table(scores: Scores, *, derived: Sequence[str] = (), others: Mapping[str, Scores] | None = None) -> Table:
-    """All figures on one screen; ``derived`` marks tasks whose labels were computed, ``others`` adds columns to compare."""
-    table = Table(title="scores")
-    table.add_column("task")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for name in others or {}:
-        table.add_column(name, justify="right")
-    for task, values in scores.items():
-        record = TASKS[task]
-        for name, value in values.items():
-            if "/" in name:  # one class among many: for the JSON file
-                continue
-            best = name == record.score
-            arrow = ("^" if record.higher_is_better else "v") + f" {record.unit}" if best else ""
-            label = record.title + (" (derived labels)" if task in derived else "") if best else ""
-            row = [f"{value:.4g}"] + [
-                f"{other.get(task, {}).get(name, float('nan')):.4g}" for other in (others or {}).values()
-            ]
-            table.add_row(label, f"{name} {arrow}".strip(), *row, style="bold" if best else None)
-    return table
-
-
-def write_scores(scores: Scores, path: Path, **context: Any) -> None:
-    """``scores`` and what they were measured on as JSON, written whole or not at all."""
-    check_writable(path)
-    defined = {task: {name: None if isnan(v) else v for name, v in of.items()} for task, of in scores.items()}
-    try:
-        replace_text(path, json.dumps({**context, "scores": defined}, indent=2) + "\n")
-    except OSError as error:
-        raise MistakeError(
-            f"cannot write {path} ({error.strerror}); give a file in a folder you may write to"
-        ) from error
-
-
-def check_writable(path: Path) -> None:
-    """Raises ``MistakeError`` where ``path`` is a folder or its folder is not there or may not be written to."""
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise MistakeError(f"cannot write {path}; give a file in a folder that is there and may be written to")
-
-
-def compare_single_task(scores: Scores, path: Path) -> float:
-    """Delta_m in percent against the single-task scores in the JSON file ``path``: {task: headline figure}.
-
-    Also reads the files of ``write_scores``. Raises ``MistakeError`` for a file that is neither.
-    """
-    try:
-        stored = json.loads(path.read_text())
-        single = headline(stored["scores"]) if "scores" in stored else {task: float(v) for task, v in stored.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise MistakeError(f'{path}: {error}; expected JSON such as {{"semseg": 40.1, "depth": 0.61}}') from error
-    return delta_m(headline(scores), single)
-
-
-def evaluate_from_command(
-    model: str,
-    *,
-    data: str,
-    root: str | None,
-    split: str,
-    size_hw: tuple[int, int] | None,
-    limit: int,
-    device: str | None,
-    json_path: Path | None,
-    single_task: Path | None,
-    console: Console | None = None,
-) -> Scores:
-    """Load, measure, print, write: ``mtlsi evaluate``. Pictures are shown at the model's own size by default."""
+def evaluate_from_command(request: Request, *, console: Console | None = None) -> Scores:
+    """Load, measure, print, write: ``mtlsi evaluate``."""
     console = console or Console()
-    if json_path is not None:
-        check_writable(json_path)
-    if limit < 0:
-        raise MistakeError(f"--limit {limit}; expected the number of pictures, or 0 for all")
-    if size_hw is not None and min(size_hw) < 1:
-        raise MistakeError(f"--size {size_hw[0]} {size_hw[1]}; expected a height and a width in pixels")
-    network = MTLSINet.from_pretrained(model)
-    place = find_device(device)
-    network.to(place)
-    config = DataConfig(name=data, root=root, picture_hw=size_hw or network.input_size)
-    config = replace(config, size_hw=config.picture_hw)
-    if data == "scenes":
-        config = replace(config, label_set=label_set_of(network.classes, network.tasks))
-    dataset = open_dataset(config, split)
-    indices = spread(limit, len(dataset))
-    scores = evaluate(network, dataset, config, indices=indices, device=place, console=console)
-    console.print(score_table(scores, derived=getattr(dataset, "derived", ())))
-    if "boundary" in scores:
-        console.print("boundary: matched within a tolerance, not one to one; not comparable with published odsF")
+    request.check()
+    network = MTLSINet.from_pretrained(request.model)
+    device = find_device(request.device)
+    network.to(device)
+    config = request.data_config(network)
+    dataset = open_dataset(config, request.split)
+    say_left_out(dataset, console)
+    indices = spread(request.limit, len(dataset))
+    rows: list[tuple[str, Scores]] = []
+
+    def on_picture(index: int, decoded: dict[str, Tensor], own: Scores) -> None:
+        rows.append((dataset.name(index), own))
+        if request.save is not None:
+            save_for_field(request.save, dataset.name(index), {t: x[0].cpu().numpy() for t, x in decoded.items()})
+
+    by_picture = on_picture if request.csv_path or request.save else None
+    scores = evaluate(
+        network,
+        dataset,
+        config,
+        indices=indices,
+        device=device,
+        console=console,
+        legacy_saliency=request.legacy_saliency,
+        on_picture=by_picture,
+    )
+    console.print(score_table(scores, derived=dataset.derived))
     context: dict[str, Any] = {
-        "model": model,
-        "data": data,
-        "split": split,
+        "model": request.model,
+        "data": request.data,
+        "layout": getattr(dataset, "layout", None),
+        "split": request.split,
         "pictures": len(indices),
         "shown_at": config.picture_hw,
+        "derived_labels": dataset.derived,
     }
-    if single_task is not None:
-        context["delta_m_percent"] = compare_single_task(scores, single_task)
-        console.print(f"Delta_m against {single_task}: {context['delta_m_percent']:+.2f} %")
-    if json_path is not None:
-        write_scores(scores, json_path, **context)
+    delta = None if request.single_task is None else compare_single_task(scores, request.single_task)
+    if delta is not None:
+        context["delta_m_percent"] = delta
+    console.print(paper_row(scores, derived=dataset.derived, delta_percent=delta))
+    if request.json_path is not None:
+        write_scores(scores, request.json_path, **context)
+    if request.csv_path is not None:
+        write_pictures(rows, request.csv_path)
+    if request.curve_path is not None:
+        draw_curve(scores, request.curve_path)
     return scores
+
+
+def draw_curve(scores: Scores, path: Path) -> None:
+    """The boundaries' precision-recall curve as PNG; ``MistakeError`` where no boundaries were measured."""
+    if "boundary" not in scores:
+        raise MistakeError(f"--curve {path}: no boundaries were measured; expected a model and data that have them")
+    of = {name: value / 100 for name, value in scores["boundary"].items()}
+    recall, precision = ([of[name] for name in of if name.startswith(f"{what}/")] for what in ("recall", "precision"))
+    plot_precision_recall(recall, precision, path, ods=(of["recall"], of["precision"]))

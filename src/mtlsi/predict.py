@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.model.network import MTLSINet, decode
 from mtlsi.tasks import TASKS, check_tasks, palette
 from mtlsi.visualize import panel, picture
+from mtlsi.writing import replace_array
 
 PICTURE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp")
 VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
@@ -355,17 +356,11 @@ def _prepare_folder(out_dir: FilePath) -> Path:
 
 
 def _write_whole(path: Path, content: np.ndarray | Image.Image) -> Path:
-    """Writes an array or a picture beside ``path`` and renames it: what is there is always whole."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Writes an array or a picture: what is there is always whole."""
     try:
-        with open(beside, "wb") as file:
-            np.save(file, content) if isinstance(content, np.ndarray) else content.save(file, format="PNG")
-        os.replace(beside, path)
+        replace_array(path, content)
     except OSError as error:
         raise MistakeError(f"{path}: cannot be written ({error.strerror or error}); give another folder") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
     return path
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mtlsi import checkpoint
 from mtlsi.config import TrainConfig
 from mtlsi.errors import MistakeError
-from mtlsi.evaluate import Scores, headline
+from mtlsi.scores import Scores, headline
 from mtlsi.tasks import TASKS
 
 

@@ -97,7 +97,7 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             name="boundary", title="boundaries", channels=1, loss="weighted_bce", loss_weight=50.0,
-            metric="boundary_f", score="tolF", higher_is_better=True, unit="%", label_dtype="uint8", label_channels=0,
+            metric="boundary_f", score="odsF", higher_is_better=True, unit="%", label_dtype="uint8", label_channels=0,
             invalid=255, output="probability", shrink="max", zoom="keep", flip="keep", picture="strength",
         ),
     )

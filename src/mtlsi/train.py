@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from PIL import Image
 from rich.console import Console
@@ -31,13 +32,15 @@ from mtlsi.data.loading import (
 )
 from mtlsi.device import choose_precision
 from mtlsi.errors import MistakeError
-from mtlsi.evaluate import Scores, evaluate, shared_tasks, write_scores
+from mtlsi.evaluate import evaluate, shared_tasks
 from mtlsi.losses import MultiTaskLoss
-from mtlsi.model.network import MTLSINet, create_model, decode
+from mtlsi.model.network import MTLSINet, create_model, decode, packaged_models
 from mtlsi.nn.layers import TaskLayerNorm, enlarge
+from mtlsi.plots import plot_curves
 from mtlsi.progress import Log
+from mtlsi.scores import Scores, say_left_out, write_scores
 from mtlsi.tasks import TASKS
-from mtlsi.visualize import compare_panel, plot_curves
+from mtlsi.visualize import compare_panel
 
 
 @dataclass
@@ -68,6 +71,8 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
     config, options = settle(config), config.train
     parts = assemble(config, out, resume=resume)
     position, average = parts.position, parts.average
+    if parts.accelerator.is_main_process:
+        say_left_out(parts.train_set, console)
     batches = iter(batches_from(position.step, parts, config))
     log = Log(parts.accelerator, out, options, console, position.step)
     scores: Scores = {}
@@ -108,6 +113,7 @@ def assemble(config: RunConfig, out: Path, *, resume: bool) -> Parts:
     """Open the data, build the network and what trains it, and make or open the run folder."""
     options = config.train
     trackers: dict[str, Any] = {"log_with": options.tracker, "project_dir": str(out)} if options.tracker else {}
+    AcceleratorState._reset_state()  # else a second run in this process could not have another precision
     accelerator = Accelerator(mixed_precision="bf16" if options.precision == "bf16" else "no", **trackers)
     train_set, val_set = open_dataset(config.data, "train", config.seed), open_dataset(config.data, "val", config.seed)
     torch.manual_seed(config.seed)
@@ -193,7 +199,7 @@ def settle(config: RunConfig) -> RunConfig:
     """The configuration with what depends on this machine written out: the precision, and where files are."""
     root = config.data.root and str(Path(config.data.root).resolve())
     weights = config.backbone_weights
-    if weights not in (None, "none", "pretrained"):
+    if weights not in (None, "none", "pretrained", *packaged_models()):
         weights = str(Path(weights).resolve())
     options = replace(config.train, precision=choose_precision(config.train.precision))
     return replace(config, backbone_weights=weights, data=replace(config.data, root=root), train=options)
@@ -268,6 +274,8 @@ def set_first_weights(network: MTLSINet, backbone_weights: str, dataset: Labelle
     """The backbone's weights as ``RunConfig.backbone_weights`` says, and depth begun at its median in ``dataset``."""
     if backbone_weights == "pretrained":
         network.backbone.download()
+    elif backbone_weights in packaged_models() or Path(backbone_weights).is_dir():
+        network.backbone.take_from(MTLSINet.from_pretrained(backbone_weights).backbone)
     elif backbone_weights != "none":
         network.backbone.load(backbone_weights)
     for task, value in constant_predictions(dataset).items():
@@ -328,12 +336,12 @@ def draw_samples(
     folder.mkdir(exist_ok=True)
     indices = spread(num_pictures, len(dataset))
     device, tasks = next(network.parameters()).device, shared_tasks(network, dataset)
-    for index, batch in zip(indices, evaluation_batches(dataset, config, indices), strict=True):
+    for index, (sample,) in zip(indices, evaluation_batches(dataset, config, indices), strict=True):
         photo = dataset[index]["image"].permute(1, 2, 0).numpy()
-        raw = network(batch["image"].to(device), tasks).final
+        raw = network(sample["image"][None].to(device), tasks).final
         predicted = {
             task: decode(task, enlarge(x.float(), photo.shape[:2]))[0].cpu().numpy() for task, x in raw.items()
         }
-        truth = {task: batch[task][0].numpy() for task in tasks}
+        truth = {task: sample[task].numpy() for task in tasks}
         sheet = compare_panel(photo, predicted, truth, network.classes)
         Image.fromarray(sheet).save(folder / f"{dataset.name(index)}.png")

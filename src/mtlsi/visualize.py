@@ -7,9 +7,7 @@ Labels may hold invalid pixels as ``mtlsi.tasks`` defines them: they are drawn i
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -119,71 +117,6 @@ def compare_panel(
         cells = [_cell(t, maps[t], classes.get(t), box, f"{TASKS[t].title}: {word}", limits) for t in tasks]
         rows.append([first, *cells])
     return np.asarray(_grid(rows))
-
-
-def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike) -> Path:
-    """Draws a run's ``metrics.jsonl`` into ``out_png``: the loss of each task and each task's headline score.
-
-    A line is a JSON object with ``step`` and any of ``loss``, ``loss/<task>``, ``val/<task>/<score>``; other keys are
-    left out. A later line for the same step replaces the earlier one (a resumed run), and a line cut short by a stopped
-    run is passed over.
-    Raises ``MistakeError`` where the file is missing or holds nothing to draw.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    series = _read_series(Path(metrics))
-    losses = [key for key in ("loss", *(f"loss/{task}" for task in TASKS)) if key in series]
-    scores = [(task, key) for task in TASKS.values() if (key := f"val/{task.name}/{task.score}") in series]
-    if not losses and not scores:
-        raise MistakeError(f'{metrics}: no loss and no score in it; expected lines such as {{"step": 1, "loss": 2.5}}')
-    tints = dict(zip(TASKS, matplotlib.colormaps["tab10"].colors, strict=False))  # pyright: ignore
-    plots = bool(losses) + len(scores)
-    columns = min(plots, 3)
-    lines = math.ceil(plots / columns)
-    figure = Figure(figsize=(4.6 * columns, 3.4 * lines), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    if losses:
-        for key in losses:
-            task = key.partition("/")[2]
-            style = {"color": tints[task], "lw": 1.1} if task else {"color": "0.15", "lw": 1.6}
-            axes[0].plot(*series[key], label=TASKS[task].title if task else "sum", **style)
-        axes[0].set(title="training loss", yscale="log")
-        axes[0].legend(frameon=False, fontsize=8)
-    for axis, (task, key) in zip(axes[bool(losses) :], scores, strict=False):
-        arrow = "higher" if task.higher_is_better else "lower"
-        axis.plot(*series[key], color=tints[task.name], marker="o", ms=3.5)
-        axis.set(title=f"{task.title}: {task.score} ({task.unit}), {arrow} is better")
-    for axis in axes[:plots]:
-        axis.set(xlabel="iteration")
-        axis.title.set_fontsize(10)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes[plots:]:
-        axis.set_axis_off()
-    beside = Path(out_png).with_name(f".{Path(out_png).name}.{os.getpid()}.tmp")
-    figure.savefig(beside, format="png", dpi=130)
-    os.replace(beside, out_png)
-    return Path(out_png)
-
-
-def _read_series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """The steps and the values of each key, in the order of the steps."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise MistakeError(f"{path}: cannot be read ({error.strerror}); expected the metrics.jsonl of a run") from error
-    found: dict[str, dict[int, float]] = {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        for key, value in entry.items():
-            if key != "step" and isinstance(value, int | float):
-                found.setdefault(key, {})[entry["step"]] = value
-    return {key: (sorted(values), [values[s] for s in sorted(values)]) for key, values in found.items()}
 
 
 def _cell(

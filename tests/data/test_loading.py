@@ -117,11 +117,11 @@ def test_evaluation_batches_hold_the_pictures_asked_for_with_labels_as_stored():
     dataset = open_dataset(SMALL, "val")
     config = DataConfig(**{**vars(SMALL), "picture_hw": (16, 24)})
     batches = list(evaluation_batches(dataset, config, [2, 0, 1], batch_size=2))
-    assert [len(batch["image"]) for batch in batches] == [2, 1]
-    assert batches[0]["image"].shape[-2:] == (16, 24)
+    assert [len(samples) for samples in batches] == [2, 1]
+    assert batches[0][0]["image"].shape[-2:] == (16, 24)
     for place, index in enumerate((2, 0)):
         for task in dataset.tasks:
-            assert torch.equal(batches[0][task][place], dataset[index][task]), task
+            assert torch.equal(batches[0][place][task], dataset[index][task]), task
 
 
 # ---- batches

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from mtlsi.errors import MistakeError
-from mtlsi.metrics import build_metric
+from mtlsi.metrics import MetricSettings, build_metric
 from mtlsi.tasks import TASKS
 
 
 def build(name):
-    return build_metric(TASKS[name], num_classes=4, boundary_tolerance=0.05)
+    return build_metric(TASKS[name], MetricSettings(num_classes=4, boundary_tolerance=0.05, num_thresholds=9))
 
 
 def batch(name, num_images=2, seed=0):
@@ -81,4 +81,15 @@ def test_reset_clone_pickle_and_adding_up_over_processes(name):
 
 def test_classes_are_needed_for_miou():
     with pytest.raises(MistakeError, match="semseg: number of classes not given"):
-        build_metric(TASKS["semseg"], num_classes=None, boundary_tolerance=0.01)
+        build_metric(TASKS["semseg"], MetricSettings())
+
+
+def test_settings_reach_their_metrics():
+    from mtlsi.metrics import BoundaryF, MaxF
+
+    legacy = build_metric(TASKS["saliency"], MetricSettings(legacy_saliency=True))
+    boundary = build_metric(TASKS["boundary"], MetricSettings(boundary_tolerance=0.02, num_thresholds=7))
+    assert isinstance(legacy, MaxF)
+    assert legacy.legacy
+    assert isinstance(boundary, BoundaryF)
+    assert (boundary.options["max_dist"], boundary.options["num_thresholds"]) == (0.02, 7)

@@ -232,3 +232,14 @@ def test_imagenet_weights_load():
     assert torch.equal(backbone.body.conv_stem.weight, stem)
     with torch.no_grad():
         assert all(x.isfinite().all() for x in backbone(pictures()))
+
+
+def test_weights_are_taken_from_a_backbone_of_the_same_name_only():
+    one, other = Backbone("mobilenetv2_035"), Backbone("mobilenetv2_035")
+    images = torch.randn(1, 3, 64, 64)
+    one.eval(), other.eval()
+    assert not torch.equal(one(images)[-1], other(images)[-1])
+    other.take_from(one)
+    assert torch.equal(one(images)[-1], other(images)[-1])
+    with pytest.raises(MistakeError, match="of mobilenetv2_035; expected those of mobilenetv2_050"):
+        Backbone("mobilenetv2_050").take_from(one)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mtlsi.nn.attention import attend_context, global_context, kernel_features, token_attention
+from mtlsi.nn.attention import FEW_KEYS, attend_context, global_context, kernel_features, token_attention
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
@@ -99,3 +99,24 @@ def test_token_attention_equals_naive_loops(masked):
                     expected[picture, i, part] += score / sum(scores) * values[picture, j, part]
     out = token_attention(queries.float(), keys.float(), values.float(), heads, mask)
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_keys", [64, FEW_KEYS, FEW_KEYS + 1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_bf16_attention_is_that_of_float64_whichever_way_it_is_computed(num_keys, masked):
+    draw = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(3, n, 24, generator=draw) for n in (50, num_keys, num_keys))
+    mask = torch.rand(3, 1, 1, num_keys, generator=draw) > 0.3 if masked else None
+    low = [x.bfloat16().requires_grad_() for x in (queries, keys, values)]
+    exact = [x.detach().double().requires_grad_() for x in low]
+    result = token_attention(*low, 2, mask)
+    q, k, v = (x.unflatten(-1, (2, 12)).transpose(1, 2) for x in exact)
+    scores = q @ k.transpose(-2, -1) / 12**0.5
+    expected = (scores.masked_fill(~mask, -torch.inf) if masked else scores).softmax(-1) @ v
+    expected = expected.transpose(1, 2).flatten(-2)
+    assert result.dtype == torch.bfloat16
+    torch.testing.assert_close(result.double(), expected, atol=0.02, rtol=0.02)
+    result.backward(torch.ones_like(result))
+    expected.backward(torch.ones_like(expected))
+    for x, y in zip(low, exact, strict=True):
+        assert (x.grad.double() - y.grad).norm() < 0.03 * y.grad.norm()

@@ -18,6 +18,9 @@ from mtlsi.errors import MistakeError
 
 Decoder = Callable[[Path, bytes], np.ndarray]
 
+UNKNOWN = 127
+"""In pictures of boundaries and saliency, which else are dark or bright: this pixel has no label."""
+
 FARTHEST_M = 200.0
 """Depth beyond this is no indoor metre: the file holds millimetres, or something else."""
 
@@ -50,7 +53,9 @@ def decode_npy(path: Path, content: bytes) -> np.ndarray:
     try:
         values = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise MistakeError(f"{path}: not a whole NumPy file ({len(content)} bytes); fetch it anew or delete it") from error
+        raise MistakeError(
+            f"{path}: not a whole NumPy file ({len(content)} bytes); fetch it anew or delete it"
+        ) from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
         raise MistakeError(f"{path}: holds {getattr(values, 'dtype', 'no numbers')}; expected an array of numbers")
     return values
@@ -62,8 +67,10 @@ def decode_mat(path: Path, content: bytes) -> dict[str, Any]:
 
     try:
         return loadmat(io.BytesIO(content))
-    except Exception as error:  # noqa: BLE001  scipy raises whatever a broken byte leads it to
-        raise MistakeError(f"{path}: not a whole MATLAB file ({len(content)} bytes); fetch it anew or delete it") from error
+    except Exception as error:
+        raise MistakeError(
+            f"{path}: not a whole MATLAB file ({len(content)} bytes); fetch it anew or delete it"
+        ) from error
 
 
 def decode_classes(
@@ -98,7 +105,9 @@ def checked_depth(path: Path, metres: np.ndarray) -> np.ndarray:
         raise MistakeError(f"{path}: an array of shape {list(metres.shape)}; expected depth (height, width)")
     bad = ~np.isfinite(metres)
     if bad.any():
-        raise MistakeError(f"{path}: {int(bad.sum())} depths are not finite; expected metres, and 0 where there is none")
+        raise MistakeError(
+            f"{path}: {int(bad.sum())} depths are not finite; expected metres, and 0 where there is none"
+        )
     low, high = metres.min(initial=0), metres.max(initial=0)
     if low < 0 or high > FARTHEST_M:
         raise MistakeError(f"{path}: depths {low:g}..{high:g}; expected metres in 0..{FARTHEST_M:g}; check the unit")
@@ -118,7 +127,9 @@ def checked_normals(path: Path, normals: np.ndarray) -> np.ndarray:
         normals = normals.transpose(2, 0, 1)
     bad = ~np.isfinite(normals)
     if bad.any():
-        raise MistakeError(f"{path}: {int(bad.sum())} numbers are not finite; expected vectors, (0, 0, 0) where invalid")
+        raise MistakeError(
+            f"{path}: {int(bad.sum())} numbers are not finite; expected vectors, (0, 0, 0) where invalid"
+        )
     length = np.sqrt((normals.astype(np.float64) ** 2).sum(0))
     if length.max(initial=0) > 2:  # the field's are unit vectors; 8-bit ones are off by a hundredth
         raise MistakeError(f"{path}: vectors up to {length.max():.3g} long; expected unit vectors")
@@ -138,22 +149,24 @@ def normals_png(path: Path, content: bytes) -> np.ndarray:
     return checked_normals(path, np.array(picture).astype(np.float32) * (2 / 255) - 1)
 
 
-def edges_from_values(path: Path, values: np.ndarray) -> np.ndarray:
-    """(H W) uint8, 1 on boundaries: values from the middle of their range on, which ends at 1 or at 255."""
+def binary_from_values(path: Path, values: np.ndarray, what: str = "boundaries") -> np.ndarray:
+    """(H W) uint8, 1 from the middle of the range on, which ends at 1 or at 255; in the latter 127 is unknown: 255."""
     values = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
     if values.ndim != 2 or not np.isfinite(values).all() or values.min(initial=0) < 0 or values.max(initial=0) > 255:
-        raise MistakeError(f"{path}: shape {list(values.shape)}; expected boundaries (height, width) in 0..1 or 0..255")
-    return (values >= (0.5 if values.max(initial=0) <= 1 else 128)).astype(np.uint8)
+        raise MistakeError(f"{path}: shape {list(values.shape)}; expected {what} (height, width) in 0..1 or 0..255")
+    if values.max(initial=0) <= 1:
+        return (values >= 0.5).astype(np.uint8)
+    return np.where(values == UNKNOWN, 255, values > UNKNOWN).astype(np.uint8)
 
 
 def edges_npy(path: Path, content: bytes) -> np.ndarray:
     """Boundaries from a NumPy file."""
-    return edges_from_values(path, decode_npy(path, content))
+    return binary_from_values(path, decode_npy(path, content))
 
 
 def edges_png(path: Path, content: bytes) -> np.ndarray:
     """Boundaries from a picture."""
-    return edges_from_values(path, decode_grey(path, content))
+    return binary_from_values(path, decode_grey(path, content))
 
 
 def encode_normals(normals: np.ndarray) -> np.ndarray:

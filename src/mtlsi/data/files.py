@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from mtlsi.data.decoding import Decoder, decode_image, decode_normals, decode_rgb, encode_normals
+from mtlsi.data.decoding import decode_image, decode_normals, decode_rgb, encode_normals
 from mtlsi.data.derive import DERIVE_VERSION
 from mtlsi.errors import MistakeError
 from mtlsi.tasks import TASKS, check_tasks
+from mtlsi.writing import replace_array
 
 IMAGE = "image"
 
@@ -30,11 +31,21 @@ class Source:
 
     folder: str
     suffix: str
-    decode: Decoder = decode_rgb
+    decode: Callable[..., np.ndarray] = decode_rgb
+    """A ``Decoder``; where there is a file ``beside``, that one's path and content follow."""
+    beside: tuple[str, str] | None = None
+    """Folder and suffix of a second file that the label needs: without both there is no label."""
     keep: bool = False
     """Decoding is slow: the result is kept in the cache."""
     derived: bool = False
     """The label is worked out from another one and is not a benchmark's own; tables say so."""
+    version: str = ""
+    """What else a kept label follows from than its files: the settings of ``decode``."""
+
+    @property
+    def places(self) -> tuple[tuple[str, str], ...]:
+        """Folder and suffix of each file that a label takes."""
+        return ((self.folder, self.suffix), *([self.beside] if self.beside else []))
 
 
 def default_cache_dir() -> Path:
@@ -55,6 +66,8 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     layout: str
     """What a person calls the way the files lie."""
+    labels_may_lack = True
+    """A picture without one of the labels is as it should be."""
 
     def __init__(
         self,
@@ -117,17 +130,28 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         """The file that holds the picture ("image") or the label of a task of item ``index``; None: it has none."""
         return self._path(what, self.names[index])
 
+    def stems(self, what: str) -> set[str]:
+        """The names of all files of "image" or of a task, listed in a split or not."""
+        return {
+            name[: -len(source.suffix)]
+            for source in self.sources[what]
+            for name in self._listing(source.folder)
+            if name.endswith(source.suffix)
+        }
+
     def read(self, what: str, index: int) -> np.ndarray:
         """The picture (H W 3) uint8 or a label, laid out as ``tasks.py`` says. Raises ``MistakeError`` naming the file."""
-        found = self._find(what, self.names[index])
+        name = self.names[index]
+        found = self._find(what, name)
         if found is None:
-            raise MistakeError(f"{self.names[index]}: no {what}; {self._absent(what)}")
-        path, source = found
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise MistakeError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
-        return self._kept(what, path, content, source) if source.keep else source.decode(path, content)
+            raise MistakeError(f"{name}: no {what}; {self._absent(what, [name])}")
+        source = found[1]
+        paths = [self.root / folder / (name + suffix) for folder, suffix in source.places]
+        files = [(path, _content(path)) for path in paths]
+        if not source.keep:
+            return _decode(files, source)
+        key = hashlib.sha256(b"".join(content for _, content in files)).hexdigest()[:32]
+        return self._kept(what, key, partial(_decode, files, source), source.version)
 
     def prepare(self, num_workers: int = 0) -> None:
         """Fill the cache with every slow label of ``tasks``, in ``num_workers`` processes (0: in this one)."""
@@ -150,22 +174,21 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             if found is not None and found[1].keep:
                 self.read(task, index)
 
-    def _kept(self, task: str, path: Path, content: bytes, source: Source) -> np.ndarray:
-        """The decoded label, from the cache where it is there. Its key is what it follows from: file and version."""
+    def _kept(self, task: str, key: str, decode: Callable[[], np.ndarray], version: str = "") -> np.ndarray:
+        """The label that ``decode`` gives, from the cache where it is there. Its ``key`` tells what it follows from."""
         vectors = bool(TASKS[task].label_channels)
-        key = hashlib.sha256(content).hexdigest()[:32]
-        kept = self.cache_dir / f"{task}-{DERIVE_VERSION}" / f"{key}.png"
+        kept = self.cache_dir / "-".join(filter(None, (task, str(DERIVE_VERSION), version))) / f"{key}.png"
         if kept.exists():
             pixels = np.array(decode_image(kept, kept.read_bytes()))
         else:
-            label = source.decode(path, content)
+            label = decode()
             pixels = encode_normals(label) if vectors else label
-            _write_beside_and_rename(kept, pixels)
+            _keep(kept, pixels)
         return decode_normals(pixels) if vectors else pixels
 
     def _find(self, what: str, name: str) -> tuple[Path, Source] | None:
         for source in self.sources[what]:
-            if name + source.suffix in self._listing(source.folder):
+            if all(name + suffix in self._listing(folder) for folder, suffix in source.places):
                 return self.root / source.folder / (name + source.suffix), source
         return None
 
@@ -189,13 +212,14 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def _absent(self, what: str, missing: Sequence[str] = ()) -> str:
         """What is to be said about files of ``what`` that are not there."""
-        source = self.sources[what][0]
-        folder, missing = self.root / source.folder, missing or self.names
+        places, missing = self.sources[what][0].places, missing or self.names
+        place, suffix = next((p for p in places if missing[0] + p[1] not in self._listing(p[0])), places[0])
+        folder = self.root / place
         if not folder.is_dir():
-            return f"{folder}: no such folder; expected one file {missing[0]}{source.suffix} for each name of {self.split}"
-        kinds = ", ".join(sorted({Path(name).suffix or name for name in self._listing(source.folder)})[:4]) or "nothing"
+            return f"{folder}: no such folder; expected one file {missing[0]}{suffix} for each name of {self.split}"
+        kinds = ", ".join(sorted({Path(name).suffix or name for name in self._listing(place)})[:4]) or "nothing"
         return (
-            f"{folder / (missing[0] + source.suffix)}: missing, and so are {len(missing) - 1} more that the split "
+            f"{folder / (missing[0] + suffix)}: missing, and so are {len(missing) - 1} more that the split "
             f"{self.split} lists (the folder holds {kinds}); restore the files or take the names off the list"
         )
 
@@ -203,7 +227,7 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 def read_names(path: Path, expected: str) -> list[str]:
     """The names in a split list, one per line. Raises ``MistakeError`` if there are none; ``expected`` shows one."""
     try:
-        names = path.read_text(encoding="utf-8").split()
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise MistakeError(f"{path}: cannot be read as text; expected one name per line, such as {expected}") from error
     if not names:
@@ -226,16 +250,21 @@ def holds(root: Path) -> str:
     return f"it holds {', '.join(found[:6]) or 'nothing'}" + (" and more" if len(found) > 6 else "")
 
 
-def _write_beside_and_rename(path: Path, pixels: np.ndarray) -> None:
-    """Several processes may make the same file at once: each writes its own, and the last rename wins."""
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MistakeError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
+
+
+def _decode(files: Sequence[tuple[Path, bytes]], source: Source) -> np.ndarray:
+    return source.decode(*(part for file in files for part in file))
+
+
+def _keep(path: Path, pixels: np.ndarray) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.part")
-        try:
-            Image.fromarray(pixels).save(part, format="PNG", compress_level=3)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        replace_array(path, Image.fromarray(pixels))
     except OSError as error:
         raise MistakeError(
             f"{path.parent}: labels cannot be kept there ({error.strerror}); set MTLSI_CACHE to a folder that can be written"

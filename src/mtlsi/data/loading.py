@@ -6,8 +6,9 @@ a resumed run sees what an unbroken one would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mtlsi.config import DataConfig
-from mtlsi.data.nyud import NYUD
+from mtlsi.data.files import FileDataset, holds
+from mtlsi.data.folder import Folder, splits_of_folder
+from mtlsi.data.nyud_official import open_nyud
+from mtlsi.data.pascal import PASCALContext
+from mtlsi.data.prepared import INDEX, Prepared
 from mtlsi.data.scenes import Scenes
 from mtlsi.data.transforms import EvaluationTransform, Sample, TrainTransform
 from mtlsi.errors import MistakeError
-from mtlsi.tasks import TASK_SETS, TASKS
+from mtlsi.tasks import TASKS
 
 FIRST_VALIDATION_SCENE = 1_000_000
 """Scenes from this index on are never trained on."""
@@ -30,12 +35,22 @@ class LabelledPictures(Protocol):
 
     tasks: tuple[str, ...]
     classes: dict[str, tuple[str, ...]]
+    derived: tuple[str, ...]
+    """Tasks whose labels are worked out from others: tables say so."""
+    left_out: dict[str, str]
+    """Tasks without any label, and why: verbs say so."""
+    boundary_tolerance: float
+    """How far a boundary pixel may lie from its match, as a fraction of the picture's diagonal."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Sample: ...
 
     def name(self, index: int, /) -> str: ...
+
+
+READERS: dict[str, Callable[..., FileDataset]] = {"nyud": open_nyud, "pascal": PASCALContext, "folder": Folder}
+"""By ``DataConfig.name``, called with (root, split, tasks=...)."""
 
 
 def open_dataset(config: DataConfig, split: str, seed: int = 0) -> LabelledPictures:
@@ -52,11 +67,40 @@ def open_dataset(config: DataConfig, split: str, seed: int = 0) -> LabelledPictu
             tasks=config.tasks,
             first_index=0 if training else FIRST_VALIDATION_SCENE,
         )
-    if config.name == "nyud":
-        if config.root is None:
-            raise MistakeError("data nyud needs its folder; give --data.root (train) or --root (evaluate)")
-        return NYUD(config.root, split, tasks=config.tasks or TASK_SETS["nyud"].tasks)
-    raise MistakeError(f"unknown data set {config.name!r}; expected scenes or nyud")
+    if config.name not in READERS:
+        raise MistakeError(f"unknown data set {config.name!r}; expected scenes, {', '.join(READERS)}")
+    if config.root is None:
+        raise MistakeError(f"data {config.name} needs its folder; give --data.root (train) or --root (evaluate)")
+    root = Path(config.root)
+    if (root / INDEX).is_file():
+        return Prepared(root, split, tasks=config.tasks)
+    return READERS[config.name](root, split, tasks=config.tasks)
+
+
+def recognise(root: Path) -> str:
+    """Which of ``READERS`` reads the folder ``root``, by what lies in it; ``MistakeError`` where none does."""
+    signs = {
+        "folder": ("dataset.yaml",),
+        "nyud": ("nyu_depth_v2_labeled.mat", "gt_sets"),
+        "pascal": ("JPEGImages", "ImageSets/Context"),
+    }
+    for name, files in signs.items():
+        if any((root / file).exists() for file in files):
+            return name
+    raise MistakeError(
+        f"{root}: {holds(root)}; expected dataset.yaml (your own data), gt_sets/ or nyu_depth_v2_labeled.mat (NYUDv2) or "
+        "JPEGImages/ (PASCAL-Context)"
+    )
+
+
+def open_folder(root: Path, split: str, **options: Any) -> FileDataset:
+    """One split of the data set in ``root``, whichever it is; ``options`` as its reader takes them."""
+    return READERS[recognise(root)](root, split, **options)
+
+
+def splits_of(root: Path) -> tuple[str, ...]:
+    """The splits that the data set in ``root`` has."""
+    return splits_of_folder(root) if recognise(root) == "folder" else ("train", "val")
 
 
 def spread(num_pictures: int, length: int) -> list[int]:
@@ -113,7 +157,7 @@ class TrainingPictures(Dataset):
 
 
 class EvaluationPictures(Dataset):
-    """Samples for testing, by index."""
+    """Samples for testing, by index; a label that a picture lacks is filled with its task's invalid value."""
 
     def __init__(self, dataset: LabelledPictures, transform: EvaluationTransform):
         self.dataset, self.transform = dataset, transform
@@ -122,7 +166,10 @@ class EvaluationPictures(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.transform(self.dataset[index])
+        sample = self.transform(self.dataset[index])
+        return {"image": sample["image"]} | {
+            task: sample[task] if task in sample else _no_label(task, sample) for task in self.dataset.tasks
+        }
 
 
 class RunSampler(Sampler[list[tuple[int, int]]]):
@@ -182,11 +229,11 @@ def training_batches(
 def evaluation_batches(
     dataset: LabelledPictures, config: DataConfig, indices: Sequence[int], *, batch_size: int = 1
 ) -> DataLoader:
-    """Batches of whole pictures, labels at their stored size, in the order of ``indices``."""
+    """Lists of whole pictures, labels at their stored size, in the order of ``indices``."""
     return DataLoader(
         torch.utils.data.Subset(EvaluationPictures(dataset, EvaluationTransform(config.picture_hw)), list(indices)),
         batch_size=batch_size,
-        collate_fn=Collate(dataset.tasks),
+        collate_fn=list,
         num_workers=config.num_workers,
         worker_init_fn=_one_thread,
     )

@@ -53,14 +53,19 @@ def _depth_8bit(path: Path, content: bytes) -> np.ndarray:
     return np.where(values > 0, (values + np.float32(0.5)) * np.float32(NYU_DEPTH_STEP_M), 0).astype(np.float32)
 
 
-def _normals_of_8bit(path: Path, content: bytes) -> np.ndarray:
-    depth_m = _depth_8bit(path, content)
+def camera_normals(depth_m: np.ndarray, step_m: float | None) -> np.ndarray:
+    """Normals (3 H W) of depth (H W) in metres from NYUDv2's camera, at the official size or resized from it."""
     scale_y, scale_x = (length / official for length, official in zip(depth_m.shape, SIZE_HW, strict=True))
     return normals_from_depth(
         depth_m,
         focal_xy=(NYU_FOCAL_XY[0] * scale_x, NYU_FOCAL_XY[1] * scale_y),
         centre_xy=((NYU_CENTRE_XY[0] + 0.5) * scale_x - 0.5, (NYU_CENTRE_XY[1] + 0.5) * scale_y - 0.5),
+        step_m=step_m,
     )
+
+
+def _normals_of_8bit(path: Path, content: bytes) -> np.ndarray:
+    return camera_normals(_depth_8bit(path, content), NYU_DEPTH_STEP_M)
 
 
 def _boundary_of_classes(path: Path, content: bytes) -> np.ndarray:
@@ -121,6 +126,8 @@ class NYUD(FileDataset):
     Raises ``MistakeError`` at once where ``root`` is in none of the layouts or a listed file is missing, and on reading
     where a file cannot be decoded, sizes disagree or a label is out of range.
     """
+
+    labels_may_lack = False
 
     def __init__(
         self,

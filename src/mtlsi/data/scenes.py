@@ -171,6 +171,8 @@ class Scenes(torch.utils.data.Dataset):
     ``render_scene`` gives them. Raises ``MistakeError`` for a task that the label set has not.
     """
 
+    derived: tuple[str, ...] = ()
+
     def __init__(
         self,
         length: int,
@@ -187,6 +189,8 @@ class Scenes(torch.utils.data.Dataset):
         self.length, self.seed, self.first_index = length, seed, first_index
         self.size_hw, self.label_set = (int(size_hw[0]), int(size_hw[1])), label_set
         self.tasks = check_tasks(LABEL_SETS[label_set] if tasks is None else tasks, among=LABEL_SETS[label_set])
+        self.left_out: dict[str, str] = {}
+        self.boundary_tolerance = TASK_SETS["pascal" if label_set == "pascal" else "nyud"].boundary_tolerance
         known = {"semseg": PASCAL21 if label_set == "pascal" else NYUD40, "parsing": PARTS7}
         self.classes: dict[str, tuple[str, ...]] = {task: known[task] for task in self.tasks if task in known}
 

@@ -1,7 +1,8 @@
 """One geometry for a picture and all of its labels: zoom, crop, flip, colours, padding.
 
-A sample is a dictionary: ``image`` uint8 (3 H W) and labels by task, laid out as ``tasks.py`` says. Every random draw
-comes from the generator that is handed in, so that a sample is a pure function of its seed.
+A sample is a dictionary: ``image`` uint8 (3 H W) and labels by task, laid out as ``tasks.py`` says; torchvision's
+functions move both, by the rules of ``labels.py``. Every random draw comes from the generator that is handed in, so that
+a sample is a pure function of its seed.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from mtlsi.data.labels import Sample, as_tensors, as_tv_tensors
 from mtlsi.tasks import TASKS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP_TRIES = 10
-Sample = dict[str, Tensor]
 Box = tuple[int, int, int, int]
 """Top, left, height, width."""
 
@@ -59,7 +59,7 @@ class TrainTransform:
             box = (top, left, *size_hw)
             if (h, w) == size_hw or "semseg" not in sample or self.class_limit >= 1:
                 break
-            label = _crop(sample["semseg"], box)[::4, ::4].flatten()  # a sixteenth of the pixels tells the shares
+            label = tv.crop(sample["semseg"], *box)[::4, ::4].flatten()  # a sixteenth of the pixels tells the shares
             counts = torch.bincount(label[label != TASKS["semseg"].invalid].long())
             if len(counts) == 0 or counts.max() <= self.class_limit * counts.sum():
                 break
@@ -86,35 +86,20 @@ def normalise(image: Tensor) -> Tensor:
 
 def cut(sample: Sample, box: Box) -> Sample:
     """The part of the picture and of every label inside ``box``."""
-    return {name: _crop(x, box) for name, x in sample.items()}
+    return as_tensors({name: tv.crop(x, *box) for name, x in as_tv_tensors(sample).items()})
 
 
 def resize(sample: Sample, size_hw: tuple[int, int], *, zoom: float = 1.0) -> Sample:
     """Picture bilinear, labels nearest, depth divided by ``zoom``; thin labels survive shrinking by their maximum."""
-    resized = {"image": tv.resize(sample["image"], list(size_hw), antialias=True)}
-    for name, label in _labels(sample).items():
-        task = TASKS[name]
-        shrinks = size_hw[0] < label.shape[-2]
-        if task.shrink == "max" and shrinks:
-            known = torch.where(task.valid(label), label, 0)
-            value = F.adaptive_max_pool2d(known.float()[None], size_hw)[0].to(label.dtype)
-            seen = F.adaptive_max_pool2d(task.valid(label).float()[None], size_hw)[0] > 0
-            resized[name] = torch.where(seen, value, task.invalid)
-            continue
-        rows = _nearest(label.shape[-2], size_hw[0])
-        columns = _nearest(label.shape[-1], size_hw[1])
-        label = label[..., rows[:, None], columns]
-        resized[name] = label / zoom if task.zoom == "divide" else label
-    return resized
+    resized = as_tensors(
+        {name: tv.resize(x, list(size_hw), antialias=True) for name, x in as_tv_tensors(sample).items()}
+    )
+    return {name: x / zoom if name in TASKS and TASKS[name].zoom == "divide" else x for name, x in resized.items()}
 
 
 def flip(sample: Sample) -> Sample:
     """Left and right exchanged; a normal's x changes its sign."""
-    flipped = {name: x.flip(-1) for name, x in sample.items()}
-    for name, label in _labels(flipped).items():
-        if TASKS[name].flip == "negate_x":
-            flipped[name] = torch.cat((-label[:1], label[1:]))
-    return flipped
+    return as_tensors({name: tv.horizontal_flip(x) for name, x in as_tv_tensors(sample).items()})
 
 
 def distort_colours(image: Tensor, generator: Generator) -> Tensor:
@@ -139,22 +124,8 @@ def pad_centred(sample: Sample, size_hw: tuple[int, int]) -> Sample:
     if (h, w) == size_hw:
         return sample
     top, left = (size_hw[0] - h) // 2, (size_hw[1] - w) // 2
-    sides = (left, size_hw[1] - w - left, top, size_hw[0] - h - top)
-    return {name: F.pad(x, sides, value=0 if name == "image" else TASKS[name].invalid) for name, x in sample.items()}
-
-
-def _labels(sample: Sample) -> Sample:
-    return {name: x for name, x in sample.items() if name in TASKS}
-
-
-def _crop(x: Tensor, box: Box) -> Tensor:
-    top, left, height, width = box
-    return x[..., top : top + height, left : left + width]
-
-
-def _nearest(length: int, target: int) -> Tensor:
-    """For every cell of ``target`` the pixel of ``length`` under its centre."""
-    return ((torch.arange(target) + 0.5) * (length / target)).long().clamp_max(length - 1)
+    sides = [left, top, size_hw[1] - w - left, size_hw[0] - h - top]
+    return as_tensors({name: tv.pad(x, sides) for name, x in as_tv_tensors(sample).items()})
 
 
 def _uniform(generator: Generator, low: float, high: float) -> float:

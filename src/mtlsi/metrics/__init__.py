@@ -3,38 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torchmetrics import Metric
 
 from mtlsi.errors import MistakeError
-from mtlsi.metrics.boundary import ToleranceBoundaryF
+from mtlsi.metrics.boundary import BoundaryF, boundary_counts, count_pairs
 from mtlsi.metrics.delta import delta_m
 from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU
+from mtlsi.metrics.precision_recall import BoundaryCurve, Counts
 from mtlsi.tasks import Task
 
-__all__ = ["METRICS", "AngularError", "DepthError", "MaxF", "MeanIoU", "ToleranceBoundaryF", "build_metric", "delta_m"]
+__all__ = [
+    "METRICS",
+    "AngularError",
+    "BoundaryCurve",
+    "BoundaryF",
+    "Counts",
+    "DepthError",
+    "MaxF",
+    "MeanIoU",
+    "MetricSettings",
+    "boundary_counts",
+    "build_metric",
+    "count_pairs",
+    "delta_m",
+]
 
 
-def _mean_iou(task: Task, num_classes: int | None, boundary_tolerance: float) -> Metric:  # noqa: ARG001
-    if num_classes is None:
-        raise MistakeError(f"{task.name}: number of classes not given; mIoU needs num_classes")
-    return MeanIoU(num_classes)
+@dataclass(frozen=True)
+class MetricSettings:
+    """What metrics must know besides the task."""
+
+    num_classes: int | None = None
+    """For tasks with classes."""
+    boundary_tolerance: float = 0.011
+    """How far a boundary pixel may lie from its match, as a fraction of the picture's diagonal."""
+    num_thresholds: int = 99
+    """Of the boundary curve."""
+    legacy_saliency: bool = False
+    """See ``MaxF``."""
 
 
-METRICS: dict[str, Callable[[Task, int | None, float], Metric]] = {
-    "miou": _mean_iou,
-    "depth_error": lambda task, num_classes, boundary_tolerance: DepthError(),  # noqa: ARG005
-    "angular_error": lambda task, num_classes, boundary_tolerance: AngularError(),  # noqa: ARG005
-    "max_f": lambda task, num_classes, boundary_tolerance: MaxF(),  # noqa: ARG005
-    "boundary_f": lambda task, num_classes, boundary_tolerance: ToleranceBoundaryF(boundary_tolerance),  # noqa: ARG005
+METRICS: dict[str, Callable[[MetricSettings], Metric]] = {
+    "miou": lambda settings: MeanIoU(settings.num_classes or 0),
+    "depth_error": lambda _: DepthError(),
+    "angular_error": lambda _: AngularError(),
+    "max_f": lambda settings: MaxF(legacy=settings.legacy_saliency),
+    "boundary_f": lambda settings: BoundaryF(settings.boundary_tolerance, num_thresholds=settings.num_thresholds),
 }
 """By ``Task.metric``."""
 
 
-def build_metric(task: Task, *, num_classes: int | None, boundary_tolerance: float) -> Metric:
+def build_metric(task: Task, settings: MetricSettings) -> Metric:
     """An empty metric for ``task``; its ``compute()`` gives a dict of scalars that holds ``task.score``.
 
-    ``num_classes`` is needed by tasks with classes, ``boundary_tolerance`` (a fraction of the picture's diagonal) by
-    boundaries. Raises ``MistakeError`` where a task with classes is given no ``num_classes``.
+    Raises ``MistakeError`` where a task with classes is given no ``num_classes``.
     """
-    return METRICS[task.metric](task, num_classes, boundary_tolerance)
+    if task.output == "class" and not settings.num_classes:
+        raise MistakeError(f"{task.name}: number of classes not given; mIoU needs num_classes")
+    return METRICS[task.metric](settings)

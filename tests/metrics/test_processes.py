@@ -1,0 +1,77 @@
+"""Two real processes that share out uneven batches get the scores of one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mtlsi.metrics import MetricSettings, build_metric
+from mtlsi.tasks import TASKS
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+from mtlsi.metrics import MetricSettings, build_metric
+from mtlsi.tasks import TASKS
+
+settings = MetricSettings(num_classes=5, boundary_tolerance=0.05, num_thresholds=9)
+scores = {}
+for name, task in TASKS.items():
+    metric = build_metric(task, settings)
+    for batch in torch.load(folder / f"{name}-{rank}.pt"):
+        metric.update(*batch)
+    scores[name] = {key: float(value) for key, value in metric.compute().items()}
+    if name == "boundary":
+        scores["curve"] = metric.curve()
+(folder / f"scores-{rank}.json").write_text(json.dumps(scores))
+dist.destroy_process_group()
+"""
+
+
+def pictures(name, count, seed):
+    draw = torch.Generator().manual_seed(seed)
+    shape = (count, 20, 28)
+    valid = torch.rand(shape, generator=draw) > 0.2
+    task = TASKS[name]
+    if task.label_channels:
+        a, b = (torch.nn.functional.normalize(torch.randn(count, 3, 20, 28, generator=draw), dim=1) for _ in range(2))
+        return a, b, valid
+    if task.label_dtype == "float32":
+        return torch.rand(shape, generator=draw) + 1, torch.rand(shape, generator=draw) + 1, valid
+    if task.output == "class":
+        label = torch.randint(5, shape, generator=draw).to(torch.uint8)
+        return torch.randint(5, shape, generator=draw), label, valid
+    return torch.rand(shape, generator=draw), (torch.rand(shape, generator=draw) > 0.9).to(torch.uint8), valid
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_two_processes_with_uneven_batches_score_as_one(tmp_path):
+    alone = {}
+    for name, task in TASKS.items():
+        shares = [[pictures(name, 3, 1), pictures(name, 1, 2)], [pictures(name, 2, 3)]]
+        for rank, share in enumerate(shares):
+            torch.save(share, tmp_path / f"{name}-{rank}.pt")
+        metric = build_metric(task, MetricSettings(num_classes=5, boundary_tolerance=0.05, num_thresholds=9))
+        for batch in shares[1] + shares[0]:
+            metric.update(*batch)
+        alone[name] = {key: float(value) for key, value in metric.compute().items()}
+        if name == "boundary":
+            alone["curve"] = metric.curve()
+    command = [sys.executable, "-c", PROGRAM]
+    running = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in (0, 1)]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    for rank in (0, 1):
+        together = json.loads((tmp_path / f"scores-{rank}.json").read_text())
+        assert together.keys() == alone.keys()
+        for name, scores in alone.items():
+            assert together[name] == pytest.approx(scores, rel=1e-12, nan_ok=True), name
