@@ -124,3 +124,6 @@ def test_a_folder_that_is_no_data_set_is_a_mistake(tmp_path):
         check(tmp_path)
     with pytest.raises(MistakeError, match="nowhere: no such folder"):
         check(tmp_path / "nowhere")
+    (tmp_path / "prepared.json").write_text("{}")
+    with pytest.raises(MistakeError, match="made by mtlsi data prepare; give the folder that it was made from"):
+        check(tmp_path)

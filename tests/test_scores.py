@@ -8,8 +8,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from mtlsi.data.nyud import NYUD
 from mtlsi.errors import MistakeError
-from mtlsi.scores import compare_single_task, paper_row, score_table, write_pictures, write_scores
+from mtlsi.scores import compare_single_task, introduce, paper_row, score_table, write_pictures, write_scores
 
 SCORES = {"semseg": {"mIoU": 40.0, "pixel_acc": 70.0}, "depth": {"RMSE": 0.6, "abs_rel": float("nan")}}
 
@@ -95,3 +96,15 @@ def test_pictures_are_written_line_by_line_with_undefined_figures_empty(tmp_path
         ["0, 2", "12.5", "0.333333", "2", "0.25"],
     ]
     assert os.listdir(tmp_path) == ["pictures.csv"]
+
+
+def test_a_data_set_is_introduced_with_its_layout_and_what_it_lacks(nyud_root):
+    for path in (nyud_root / "segmentation").iterdir():
+        path.unlink()
+    said = StringIO()
+    introduce(NYUD(nyud_root, "val"), Console(file=said, width=300))
+    first, *others = said.getvalue().splitlines()
+    assert first == (
+        "data: NYUDv2 with 8-bit depth (normals and boundaries derived), 2 pictures of val, derived labels: normals"
+    )
+    assert [line.split("(")[0] for line in others] == ["left out: semseg ", "left out: boundary "]

@@ -28,8 +28,8 @@ from mtlsi.scores import (
     Scores,
     check_writable,
     compare_single_task,
+    introduce,
     paper_row,
-    say_left_out,
     score_table,
     write_pictures,
     write_scores,
@@ -192,7 +192,7 @@ def evaluate_from_command(request: Request, *, console: Console | None = None) -
     network.to(device)
     config = request.data_config(network)
     dataset = open_dataset(config, request.split)
-    say_left_out(dataset, console)
+    introduce(dataset, console)
     indices = spread(request.limit, len(dataset))
     rows: list[tuple[str, Scores]] = []
 

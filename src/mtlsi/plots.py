@@ -26,12 +26,9 @@ def plot_precision_recall(
     figure = Figure(figsize=(5.2, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    across = np.linspace(0.01, 1, 200)
     for f in np.arange(0.1, 1.0, 0.1):
-        along = across[across > f / 2 + 1e-9]
-        level = f * along / (2 * along - f)
-        seen = level <= 1
-        axes.plot(along[seen], level[seen], color="0.85", lw=0.8, zorder=0)
+        along = np.linspace(f / (2 - f), 1, 200)  # from where the precision is 1
+        axes.plot(along, f * along / (2 * along - f), color="0.85", lw=0.8, zorder=0)
         axes.annotate(
             f"F {f:.1f}", (1, f / (2 - f)), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center"
         )

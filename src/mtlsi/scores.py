@@ -112,6 +112,15 @@ def compare_single_task(scores: Scores, path: Path) -> float:
     return delta_m(headline(scores), single)
 
 
+def introduce(dataset: Any, console: Console) -> None:
+    """One line on what a data set on disk is, and what it could not offer."""
+    if hasattr(dataset, "layout"):
+        derived = f", derived labels: {', '.join(dataset.derived)}" if dataset.derived else ""
+        text = f"data: {dataset.layout}, {len(dataset)} pictures of {dataset.split}{derived}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say_left_out(dataset, console)
+
+
 def say_left_out(dataset: Any, console: Console) -> None:
     """One line for each task that a data set could not offer."""
     for task, reason in dataset.left_out.items():

@@ -38,7 +38,7 @@ from mtlsi.model.network import MTLSINet, create_model, decode, packaged_models
 from mtlsi.nn.layers import TaskLayerNorm, enlarge
 from mtlsi.plots import plot_curves
 from mtlsi.progress import Log
-from mtlsi.scores import Scores, say_left_out, write_scores
+from mtlsi.scores import Scores, introduce, write_scores
 from mtlsi.tasks import TASKS
 from mtlsi.visualize import compare_panel
 
@@ -72,7 +72,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
     parts = assemble(config, out, resume=resume)
     position, average = parts.position, parts.average
     if parts.accelerator.is_main_process:
-        say_left_out(parts.train_set, console)
+        introduce(parts.train_set, console)
     batches = iter(batches_from(position.step, parts, config))
     log = Log(parts.accelerator, out, options, console, position.step)
     scores: Scores = {}

@@ -84,6 +84,10 @@ def recognise(root: Path) -> str:
         "nyud": ("nyu_depth_v2_labeled.mat", "gt_sets"),
         "pascal": ("JPEGImages", "ImageSets/Context"),
     }
+    if (root / INDEX).is_file():
+        raise MistakeError(f"{root}: made by mtlsi data prepare; give the folder that it was made from")
+    if root.suffix == ".mat" and root.is_file():
+        return "nyud"
     for name, files in signs.items():
         if any((root / file).exists() for file in files):
             return name
