@@ -51,7 +51,9 @@ def test_looking_around_loads_nothing_heavy(statement):
     assert heavy_modules_after(statement) == []
 
 
-@pytest.mark.parametrize("verb", [[], ["train"], ["evaluate"], ["predict"], ["demo"]])
+@pytest.mark.parametrize(
+    "verb", [[], ["train"], ["evaluate"], ["predict"], ["demo"], ["data"], ["boundary"], ["benchmark"]]
+)
 def test_help_is_quick_and_complete(verb):
     program = (
         "import sys; from mtlsi.cli import main\n"

@@ -60,6 +60,9 @@ def build_parser() -> Parser:
     commands.add_subcommand(
         "boundary", _boundary_parser(), help="score the boundary maps of any detector: ODS, OIS, AP"
     )
+    commands.add_subcommand(
+        "benchmark", _benchmark_parser(), help="measure what a model costs: operations, time, memory, growth"
+    )
     return parser
 
 
@@ -168,6 +171,26 @@ def _boundary_parser() -> Parser:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
     parser.add_argument("--json", type=Path, default=None, help="also write the scores to this file")
     parser.add_argument("--curve", type=Path, default=None, help="also draw the precision-recall curve, as PNG")
+    return parser
+
+
+def _benchmark_parser() -> Parser:
+    parser = Parser(description="Parameters, operations, time by part, memory and growth, on this machine.")
+    parser.add_argument("--model", type=str, required=True, help="a preset, a packaged name, a run or model folder")
+    parser.add_argument("--dataset", type=str, default=None, help="whose tasks a preset gets: nyud (default), pascal")
+    parser.add_argument("--size", type=int, nargs=2, default=None, metavar=("H", "W"), help="size of the pictures")
+    parser.add_argument("--tasks", type=str, default=None, help="predict these only, such as depth,normals")
+    parser.add_argument("--dtype", type=str, default="float32", help="float32 or bfloat16")
+    parser.add_argument(
+        "--device", type=str, default=None, help="cpu, cuda, mps; the default takes an accelerator if any"
+    )
+    parser.add_argument("--modes", type=str, default="eager", help="some of eager,compiled,exported")
+    parser.add_argument("--batches", type=str, default="1,4", help="pictures at a time, such as 1,4,16")
+    parser.add_argument("--sizes", type=str, default=None, help="growth over these, such as 224x288,320x416,448x576")
+    parser.add_argument("--train", action="store_true", help="also time a training step")
+    parser.add_argument("--repeats", type=int, default=7, help="how often each thing is timed")
+    parser.add_argument("--json", type=Path, default=None, help="also write everything to this file")
+    parser.add_argument("--plot", type=Path, default=None, help="also draw the growth over --sizes, as PNG")
     return parser
 
 
@@ -296,6 +319,33 @@ def _boundary(options: Namespace) -> int:
     return 0
 
 
+def _benchmark(options: Namespace) -> int:
+    from mtlsi.benchmark import Request, benchmark, read_counts, read_sizes
+
+    benchmark(
+        Request(
+            options.model,
+            dataset=options.dataset,
+            size_hw=tuple(options.size) if options.size else None,
+            tasks=_names(options.tasks) if options.tasks else None,
+            dtype=options.dtype,
+            device=options.device,
+            modes=_names(options.modes),
+            batches=read_counts(options.batches),
+            sizes=read_sizes(options.sizes) if options.sizes else (),
+            train=options.train,
+            repeats=options.repeats,
+            json_path=options.json,
+            plot_path=options.plot,
+        )
+    )
+    return 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
 COMMANDS = {
     "train": _train,
     "evaluate": _evaluate,
@@ -303,6 +353,7 @@ COMMANDS = {
     "demo": _demo,
     "data": _data,
     "boundary": _boundary,
+    "benchmark": _benchmark,
 }
 
 

@@ -1,11 +1,11 @@
-"""Curves for people: how a training went, and how precision falls as recall rises."""
+"""Curves for people: how a training went, how precision falls as recall rises, how costs grow."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from mtlsi.errors import MistakeError
 from mtlsi.tasks import TASKS
@@ -79,6 +80,34 @@ def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike) -> Path:
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[plots:]:
         axis.set_axis_off()
+    return _save(figure, Path(out_png))
+
+
+def plot_scaling(
+    pixels: Sequence[int], series: Mapping[str, tuple[Sequence[float], float, float]], out_png: str | os.PathLike
+) -> Path:
+    """How costs grow with the number of pixels, both axes logarithmic, as PNG.
+
+    ``series`` holds, by title, the cost at each of ``pixels`` and the line fitted to it, ``factor * pixels ** exponent``,
+    as (costs, exponent, factor).
+    """
+    figure = Figure(figsize=(4.6 * len(series), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, (costs, exponent, factor)) in zip(
+        figure.subplots(1, len(series), squeeze=False).flat, series.items(), strict=True
+    ):
+        line = [factor * count**exponent for count in pixels]
+        axes.plot(pixels, line, color="#2b6cb0", lw=1.4, label=f"pixels^{exponent:.2f}", zorder=1)
+        axes.plot(pixels, costs, "o", color="#c53030", label="measured", zorder=2)
+        axes.set(xscale="log", yscale="log", xlabel="pixels", title=title)
+        axes.set_xticks(pixels, [f"{count / 1000:.0f} k" for count in pixels], fontsize=8)
+        axes.set_yticks(costs, [f"{cost:.1f}" if cost < 10 else f"{cost:.0f}" for cost in costs], fontsize=8)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(NullFormatter())
+        axes.title.set_fontsize(10)
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.25, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, Path(out_png))
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -71,7 +70,9 @@ def unpack(path: Path, content: bytes, tasks: Sequence[str]) -> dict[str, Tensor
                 continue
             task, stored = TASKS[name], tensors[name]
             if task.label_channels:
-                sample[name] = F.normalize(torch.from_numpy(stored.astype(np.float32)), dim=0)
+                x, y, z = vectors = torch.from_numpy(stored.astype(np.float32))
+                # written out: torch's norm over a leading axis takes twenty times as long
+                sample[name] = vectors * (x * x + y * y + z * z).clamp_(min=1).rsqrt_()
             elif task.label_dtype == "float32":
                 sample[name] = torch.from_numpy(stored.astype(np.float32) * tensors[f"{name}.step"])
             else:
