@@ -96,9 +96,7 @@ def _evaluate_parser() -> Parser:
     parser.add_argument("--split", type=str, default="val", help="val or train")
     parser.add_argument("--size", type=int, nargs=2, default=None, metavar=("H", "W"), help="size to show pictures at")
     parser.add_argument("--limit", type=int, default=0, help="measure on this many pictures only; 0: all")
-    parser.add_argument(
-        "--device", type=str, default=None, help="cpu, cuda, mps; the default takes an accelerator if any"
-    )
+    _add_device(parser)
     parser.add_argument("--json", type=Path, default=None, help="also write the scores to this file")
     parser.add_argument("--csv", type=Path, default=None, help="also write every picture's own figures to this file")
     parser.add_argument(
@@ -122,11 +120,14 @@ def _predict_parser() -> Parser:
         "--tasks", type=str, default=None, help="comma-separated, such as depth,normals; all by default"
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the results")
-    parser.add_argument(
-        "--device", type=str, default=None, help="cpu, cuda, mps; the default takes an accelerator if any"
-    )
+    _add_device(parser)
     parser.add_argument("--dtype", type=str, default="float32", help="float32, bfloat16 or float16")
     return parser
+
+
+def _add_device(parser: Parser) -> None:
+    said = "cpu, cuda, mps; the default takes an accelerator if any"
+    parser.add_argument("--device", type=str, default=None, help=said)
 
 
 def _add_data_commands(data: Parser) -> None:
@@ -181,9 +182,7 @@ def _benchmark_parser() -> Parser:
     parser.add_argument("--size", type=int, nargs=2, default=None, metavar=("H", "W"), help="size of the pictures")
     parser.add_argument("--tasks", type=str, default=None, help="predict these only, such as depth,normals")
     parser.add_argument("--dtype", type=str, default="float32", help="float32 or bfloat16")
-    parser.add_argument(
-        "--device", type=str, default=None, help="cpu, cuda, mps; the default takes an accelerator if any"
-    )
+    _add_device(parser)
     parser.add_argument("--modes", type=str, default="eager", help="some of eager,compiled,exported")
     parser.add_argument("--batches", type=str, default="1,4", help="pictures at a time, such as 1,4,16")
     parser.add_argument("--sizes", type=str, default=None, help="growth over these, such as 224x288,320x416,448x576")
@@ -247,7 +246,7 @@ def _predict(options: Namespace) -> int:
     from mtlsi.predict import Predictor, predict_paths
 
     predictor = Predictor(MTLSINet.from_pretrained(options.model), device=options.device, dtype=options.dtype)
-    tasks = None if options.tasks is None else [task.strip() for task in options.tasks.split(",")]
+    tasks = None if options.tasks is None else _names(options.tasks)
     outcome = predict_paths(options.pictures, predictor, options.out, tasks)
     return 1 if outcome.failed else 0
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from mtlsi.data.files import IMAGE, FileDataset
 from mtlsi.data.loading import open_folder, splits_of
 from mtlsi.errors import MistakeError
+from mtlsi.parallel import for_each
 from mtlsi.scores import check_writable, say_left_out
 from mtlsi.tasks import TASKS
 from mtlsi.writing import replace_text
@@ -123,9 +122,9 @@ def check(root: Path, *, num_workers: int = 2, console: Console | None = None) -
         report.layout = dataset.layout
         report.left_out |= dataset.left_out
         _check_names(dataset, report)
-        with ProcessPoolExecutor(max(1, num_workers)) as pool:
-            read = pool.map(_Reader(dataset), range(len(dataset)), chunksize=8)
-            readings = [one for of in track(read, f"reading {split}", len(dataset), console=console) for one in of]
+        title = f"reading {split}"
+        read = for_each(_Reader(dataset), len(dataset), title=title, num_workers=num_workers, console=console)
+        readings = [one for of in read for one in of]
         report.problems += [reading.problem for reading in readings if reading.problem]
         for what in (IMAGE, *dataset.tasks):
             report.counts.append(_count(dataset, what, [r for r in readings if r.what == what and not r.problem]))

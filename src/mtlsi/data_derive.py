@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
 from mtlsi.data.decoding import UNKNOWN
 from mtlsi.data.derive import boundaries_from_labels, normals_from_depth
 from mtlsi.data.files import FileDataset
 from mtlsi.data.loading import open_folder, splits_of
 from mtlsi.errors import MistakeError
+from mtlsi.parallel import for_each
 from mtlsi.tasks import TASKS
 from mtlsi.writing import replace_array
 
@@ -105,9 +104,8 @@ def derive(
             (out / task).mkdir(parents=True, exist_ok=True)
         counts = {}
         for split, dataset in datasets.items():
-            with ProcessPoolExecutor(max(1, num_workers)) as pool:
-                made = pool.map(_Deriver(dataset, wanted, out), range(len(dataset)), chunksize=4)
-                counts[split] = sum(track(made, f"deriving {split}", len(dataset), console=console))
+            work, title = _Deriver(dataset, wanted, out), f"deriving {split}"
+            counts[split] = sum(for_each(work, len(dataset), title=title, num_workers=num_workers, console=console))
     except OSError as error:
         raise MistakeError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
     console.print(f"{sum(counts.values())} labels in {out}")

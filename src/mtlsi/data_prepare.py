@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from mtlsi.data.files import IMAGE, FileDataset
 from mtlsi.data.loading import open_folder, splits_of
 from mtlsi.data.prepared import INDEX, VERSION, pack, picture_path
 from mtlsi.data.transforms import resize
 from mtlsi.errors import MistakeError
+from mtlsi.parallel import for_each
 from mtlsi.writing import replace_bytes, replace_text
 
 
@@ -64,9 +63,8 @@ def prepare(
         _claim(out, index)
         total = 0
         for split, dataset in splits.items():
-            with ProcessPoolExecutor(max(1, num_workers)) as pool:
-                sizes = pool.map(_Packer(dataset, out, size_hw), range(len(dataset)), chunksize=8)
-                total += sum(track(sizes, f"preparing {split}", len(dataset), console=console))
+            work, title = _Packer(dataset, out, size_hw), f"preparing {split}"
+            total += sum(for_each(work, len(dataset), title=title, num_workers=num_workers, console=console))
         replace_text(out / INDEX, json.dumps(index | {"complete": True}, indent=1) + "\n")
     except OSError as error:
         raise MistakeError(f"{out}: cannot be written ({error.strerror}); give another --out") from error

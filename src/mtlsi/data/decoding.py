@@ -149,11 +149,16 @@ def normals_png(path: Path, content: bytes) -> np.ndarray:
     return checked_normals(path, np.array(picture).astype(np.float32) * (2 / 255) - 1)
 
 
-def binary_from_values(path: Path, values: np.ndarray, what: str = "boundaries") -> np.ndarray:
-    """(H W) uint8, 1 from the middle of the range on, which ends at 1 or at 255; in the latter 127 is unknown: 255."""
-    values = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
+def check_strength(path: Path, values: np.ndarray, what: str) -> None:
+    """Raises ``MistakeError`` unless ``values`` is a map (H W) in 0..1 or 0..255."""
     if values.ndim != 2 or not np.isfinite(values).all() or values.min(initial=0) < 0 or values.max(initial=0) > 255:
         raise MistakeError(f"{path}: shape {list(values.shape)}; expected {what} (height, width) in 0..1 or 0..255")
+
+
+def binary_from_values(path: Path, values: np.ndarray) -> np.ndarray:
+    """(H W) uint8, 1 from the middle of the range on, which ends at 1 or at 255; in the latter 127 is unknown: 255."""
+    values = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
+    check_strength(path, values, "boundaries")
     if values.max(initial=0) <= 1:
         return (values >= 0.5).astype(np.uint8)
     return np.where(values == UNKNOWN, 255, values > UNKNOWN).astype(np.uint8)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 
 from mtlsi.data.decoding import decode_image, decode_normals, decode_rgb, encode_normals
 from mtlsi.data.derive import DERIVE_VERSION
 from mtlsi.errors import MistakeError
+from mtlsi.parallel import for_each
 from mtlsi.tasks import TASKS, check_tasks
 from mtlsi.writing import replace_array
 
@@ -155,18 +154,10 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def prepare(self, num_workers: int = 0) -> None:
         """Fill the cache with every slow label of ``tasks``, in ``num_workers`` processes (0: in this one)."""
-        console, title = Console(stderr=True), f"Preparing labels, {self.split}"
-        indices = range(len(self))
-        if not num_workers:
-            for index in track(indices, title, console=console):
-                self._prepare_one(index)
-            return
-        pool = ProcessPoolExecutor(num_workers)
-        try:
-            for _ in track(pool.map(self._prepare_one, indices, chunksize=4), title, len(self), console=console):
-                pass
-        finally:
-            pool.shutdown(cancel_futures=True)
+        title = f"Preparing labels, {self.split}"
+        console = Console(stderr=True)
+        for _ in for_each(self._prepare_one, len(self), title=title, num_workers=num_workers, console=console):
+            pass
 
     def _prepare_one(self, index: int) -> None:
         for task in self.tasks:

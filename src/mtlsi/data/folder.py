@@ -20,6 +20,7 @@ import numpy as np
 
 from mtlsi.data.decoding import (
     UNKNOWN,
+    check_strength,
     checked_depth,
     decode_classes,
     decode_grey,
@@ -93,8 +94,7 @@ def decode_vectors(path: Path, content: bytes, *, axes: Sequence[int]) -> np.nda
 def decode_salient(path: Path, content: bytes, *, threshold: float) -> np.ndarray:
     """(H W) uint8: 1 above ``threshold``, of values in 0..1 or, if one is above 1, 0..255; of these 127 is unknown: 255."""
     values = decode_npy(path, content) if _is_npy(path) else decode_grey(path, content)
-    if values.ndim != 2 or not np.isfinite(values).all() or values.min(initial=0) < 0 or values.max(initial=0) > 255:
-        raise MistakeError(f"{path}: shape {list(values.shape)}; expected saliency (height, width) in 0..1 or 0..255")
+    check_strength(path, values, "saliency")
     if values.max(initial=0) <= 1:
         return (values > threshold).astype(np.uint8)
     return np.where(values == UNKNOWN, 255, values > threshold * 255).astype(np.uint8)
