@@ -100,8 +100,8 @@ def test_memory_holds_at_least_the_predictions():
     found = measured(create_model("tiny")).memory_mb((192, 256))
     if found is None:
         pytest.skip("memory cannot be measured on this system")
-    predictions_mb = 2 * (40 + 1 + 3 + 1) * 192 * 256 * 4 / 1e6  # final and coarse, at the picture's size
-    assert predictions_mb < found < 6 * predictions_mb
+    predictions_mb = (40 + 1 + 3 + 1) * 192 * 256 * 4 / 1e6  # the final ones, at the picture's size
+    assert predictions_mb < found < 12 * predictions_mb
 
 
 def test_a_training_step_is_timed_at_half_the_size(finished):

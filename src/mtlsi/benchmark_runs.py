@@ -98,15 +98,14 @@ def random_labels(model: MTLSINet, batch: int, size_hw: Size, device: torch.devi
 
 
 class TensorsOnly(nn.Module):
-    """The network with dictionaries as its result, since torch.export knows no dataclass."""
+    """The network with a dictionary as its result, since torch.export knows no dataclass."""
 
     def __init__(self, model: MTLSINet, tasks: tuple[str, ...] | None):
         super().__init__()
         self.model, self.tasks = model, tasks
 
-    def forward(self, images: Tensor) -> dict[str, dict[str, Tensor]]:
-        output = self.model(images, tasks=self.tasks)
-        return {"final": output.final, "coarse": output.coarse}
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.model(images, tasks=self.tasks).final
 
 
 @dataclass

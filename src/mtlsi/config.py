@@ -35,8 +35,9 @@ class ModelConfig:
     """Stride at which tasks interact: 4, 8 or 16. Predictions come at stride 4 all the same."""
     dense_convolutions: bool = False
     """Plain 3x3 convolutions in place of separable ones in the preliminary decoder and the heads."""
-    dense_queries: bool = False
-    """Plain convolutions in place of separable ones for the fusion's queries."""
+    queries: str = "separable"
+    """The fusion's convolutions. dense: one plain convolution per scale; separable: depthwise, then 1x1 across the tasks;
+    shared: one 1x1 across the tasks for all scales, then depthwise."""
     fusion: bool = True
     """MT-MQLFB on; off: a task's fused features are its own preliminary features."""
     distiller: bool = True
@@ -48,9 +49,11 @@ class ModelConfig:
 
 
 PRESETS: dict[str, ModelConfig] = {
-    "swin_large": ModelConfig("swin_large_patch4_window12_384", 192, 6, num_tokens=512, drop_path=0.15),
-    "swin_tiny": ModelConfig("swin_tiny_patch4_window7_224", 72, 3, num_tokens=512, drop_path=0.15),
-    "hrnet_w18": ModelConfig("hrnet_w18_small_v2", 48, 3, num_tokens=512),
+    "swin_large": ModelConfig(
+        "swin_large_patch4_window12_384", 192, 6, num_tokens=512, queries="shared", drop_path=0.15
+    ),
+    "swin_tiny": ModelConfig("swin_tiny_patch4_window7_224", 64, 2, num_tokens=512, drop_path=0.15),
+    "hrnet_w18": ModelConfig("hrnet_w18_small_v2", 48, 1, num_tokens=512, decoder_stride=8, context_pool=2),
     "vit_large": ModelConfig("vit_large_patch16_384", 128, 4, num_tokens=512, drop_path=0.15),
     "mobilenetv2_100": ModelConfig("mobilenetv2_100", 64, 2, num_tokens=64, decoder_stride=8, context_pool=2),
     "tiny": ModelConfig("mobilenetv2_035", 24, 2, num_tokens=32, decoder_stride=8, context_pool=2),

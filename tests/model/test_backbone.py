@@ -159,7 +159,8 @@ def test_loaded_maps_equal_timms(tmp_path):
     backbone = Backbone(SMALL).eval()
     backbone.load(tmp_path / "backbone.safetensors")
     with torch.no_grad():
-        expected = classifier.forward_intermediates(pictures(), intermediates_only=True)[1:]
+        same_layout = pictures().contiguous(memory_format=torch.channels_last)
+        expected = classifier.forward_intermediates(same_layout, intermediates_only=True)[1:]
         for ours, theirs in zip(backbone(pictures()), expected, strict=True):
             torch.testing.assert_close(ours, theirs)
 

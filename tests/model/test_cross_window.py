@@ -5,11 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from mtlsi.model.cross_window import CrossWindowBlock
+from mtlsi.nn.layers import to_map, to_positions
+from mtlsi.nn.windows import join_windows, split_windows
 
 TASKS, CHANNELS, HEADS, WINDOW, TOKENS = 3, 6, 2, 4, 5
 WIDTH = CHANNELS // HEADS
 SIZES = [(8, 8), (6, 10), (3, 5), (4, 7)]
-SUBSET = torch.tensor([0, 2])
+SUBSET = [0, 2]
 
 
 def block():
@@ -46,6 +48,12 @@ def softmax_attention(queries, keys, values, allowed=None):
             scores = scores.masked_fill(~allowed, -math.inf)
         out.append(scores.softmax(1) @ values[:, part])
     return torch.cat(out, 1)
+
+
+def on_map(call, x, size_hw):
+    """``call`` of a map's positions (b t n c) window by window and of their mask; its result in the map's order."""
+    positions, mask = split_windows(to_map(x, size_hw), WINDOW)
+    return to_positions(join_windows(call(positions, mask), size_hw, WINDOW))
 
 
 def same_window(size_hw):
@@ -92,7 +100,7 @@ def assert_equals_naive(out, naive, *arguments):
 def test_window_attention_equals_full_attention_under_a_block_mask(size_hw):
     """Also where the window does not divide the map: padding has no part in it."""
     x, _ = inputs(size_hw)
-    assert_equals_naive(block().within_windows(x, size_hw), naive_within_windows, x, size_hw)
+    assert_equals_naive(on_map(block().within_windows, x, size_hw), naive_within_windows, x, size_hw)
 
 
 def test_attention_to_tokens_equals_its_matrix_form():
@@ -103,14 +111,16 @@ def test_attention_to_tokens_equals_its_matrix_form():
 @pytest.mark.parametrize("size_hw", [(8, 8), (6, 10)])
 def test_block_equals_its_parts_written_out_task_by_task(size_hw):
     x, tokens = inputs(size_hw)
-    assert_equals_naive(block()(x, tokens, size_hw), naive_block, x, tokens, size_hw)
+    out = on_map(lambda positions, mask: block()(positions, tokens, mask), x, size_hw)
+    assert_equals_naive(out, naive_block, x, tokens, size_hw)
 
 
 def test_a_subset_of_the_tasks_gives_their_slice():
     module, size_hw = block(), (6, 10)
     x, tokens = inputs(size_hw)
-    some = module(x[:, SUBSET], tokens[:, SUBSET], size_hw, SUBSET)
-    torch.testing.assert_close(some, module(x, tokens, size_hw)[:, SUBSET], atol=1e-5, rtol=1e-5)
+    x, mask = split_windows(to_map(x, size_hw), WINDOW)
+    some = module(x[:, SUBSET], tokens[:, SUBSET], mask, SUBSET)
+    torch.testing.assert_close(some, module(x, tokens, mask)[:, SUBSET], atol=1e-5, rtol=1e-5)
 
 
 def test_distant_positions_meet_only_through_the_tokens():
@@ -118,7 +128,11 @@ def test_distant_positions_meet_only_through_the_tokens():
     x, tokens = inputs(size_hw)
     changed = x.clone()
     changed[:, :, 0] = torch.randn_like(changed[:, :, 0])
-    moved = (module(changed, tokens, size_hw) - module(x, tokens, size_hw)).abs().amax((0, 1, 3)) > 1e-6
+
+    def seen(x, tokens):
+        return on_map(lambda positions, mask: module(positions, tokens, mask), x, size_hw)
+
+    moved = (seen(changed, tokens) - seen(x, tokens)).abs().amax((0, 1, 3)) > 1e-6
     assert torch.equal(moved, same_window(size_hw)[0])
-    other_tokens = module(x, tokens + torch.randn_like(tokens), size_hw)
-    assert ((other_tokens - module(x, tokens, size_hw)).abs().amax((0, 1, 3)) > 1e-6).all()
+    other_tokens = seen(x, tokens + torch.randn_like(tokens))
+    assert ((other_tokens - seen(x, tokens)).abs().amax((0, 1, 3)) > 1e-6).all()

@@ -3,20 +3,22 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from mtlsi.errors import MistakeError
 from mtlsi.model import fusion
-from mtlsi.model.fusion import MultiQueryLinearFusion
+from mtlsi.model.fusion import MultiQueryLinearFusion, SharedQueries
 
 OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
 TASKS, CHANNELS, HEADS, POOL = len(OUTPUTS), 8, 2, 2
+KINDS = ("dense", "separable", "shared")
 SIZE = (5, 7)  # odd: the pooled squares at the edges are cut
 
 
-def block(scales=(1, 3, 5), *, dense=False):
+def block(scales=(1, 3, 5), *, queries="separable"):
     """The block in evaluation, with every weight and statistic drawn anew."""
     torch.manual_seed(0)
-    module = MultiQueryLinearFusion(CHANNELS, OUTPUTS, num_heads=HEADS, scales=scales, pool=POOL, dense=dense)
+    module = MultiQueryLinearFusion(CHANNELS, OUTPUTS, num_heads=HEADS, scales=scales, pool=POOL, queries=queries)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=0.3)
@@ -32,6 +34,11 @@ def inputs(size_hw=SIZE, batch=2):
     return features, {task: torch.randn(batch, channels, *size_hw) for task, channels in OUTPUTS.items()}
 
 
+def together(coarse):
+    """All tasks' predictions side by side."""
+    return torch.cat(list(coarse.values()), 1)
+
+
 def naive_linear(layer, task, x):
     """One task's linear map of the last axis."""
     return x @ layer.weight[task] + layer.bias[task, 0]
@@ -42,6 +49,20 @@ def naive_pooled(joined):
     h, w = joined.shape[1:]
     squares = [joined[:, y : y + POOL, x : x + POOL] for y in range(0, h, POOL) for x in range(0, w, POOL)]
     return torch.stack([square.mean((1, 2)) for square in squares])
+
+
+def convolved(layer, x):
+    kernel = layer.weight
+    return F.conv2d(x, kernel, layer.bias, padding=kernel.shape[-1] // 2, groups=x.shape[1] // kernel.shape[1])
+
+
+def naive_queries(module, x):
+    """The queries of every scale ((t c) h w)."""
+    if isinstance(module, SharedQueries):
+        mixed = convolved(module.across, x)
+        return [mixed[0] if isinstance(layer, nn.Identity) else convolved(layer, mixed)[0] for layer in module.spatial]
+    around = [x if layer.spatial is None else convolved(layer.spatial, x) for layer in module]
+    return [convolved(layer.across, seen)[0] for layer, seen in zip(module, around, strict=True)]
 
 
 def naive_fusion(module, features, coarse):
@@ -67,14 +88,7 @@ def naive_fusion(module, features, coarse):
     all_keys, all_values, side_by_side = torch.cat(keys), torch.cat(values), torch.cat(normed)
 
     fused = []
-    queries = []
-    for convolution in module.queries:
-        x = side_by_side[None]
-        if convolution.spatial is not None:
-            kernel = convolution.spatial.weight
-            x = F.conv2d(x, kernel, convolution.spatial.bias, padding=kernel.shape[-1] // 2, groups=len(side_by_side))
-        kernel = convolution.across.weight
-        queries.append(F.conv2d(x, kernel, convolution.across.bias, padding=kernel.shape[-1] // 2)[0])
+    queries = naive_queries(module.queries, side_by_side[None])
     for t in range(TASKS):
         per_scale = []
         for query in queries:
@@ -88,13 +102,13 @@ def naive_fusion(module, features, coarse):
     return torch.stack(fused)
 
 
-@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("queries", KINDS)
 @pytest.mark.parametrize("scales", [(1, 3, 5), (3,), (1, 7)])
-def test_block_equals_loops_over_tasks_heads_and_scales_with_explicit_attention(scales, dense):
-    module, (features, coarse) = block(scales, dense=dense), inputs()
+def test_block_equals_loops_over_tasks_heads_and_scales_with_explicit_attention(scales, queries):
+    module, (features, coarse) = block(scales, queries=queries), inputs()
     with torch.no_grad():
-        out = module(features, coarse)
-        exact = block(scales, dense=dense).double()
+        out = module(features, together(coarse))
+        exact = block(scales, queries=queries).double()
         expected = [
             naive_fusion(exact, features[b].double(), {task: x[b].double() for task, x in coarse.items()})
             for b in range(len(features))
@@ -113,7 +127,7 @@ def test_one_context_is_computed_and_it_has_no_axis_for_tasks_or_scales(monkeypa
     global_context = fusion.global_context
     monkeypatch.setattr(fusion, "global_context", counted)
     module, (features, coarse) = block(), inputs()
-    module(features, coarse)
+    module(features, together(coarse))
     squares = math.ceil(SIZE[0] / POOL) * math.ceil(SIZE[1] / POOL)
     assert calls == [(2, HEADS, TASKS * squares, CHANNELS // HEADS)]
     context, normaliser = module.context(features)
@@ -129,40 +143,44 @@ def test_a_change_in_one_task_reaches_every_task_through_the_context_alone(chang
         for query in module.queries:
             same_task = torch.block_diag(*[torch.ones(CHANNELS, CHANNELS)] * TASKS)
             query.across.weight.mul_(same_task[:, :, None, None])
-        before = module(features, coarse)
+        before = module(features, together(coarse))
         features[:, changed] += torch.randn_like(features[:, changed])
-        moved = (module(features, coarse) - before).abs().amax((0, 2, 3))
+        moved = (module(features, together(coarse)) - before).abs().amax((0, 2, 3))
     assert (moved > 1e-3).all()
 
 
-def test_queries_see_every_task():
+@pytest.mark.parametrize("queries", KINDS)
+def test_queries_see_every_task(queries):
     """With the context held still, a change in one task still moves the queries of all."""
-    module, (features, _) = block(), inputs()
+    module, (features, _) = block(queries=queries), inputs()
     changed = features.clone()
     changed[:, 0] += 1
     with torch.no_grad():
-        for query in module.queries:
-            difference = query(changed.flatten(1, 2)) - query(features.flatten(1, 2))
+        for after, before in zip(
+            module.queries(changed.flatten(1, 2)), module.queries(features.flatten(1, 2)), strict=True
+        ):
+            difference = after - before
             assert (difference.unflatten(1, (TASKS, CHANNELS)).abs().amax((0, 2, 3, 4)) > 1e-3).all()
 
 
-@pytest.mark.parametrize("dense", [False, True])
-def test_reach_of_a_query_is_its_scale(dense):
+@pytest.mark.parametrize("queries", KINDS)
+def test_reach_of_a_query_is_its_scale(queries):
     """A single changed position moves a square of that many positions and nothing else."""
-    module = block((1, 3, 5), dense=dense)
+    module = block((1, 3, 5), queries=queries)
     still = torch.zeros(1, TASKS * CHANNELS, 9, 9)
     touched = still.clone()
     touched[..., 4, 4] = 1
     with torch.no_grad():
-        reach = [int(((q(touched) - q(still)).abs().amax((0, 1)) > 0).sum()) for q in module.queries]
+        moved = zip(module.queries(touched), module.queries(still), strict=True)
+        reach = [int(((after - before).abs().amax((0, 1)) > 0).sum()) for after, before in moved]
     assert reach == [1, 9, 25]
 
 
 def test_coarse_predictions_take_part():
     module, (features, coarse) = block(), inputs()
     with torch.no_grad():
-        before = module(features, coarse)
-        after = module(features, coarse | {"depth": coarse["depth"] + 1})
+        before = module(features, together(coarse))
+        after = module(features, together(coarse | {"depth": coarse["depth"] + 1}))
     assert ((after - before).abs().amax((0, 2, 3)) > 1e-4).all()
 
 
@@ -171,3 +189,8 @@ def test_scales_that_are_not_odd_sizes_are_refused(scales):
     with pytest.raises(MistakeError, match="expected one or more odd kernel sizes") as error:
         block(scales)
     assert "\n" not in str(error.value)
+
+
+def test_an_unknown_kind_of_queries_is_refused():
+    with pytest.raises(MistakeError, match="queries 'sparse'; expected dense, separable or shared"):
+        block(queries="sparse")

@@ -9,7 +9,7 @@ from mtlsi.tasks import TASKS
 
 OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
 CHANNELS, FINE = 32, 6
-SUBSET = torch.tensor([0, 2])
+SUBSET = [0, 2]
 RAW_CHANNELS = {"semseg": 40, "parsing": 7, "saliency": 2, "depth": 1, "normals": 3, "boundary": 1}
 
 
@@ -50,7 +50,7 @@ def naive_convolution(layer, task, x, narrow):
 def test_coarse_features_are_enlarged_and_joined_by_the_finest_map():
     module, narrow = heads(at_stride_4=False), CHANNELS // 2
     x, finest = torch.randn(2, 3, CHANNELS, 4, 6), torch.randn(2, FINE, 8, 12)
-    for t, (task, out) in enumerate(module(x, finest).items()):
+    for t, (task, out) in enumerate(module.predict.by_task(module(x, finest)).items()):
         features = naive_convolution(module.refine, t, x[:, t], narrow)
         features = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
         gain, offset = folded(module.fine.norm, t, narrow)
@@ -63,7 +63,7 @@ def test_coarse_features_are_enlarged_and_joined_by_the_finest_map():
 def test_features_at_stride_4_need_no_finest_map():
     module = heads(at_stride_4=True)
     x, finest = torch.randn(2, 3, CHANNELS, 8, 12), torch.full((2, FINE, 8, 12), torch.nan)
-    for t, (task, out) in enumerate(module(x, finest).items()):
+    for t, (task, out) in enumerate(module.predict.by_task(module(x, finest)).items()):
         expected = module.predict.of_task[task](naive_convolution(module.refine, t, x[:, t], CHANNELS))
         torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
 
@@ -74,9 +74,9 @@ def test_predictions_have_the_finest_maps_size_and_the_tasks_channels(at_stride_
     module = heads(at_stride_4=at_stride_4, dense=dense)
     x = torch.randn(2, 3, CHANNELS, *((8, 12) if at_stride_4 else (4, 6)))
     finest = torch.randn(2, FINE, 8, 12)
-    out = module(x, finest)
+    out = module.predict.by_task(module(x, finest))
     assert {task: tuple(v.shape) for task, v in out.items()} == {t: (2, c, 8, 12) for t, c in OUTPUTS.items()}
-    some = module(x[:, SUBSET], finest, SUBSET)
+    some = module.predict.by_task(module(x[:, SUBSET], finest, SUBSET), SUBSET)
     assert list(some) == ["semseg", "normals"]
     for task, value in some.items():
         torch.testing.assert_close(value, out[task], atol=1e-4, rtol=1e-4)

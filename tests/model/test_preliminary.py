@@ -8,7 +8,7 @@ from mtlsi.model.preliminary import Predictions, PreliminaryDecoder, TaskProject
 OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
 IN_CHANNELS = (3, 4, 5, 6)
 CHANNELS = 8
-SUBSET = torch.tensor([0, 2])
+SUBSET = [0, 2]
 
 
 def randomized(module):
@@ -79,7 +79,9 @@ def test_projecting_before_enlarging_equals_one_projection_of_all_enlarged_maps(
 @pytest.mark.parametrize("dense", [True, False])
 def test_features_and_coarse_predictions_at_the_decoders_stride(dense):
     for skip, stride in ((0, 4), (1, 8), (2, 16)):
-        features, coarse = decoder(skip, dense=dense)(maps())
+        module = decoder(skip, dense=dense)
+        features, coarse = module(maps())
+        coarse = module.predict.by_task(coarse)
         size = (64 // stride, 96 // stride)
         assert features.shape == (2, 3, CHANNELS, *size)
         assert {task: tuple(x.shape) for task, x in coarse.items()} == {t: (2, c, *size) for t, c in OUTPUTS.items()}
@@ -96,14 +98,15 @@ def test_a_subset_gives_its_slice_and_no_other_predictions():
     features, coarse = module(inputs)
     some_features, some_coarse = module(inputs, SUBSET)
     torch.testing.assert_close(some_features, features[:, SUBSET], atol=1e-5, rtol=1e-5)
-    assert list(some_coarse) == ["semseg", "normals"]
-    for task, value in some_coarse.items():
-        torch.testing.assert_close(value, coarse[task], atol=1e-5, rtol=1e-5)
+    of_some = module.predict.by_task(some_coarse, SUBSET)
+    assert list(of_some) == ["semseg", "normals"]
+    for task, value in of_some.items():
+        torch.testing.assert_close(value, module.predict.by_task(coarse)[task], atol=1e-5, rtol=1e-5)
 
 
 def test_predictions_are_a_1x1_convolution_of_the_tasks_own_features():
     predictions, x = Predictions(CHANNELS, OUTPUTS), torch.randn(2, 3, CHANNELS, 4, 5)
-    for task, value, features in zip(OUTPUTS, predictions(x).values(), x.unbind(1), strict=True):
+    for task, value, features in zip(OUTPUTS, predictions.by_task(predictions(x)).values(), x.unbind(1), strict=True):
         own = predictions.of_task[task]
         assert isinstance(own, nn.Conv2d)
         expected = torch.einsum("oc,bchw->bohw", own.weight[:, :, 0, 0], features) + own.bias[:, None, None]
@@ -113,6 +116,6 @@ def test_predictions_are_a_1x1_convolution_of_the_tasks_own_features():
 def test_a_prediction_starts_at_its_given_value():
     predictions = Predictions(CHANNELS, OUTPUTS)
     predictions.start_at("depth", 2.5)
-    out = predictions(torch.zeros(1, 3, CHANNELS, 4, 5))
+    out = predictions.by_task(predictions(torch.zeros(1, 3, CHANNELS, 4, 5)))
     assert (out["depth"] == 2.5).all()
     assert not (out["normals"] == 2.5).any()

@@ -9,12 +9,14 @@ from mtlsi.nn.layers import (
     TaskLinear,
     TaskMLP,
     enlarge,
+    pick_tasks,
+    side_by_side,
     to_map,
     to_positions,
 )
 
 TASKS, IN, OUT, SIZE = 3, 6, 4, (5, 7)
-SUBSET = torch.tensor([0, 2])
+SUBSET = [0, 2]
 
 
 @pytest.fixture(autouse=True)
@@ -112,18 +114,46 @@ def test_task_convolution_trains_on_one_picture(dense):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [TaskLinear(TASKS, IN, OUT), TaskMLP(TASKS, IN, 10, OUT)],
-    ids=lambda layer: type(layer).__name__,
-)
-def test_on_map_equals_the_same_layer_on_positions(layer):
-    randomized(layer)
-    x = torch.randn(2, TASKS, IN, *SIZE)
-    as_positions = x.permute(0, 1, 3, 4, 2).reshape(2, TASKS, -1, IN)
-    expected = layer(as_positions).reshape(2, TASKS, *SIZE, OUT).permute(0, 1, 4, 2, 3)
-    torch.testing.assert_close(layer.on_map(x), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(layer.on_map(x[:, SUBSET], SUBSET), expected[:, SUBSET], atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_linear_map_is_that_of_float64_whichever_way_it_is_computed(dtype, gradients):
+    """bf16 that is to be differentiated goes another way through the processor than the rest."""
+    layer, x = randomized(TaskLinear(TASKS, IN, OUT)), torch.randn(2, TASKS, 9, IN)
+    expected = per_task([plain_linear(layer, i).double() for i in range(TASKS)], x.double())
+    with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        out = layer(x)
+    assert out.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_parts_are_the_channels_cut_and_joined_is_the_channels_put_together():
+    layer, x = randomized(TaskLinear(TASKS, IN, OUT)), torch.randn(2, TASKS, 9, IN)
+    for subset in (None, SUBSET):
+        own = x if subset is None else x[:, subset]
+        torch.testing.assert_close(torch.cat(layer.parts(own, 2, subset), -1), layer(own, subset))
+        torch.testing.assert_close(layer.of_joined(own.split([1, 3, 2], -1), subset), layer(own, subset))
+    mlp = randomized(TaskMLP(TASKS, IN, 10, OUT))
+    torch.testing.assert_close(mlp.of_joined(x.split([4, 2], -1)), mlp(x))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_every_layer_leaves_positions_tasks_and_channels_in_this_order_in_memory(batch):
+    """Else a convolution behind it would copy its input first, or compute in the slower layout."""
+    x = to_map(torch.randn(batch, 35, TASKS, IN).transpose(1, 2), SIZE)
+    convolution = TaskConvolution(TASKS, IN, OUT).eval()
+    with torch.no_grad():
+        for out in (
+            convolution(x),
+            TaskBatchNorm(TASKS, IN).eval()(x),
+            to_map(TaskLinear(TASKS, IN, OUT)(to_positions(x)), SIZE),
+            to_map(TaskLayerNorm(TASKS, IN)(to_positions(x)), SIZE),
+            to_map(pick_tasks(to_positions(x), SUBSET), SIZE),
+            enlarge(x, (10, 14)),
+        ):
+            together = side_by_side(out)
+            assert together.data_ptr() == out.data_ptr()  # a view
+            assert together.stride() == torch.empty_like(together, memory_format=torch.channels_last).stride()
 
 
 @pytest.mark.parametrize(

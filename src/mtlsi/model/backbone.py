@@ -45,7 +45,7 @@ class Backbone(nn.Module):
         self.norm_is_frozen = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = self.body(images)
+        maps = self.body(images.contiguous(memory_format=torch.channels_last))
         if self.pyramid is not None:
             return self.pyramid(maps)
         maps = [maps[i] for i in self.picked]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from mtlsi.nn.attention import token_attention
-from mtlsi.nn.layers import TaskLayerNorm, TaskLinear, TaskMLP
-from mtlsi.nn.windows import join_windows, split_windows
+from mtlsi.nn.layers import Index, TaskLayerNorm, TaskLinear, TaskMLP
 
 
 class CrossWindowBlock(nn.Module):
     """Positions (b t n c) see their own window and the semantic tokens (b t k c): (b t n c), in time linear in n.
+
+    The positions come window by window, as ``nn.windows.split_windows`` gives them, with its mask of what is real.
 
     Paper: window self-attention and cross-attention to the tokens, side by side on the preliminary features;
     concatenated, fused by a residual MLP, then a feed-forward part.
@@ -30,22 +31,21 @@ class CrossWindowBlock(nn.Module):
         self.ffn_norm = TaskLayerNorm(num_tasks, channels)
         self.ffn = TaskMLP(num_tasks, channels, ffn_ratio * channels, channels)
 
-    def forward(self, x: Tensor, tokens: Tensor, size_hw: tuple[int, int], index: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None, index: Index = None) -> Tensor:
         normed = self.norm(x, index)
-        near = self.within_windows(normed, size_hw, index)
+        near = self.within_windows(normed, mask, index)
         far = self.to_tokens(normed, tokens, index)
-        x = x + self.merge(torch.cat((near, far), -1), index)
+        x = x + self.merge.of_joined((near, far), index)
         return x + self.ffn(self.ffn_norm(x, index), index)
 
-    def within_windows(self, normed: Tensor, size_hw: tuple[int, int], index: Tensor | None = None) -> Tensor:
+    def within_windows(self, normed: Tensor, mask: Tensor | None = None, index: Index = None) -> Tensor:
         """Window self-attention: (b t n c) -> (b t n c)."""
-        windows, mask = split_windows(self.window_qkv(normed, index), size_hw, self.window)
-        queries, keys, values = windows.chunk(3, -1)
+        parts, to_windows = self.window_qkv.parts(normed, 3, index), "b t (windows p) c -> (b windows) t p c"
+        queries, keys, values = (rearrange(x, to_windows, p=self.window**2) for x in parts)
         attended = token_attention(queries, keys, values, self.num_heads, mask)
-        return join_windows(attended, normed.shape[1], size_hw, self.window)
+        return rearrange(attended, "(b windows) t p c -> b t (windows p) c", b=len(normed))
 
-    def to_tokens(self, normed: Tensor, tokens: Tensor, index: Tensor | None = None) -> Tensor:
+    def to_tokens(self, normed: Tensor, tokens: Tensor, index: Index = None) -> Tensor:
         """Cross-attention whose keys and values are the tokens (b t k c): (b t n c)."""
-        keys, values = self.token_key_value(tokens, index).flatten(0, 1).chunk(2, -1)
-        queries = self.token_query(normed, index).flatten(0, 1)
-        return token_attention(queries, keys, values, self.num_heads).view_as(normed)
+        keys, values = self.token_key_value.parts(tokens, 2, index)
+        return token_attention(self.token_query(normed, index), keys, values, self.num_heads)

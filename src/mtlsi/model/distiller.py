@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from mtlsi.nn.layers import TaskLayerNorm, TaskMLP
+from mtlsi.nn.attention import LOG2_E
+from mtlsi.nn.layers import Index, TaskLayerNorm, TaskMLP, grouped_product, pick, product_dtype
 
-POSITIONS_AT_ONCE = 4096
+POSITIONS_AT_ONCE = 1024
 
 
 class SemanticTokenDistiller(nn.Module):
@@ -24,15 +26,38 @@ class SemanticTokenDistiller(nn.Module):
         self.assign = TaskMLP(num_tasks, channels, channels, num_tokens)
         self.norm = TaskLayerNorm(num_tasks, channels)
 
-    def forward(self, fused: Tensor, index: Tensor | None = None) -> Tensor:
-        # without gradients the n x k assignment is never whole in memory: it is summed as it is made
-        parts = (fused,) if torch.is_grad_enabled() else fused.split(POSITIONS_AT_ONCE, 2)
-        tokens = torch.stack([self._share_out(part, index) for part in parts]).sum(0)
-        return self.norm(tokens / fused.shape[-2], index).to(fused.dtype)
+    def forward(self, fused: Tensor, index: Index = None) -> Tensor:
+        hidden = F.gelu(self.assign.expand(fused, index))
+        in_parts = fused.device.type == "cpu" and not torch.is_grad_enabled()
+        tokens = (self._in_parts if in_parts else self._at_once)(hidden, fused, index)
+        return self.norm((tokens / fused.shape[-2]).to(fused.dtype), index)
 
-    def _share_out(self, fused: Tensor, index: Tensor | None) -> Tensor:
-        assignment = self.assign(fused, index).float().softmax(-1)  # b t n k, in float32: it is summed over n
-        return assignment.transpose(-2, -1) @ fused.float()  # b t k c
+    def _at_once(self, hidden: Tensor, fused: Tensor, index: Index) -> Tensor:
+        """The sums, by way of the whole assignment (b t n k), in float32: it is summed over n."""
+        shares = self.assign.reduce(hidden, index).float().softmax(-1)
+        return (shares.transpose(0, 1).mT @ fused.transpose(0, 1).float()).transpose(0, 1)
+
+    def _in_parts(self, hidden: Tensor, fused: Tensor, index: Index) -> Tensor:
+        """The same sums, a part of the positions at a time: the assignment is never whole in memory.
+
+        It is made with the positions along the channels, (k (t n)), so that both products run over tasks side by side;
+        the softmax's division is left to the fused features, of which there are fewer. Its exponential is to the base 2.
+        """
+        dtype, (b, t, _, c) = product_dtype(fused), fused.shape
+        weight, bias = (pick(p, index) * LOG2_E for p in (self.assign.reduce.weight, self.assign.reduce.bias))
+        rows = weight.flatten(0, 1).mT.reshape(1, -1, t * c).to(dtype)
+        offset = rearrange(bias, "t 1 k -> k t 1")
+        tokens = fused.new_zeros(b, rows.shape[1], t * c, dtype=torch.float32)
+        with torch.autocast(fused.device.type, enabled=False):
+            for i in range(b):
+                parts = (x[i : i + 1].split(POSITIONS_AT_ONCE, 2) for x in (hidden, fused))
+                for hidden_part, fused_part in zip(*parts, strict=True):  # 1 t n c
+                    logits = grouped_product(rows, hidden_part.flatten(0, 2).to(dtype), t)  # 1 k (t n)
+                    logits = logits.unflatten(2, (t, -1)).float() + offset
+                    shares = logits.sub_(logits.amax(1, keepdim=True)).exp2_()
+                    scaled = fused_part.mT / shares.sum(1).unsqueeze(2)  # 1 t c n
+                    tokens[i : i + 1] += grouped_product(shares.flatten(2).to(dtype), scaled.flatten(0, 2).to(dtype), t)
+        return tokens.unflatten(2, (t, c)).transpose(1, 2)
 
 
 class PooledTokens(nn.Module):
@@ -43,6 +68,6 @@ class PooledTokens(nn.Module):
         self.num_tokens = num_tokens
         self.norm = TaskLayerNorm(num_tasks, channels)
 
-    def forward(self, fused: Tensor, index: Tensor | None = None) -> Tensor:
+    def forward(self, fused: Tensor, index: Index = None) -> Tensor:
         runs = F.adaptive_avg_pool1d(fused.flatten(0, 1).transpose(-2, -1), self.num_tokens)  # (b t) c k
         return self.norm(runs.transpose(-2, -1).unflatten(0, fused.shape[:2]), index)

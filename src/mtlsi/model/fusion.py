@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +11,28 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mtlsi.errors import MistakeError
-from mtlsi.nn.attention import attend_context, global_context
-from mtlsi.nn.layers import TaskBatchNorm, TaskLayerNorm, TaskLinear, TaskMLP, to_positions
+from mtlsi.nn.attention import global_context, query_shares
+from mtlsi.nn.layers import (
+    TaskBatchNorm,
+    TaskLayerNorm,
+    TaskLinear,
+    TaskMLP,
+    apart,
+    linear_per_task,
+    side_by_side,
+    to_map,
+    to_positions,
+)
 
 
 class MultiQueryLinearFusion(nn.Module):
-    """Features (b t c h w) and coarse predictions of all tasks -> fused features (b t n c), in time linear in n = h*w.
+    """Features (b t c h w) and all tasks' coarse predictions (b o h w) -> fused (b t n c), in time linear in n = h*w.
 
     Paper: each task's features and coarse prediction are projected and concatenated; queries of several scales come from
     convolutions across all tasks; one global context, from pooled and normalised features, serves every scale and task;
     an MLP merges the scales.
-    Choice: elu + 1 as the kernel; each query's convolution is depthwise, then 1x1 across all tasks (``dense=True``: one
-    dense convolution); the context pools squares of ``pool`` positions; the merged result is added to the projection.
+    Choice: elu + 1 as the kernel; the context pools squares of ``pool`` positions; the merged result is added to the
+    projection; ``queries`` says how a query's convolution is made, see ``ModelConfig``.
     """
 
     def __init__(
@@ -32,7 +43,7 @@ class MultiQueryLinearFusion(nn.Module):
         num_heads: int,
         scales: Sequence[int],
         pool: int,
-        dense: bool,
+        queries: str,
     ):
         super().__init__()
         if not scales or any(scale < 1 or scale % 2 == 0 for scale in scales):
@@ -44,33 +55,84 @@ class MultiQueryLinearFusion(nn.Module):
         self.query_norm = TaskBatchNorm(t, channels)
         self.context_norm = TaskLayerNorm(t, channels)
         self.key_value = TaskLinear(t, channels, 2 * channels)
-        self.queries = nn.ModuleList(AcrossTaskConvolution(t * channels, scale, dense=dense) for scale in scales)
+        self.queries = build_queries(queries, t * channels, scales)
         self.merge = TaskMLP(t, len(scales) * channels, channels, channels)
 
-    def forward(self, features: Tensor, coarse: Mapping[str, Tensor]) -> Tensor:
-        embedded = torch.stack([self.embed[task](coarse[task]) for task in self.embed], 1)
-        joined = self.project.on_map(features) + embedded  # b t c h w
+    def forward(self, features: Tensor, coarse: Tensor) -> Tensor:
+        size = features.shape[-2:]
+        joined = to_map(self.project(to_positions(features)), size) + self.embedded(coarse)  # b t c h w
         context, normaliser = self.context(joined)  # b heads d d, b heads d: no task, no scale
-        normed = self.query_norm(joined).flatten(1, 2)  # b (t c) h w: all tasks side by side
-        scales = [self.attend(query(normed), context, normaliser) for query in self.queries]
-        return to_positions(joined + self.merge.on_map(torch.cat(scales, 2)))
+        normed = side_by_side(self.query_norm(joined))  # b (t c) h w: all tasks side by side
+        shares = [self.shares(queries, normaliser) for queries in self.queries(normed)]
+        merged = self.merge.reduce(F.gelu(self.attended(shares, context)))
+        return to_positions(joined) + merged
+
+    def embedded(self, coarse: Tensor) -> Tensor:
+        """All tasks' coarse predictions (b o h w), each projected: (b t c h w)."""
+        kernel = torch.block_diag(*(cast(Tensor, layer.weight).flatten(1) for layer in self.embed.values()))
+        return apart(F.conv2d(coarse, kernel[..., None, None]), len(self.embed))
 
     def context(self, joined: Tensor) -> tuple[Tensor, Tensor]:
         """The one context matrix (b heads d d) and its normaliser (b heads d), summed over the positions of all tasks."""
-        pooled = F.avg_pool2d(joined.flatten(1, 2), self.pool, ceil_mode=True)
-        pooled = to_positions(pooled.unflatten(1, joined.shape[1:3]))
-        key_value = self.key_value(self.context_norm(pooled))
-        keys, values = rearrange(
-            key_value, "b t m (pair heads d) -> pair b heads (t m) d", pair=2, heads=self.num_heads
-        )
+        pooled = F.avg_pool2d(side_by_side(joined), self.pool, ceil_mode=True)
+        pooled = self.context_norm(to_positions(apart(pooled, len(self.embed))))
+        of_heads = "b t m (heads d) -> b heads (t m) d"
+        keys, values = (rearrange(x, of_heads, heads=self.num_heads) for x in self.key_value.parts(pooled, 2))
         return global_context(keys, values)
 
-    def attend(self, queries: Tensor, context: Tensor, normaliser: Tensor) -> Tensor:
-        """Queries of one scale (b (t c) h w), all tasks at once, over the shared context: (b t c h w)."""
-        h = queries.shape[-2]
-        q = rearrange(queries, "b (t heads d) h w -> b t heads d (h w)", t=len(self.embed), heads=self.num_heads)
-        out = attend_context(q, context.unsqueeze(1), normaliser.unsqueeze(1))
-        return rearrange(out, "b t heads d (h w) -> b t (heads d) h w", h=h)
+    def shares(self, queries: Tensor, normaliser: Tensor) -> Tensor:
+        """What the queries of one scale (b (t c) h w), all tasks at once, take of the context's rows: (b t n c)."""
+        by_head = rearrange(queries, "b (t heads d) h w -> b (h w) t heads d", t=len(self.embed), heads=self.num_heads)
+        return query_shares(by_head, normaliser).flatten(3).transpose(1, 2)
+
+    def attended(self, shares: Sequence[Tensor], context: Tensor) -> Tensor:
+        """The shared context seen by every scale (b t n c), the scales joined and expanded by the merging MLP.
+
+        The context and the expansion are two linear maps in a row: their product is applied, one for each picture.
+        """
+        bias = self.merge.expand.bias
+        weights = [w.unflatten(1, context.shape[1:3]) for w in self.merge.expand.weight.chunk(len(shares), 1)]
+        pictures = []
+        for i, of_picture in enumerate(context):  # heads d e
+            seen = [torch.einsum("hde,theo->thdo", of_picture, weight).flatten(1, 2) for weight in weights]
+            products = (linear_per_task(x[i : i + 1], w) for x, w in zip(shares[1:], seen[1:], strict=True))
+            pictures.append(sum(products, linear_per_task(shares[0][i : i + 1], seen[0], bias)))
+        return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
+
+
+def build_queries(kind: str, channels: int, scales: Sequence[int]) -> nn.Module:
+    """The convolutions across all tasks, of one of the kinds of ``ModelConfig.queries``: (b t*c h w) -> one such a scale."""
+    if kind == "shared":
+        return SharedQueries(channels, scales)
+    if kind not in ("dense", "separable"):
+        raise MistakeError(f"queries {kind!r}; expected dense, separable or shared")
+    return Queries(AcrossTaskConvolution(channels, scale, dense=kind == "dense") for scale in scales)
+
+
+class Queries(nn.ModuleList):
+    """One convolution per scale, each with its own mixing of the tasks."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [convolution(x) for convolution in self]
+
+
+class SharedQueries(nn.Module):
+    """The tasks are mixed once, for all scales, and every scale but 1 then looks around: a third of the products.
+
+    A scale's kernel thereby weighs the mixed channels, where that of the separable form weighs each task's own.
+    """
+
+    def __init__(self, channels: int, scales: Sequence[int]):
+        super().__init__()
+        self.across = nn.Conv2d(channels, channels, 1)
+        self.spatial = nn.ModuleList(
+            nn.Conv2d(channels, channels, scale, padding=scale // 2, groups=channels) if scale > 1 else nn.Identity()
+            for scale in scales
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        mixed = self.across(x)
+        return [look_around(mixed) for look_around in self.spatial]
 
 
 class AcrossTaskConvolution(nn.Module):

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlsi.model.preliminary import Predictions, TaskProjection
-from mtlsi.nn.layers import TaskConvolution, enlarge
+from mtlsi.nn.layers import Index, TaskConvolution, enlarge
 from mtlsi.tasks import TASKS
 
 
 class TaskHeads(nn.Module):
-    """Refined features (b t c h w) -> {task: raw prediction (b channels h w) at stride 4}.
+    """Refined features (b t c h w) -> the raw predictions at stride 4, as ``Predictions`` gives them.
 
     Choice: where the decoder works at a coarser stride, its features are narrowed, enlarged to stride 4 and joined by a
     projection of the backbone's finest map, so that outlines are drawn at the fine stride though tasks met at the coarse.
@@ -30,7 +30,7 @@ class TaskHeads(nn.Module):
         self.finish = None if at_stride_4 else TaskConvolution(len(outputs), narrow, narrow, dense=dense)
         self.predict = Predictions(narrow, outputs)
 
-    def forward(self, x: Tensor, finest: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, finest: Tensor, index: Index = None) -> Tensor:
         x = self.refine(x, index)
         if self.fine is not None and self.finish is not None:
             x = enlarge(x, finest.shape[-2:]) + self.fine(finest, index)

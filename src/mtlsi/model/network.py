@@ -12,11 +12,11 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from huggingface_hub.errors import HFValidationError
@@ -32,7 +32,8 @@ from mtlsi.model.distiller import PooledTokens, SemanticTokenDistiller
 from mtlsi.model.fusion import MultiQueryLinearFusion
 from mtlsi.model.heads import TaskHeads, decode
 from mtlsi.model.preliminary import PreliminaryDecoder
-from mtlsi.nn.layers import enlarge, to_map, to_positions
+from mtlsi.nn.layers import Index, enlarge, pick_tasks, to_map, to_positions
+from mtlsi.nn.windows import join_windows, split_windows
 from mtlsi.tasks import TASK_SETS, check_tasks, num_channels
 
 __all__ = ["MTLSINet", "Output", "create_model", "decode"]
@@ -45,7 +46,18 @@ class Output:
     """Raw predictions (b channels H W) by task; ``decode`` says what the channels mean."""
 
     final: dict[str, Tensor]
-    coarse: dict[str, Tensor]
+    padded_coarse: dict[str, Tensor]
+    """The coarse predictions as the network makes them, at the decoder's stride on the padded picture."""
+    size_hw: tuple[int, int] | None = None
+    """The size of the picture to which they are still to be fitted; None: they fit."""
+    full_size: bool = True
+
+    @cached_property
+    def coarse(self) -> dict[str, Tensor]:
+        """The coarse predictions. They are enlarged when somebody first asks for them, which prediction does not."""
+        if self.size_hw is None:
+            return self.padded_coarse
+        return fit_to_picture(self.padded_coarse, self.size_hw, full_size=self.full_size)
 
 
 class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="mit", tags=["multi-task-learning"]):
@@ -72,7 +84,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         ffn_ratio: int,
         decoder_stride: int,
         dense_convolutions: bool,
-        dense_queries: bool,
+        queries: str,
         fusion: bool,
         distiller: bool,
         cross_window: bool,
@@ -101,8 +113,9 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         self.fusion = None
         if fusion:
             self.fusion = MultiQueryLinearFusion(
-                channels, outputs, num_heads=num_heads, scales=scales, pool=context_pool, dense=dense_queries
+                channels, outputs, num_heads=num_heads, scales=scales, pool=context_pool, queries=queries
             )
+        self.window = window
         self.distiller = None
         if cross_window:  # nothing else reads tokens
             self.distiller = (SemanticTokenDistiller if distiller else PooledTokens)(t, channels, num_tokens)
@@ -122,49 +135,45 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         What a subset of the tasks does not need is not computed; while training, all tasks are. Raises ``MistakeError``
         for an unknown task.
         """
-        index, names = self._subset(tasks)
+        index = self._subset(tasks)
         early = None if self.fusion is not None else index  # the fusion reads every task's features
-        size = images.shape[-2:]
         maps = self.backbone(pad_to_multiple(images, STRIDES[-1]))
-        features, coarse = self.preliminary(maps, early)  # b t c h w
-        if self.fusion is not None:
-            fused = self.fusion(features, coarse)  # b t n c
-            if index is not None:
-                fused, features = fused[:, index], features[:, index]
-        else:
+        features, coarse = self.preliminary(maps, early)  # b t c h w, b o h w
+        if self.fusion is None:
             fused = to_positions(features)
+        else:
+            fused = pick_tasks(self.fusion(features, coarse), index)  # b t n c
+            features = to_map(pick_tasks(to_positions(features), index), features.shape[-2:])
         refined = self._refine(features, fused, index)  # b t c h w
-        final = self.heads(refined, maps[0], index)
+        final = self.heads(refined, maps[0], index)  # b o h w
 
-        def sized(predictions: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {task: fit_to_picture(predictions[task], size, full_size=full_size) for task in names}
+        size_hw = (images.shape[-2], images.shape[-1])
+        of_coarse = self.preliminary.predict.by_task(coarse, early)
+        of_final = fit_to_picture(self.heads.predict.by_task(final, index), size_hw, full_size=full_size)
+        return Output(of_final, {task: of_coarse[task] for task in of_final}, size_hw, full_size)
 
-        return Output(sized(final), sized(coarse))
-
-    def _refine(self, features: Tensor, fused: Tensor, index: Tensor | None) -> Tensor:
+    def _refine(self, features: Tensor, fused: Tensor, index: Index) -> Tensor:
         """The semantic decoders: CWIBs on the preliminary features (b t c h w); without them, the fused features."""
         size = (features.shape[-2], features.shape[-1])
         if self.distiller is None:
             return to_map(fused, size)
         tokens = self.distiller(fused, index)  # b t k c
-        x = to_positions(features)
+        x, mask = split_windows(features, self.window)  # b t n c, window by window
         for block in self.cross_window:
-            x = block(x, tokens, size, index)
-        return to_map(x, size)
+            x = block(x, tokens, mask, index)
+        return join_windows(x, size, self.window)
 
-    def _subset(self, tasks: Iterable[str] | None) -> tuple[Tensor | None, tuple[str, ...]]:
+    def _subset(self, tasks: Iterable[str] | None) -> Index:
+        """Positions of ``tasks`` in the task axis; None where they are all tasks."""
         if tasks is None:
-            return None, self.tasks
+            return None
         names = check_tasks(tasks, self.tasks)
         if self.training:
             raise MistakeError(
                 f"tasks={list(names)} while training; a subset is for inference: call model.eval() first"
             )
-        names = tuple(task for task in self.tasks if task in names)
-        if names == self.tasks:
-            return None, names
-        device = next(self.parameters()).device
-        return torch.tensor([self.tasks.index(task) for task in names], device=device), names
+        index = tuple(i for i, task in enumerate(self.tasks) if task in names)
+        return None if len(index) == len(self.tasks) else index
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
@@ -246,11 +255,15 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     return F.pad(images, (0, -w % multiple, 0, -h % multiple)) if h % multiple or w % multiple else images
 
 
-def fit_to_picture(x: Tensor, size_hw: Sequence[int], *, full_size: bool) -> Tensor:
-    """A prediction (b c h w) on the padded picture, cut to the picture of ``size_hw``, at its size or at its own
+def fit_to_picture(predictions: Mapping[str, Tensor], size_hw: Sequence[int], *, full_size: bool) -> dict[str, Tensor]:
+    """Predictions (b c h w) on the padded picture, cut to the picture of ``size_hw``, at its size or at their own
     stride."""
-    h, w = size_hw
-    stride = -(-h // STRIDES[-1]) * STRIDES[-1] // x.shape[-2]
-    if full_size:
-        return enlarge(x, (stride * x.shape[-2], stride * x.shape[-1]))[..., :h, :w]
-    return x[..., : -(-h // stride), : -(-w // stride)]
+    height, width = size_hw
+    fitted = {}
+    for task, x in predictions.items():
+        stride = -(-height // STRIDES[-1]) * STRIDES[-1] // x.shape[-2]
+        if full_size:
+            fitted[task] = enlarge(x, (stride * x.shape[-2], stride * x.shape[-1]))[..., :height, :width]
+        else:
+            fitted[task] = x[..., : -(-height // stride), : -(-width // stride)]
+    return fitted
