@@ -141,8 +141,8 @@ class TrainConfig:
     """Backbone weights up to the map of this stride stay as they are; 0: all are trained."""
     freeze_norm: bool = False
     """The backbone's batch norms use their stored statistics: for small batches."""
-    channels_last: bool = False
-    """Keep pictures and the backbone's weights channels-last in memory."""
+    recompute: bool = False
+    """Keep few activations and compute the others again in the backward pass: less memory, about a third more time."""
     evaluate_every: int = 2000
     """Steps between evaluations; 0: only at the end."""
     evaluate_pictures: int = 100

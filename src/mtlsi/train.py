@@ -265,8 +265,7 @@ def build_model(config: RunConfig, dataset: LabelledPictures, *, with_weights: b
     if with_weights:
         set_first_weights(network, config.backbone_weights or "none", dataset)
     network.backbone.freeze(config.train.freeze_stride, norm=config.train.freeze_norm)
-    if config.train.channels_last:
-        network.backbone.to(memory_format=torch.channels_last)
+    network.recompute(config.train.recompute)
     return network
 
 
@@ -301,7 +300,7 @@ def build_optimizer(network: MTLSINet, options: TrainConfig) -> torch.optim.Opti
         }
         for (in_backbone, is_vector), parameters in groups.items()
     ]
-    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[options.optimizer](settings, lr=options.lr)
+    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[options.optimizer](settings, lr=options.lr, fused=True)
 
 
 def learning_rate_factor(step: int, options: TrainConfig) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mtlsi.errors import MistakeError
+from mtlsi.nn.recompute import recomputed
 
 STRIDES = (4, 8, 16, 32)
 
@@ -43,9 +44,11 @@ class Backbone(nn.Module):
         self.picked = tuple(strides.index(stride) for stride in STRIDES)
         self.channels = tuple(channels[i] for i in self.picked)
         self.norm_is_frozen = False
+        self.recomputes = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = self.body(images.contiguous(memory_format=torch.channels_last))
+        images = images.contiguous(memory_format=torch.channels_last)
+        maps = recomputed(self.body, images) if self.recomputes else self.body(images)
         if self.pyramid is not None:
             return self.pyramid(maps)
         maps = [maps[i] for i in self.picked]
@@ -61,6 +64,16 @@ class Backbone(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
         return self
+
+    def recompute(self, on: bool) -> None:
+        """Keep few activations while training: of every block its input where timm can, else of the whole its input.
+
+        timm counts the batch statistics of a recomputed block twice: networks that have any are recomputed as a whole.
+        """
+        has_statistics = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.body.modules())
+        self.recomputes = on and has_statistics
+        if not has_statistics:
+            cast(Any, getattr(self.body, "model", self.body)).set_grad_checkpointing(on)  # timm wraps plain ViTs
 
     def freeze(self, stride: int, *, norm: bool) -> None:
         """Keep the weights that make the maps up to ``stride`` (0: none); ``norm``: also all batch statistics."""

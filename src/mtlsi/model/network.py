@@ -33,6 +33,7 @@ from mtlsi.model.fusion import MultiQueryLinearFusion
 from mtlsi.model.heads import TaskHeads, decode
 from mtlsi.model.preliminary import PreliminaryDecoder
 from mtlsi.nn.layers import Index, enlarge, pick_tasks, to_map, to_positions
+from mtlsi.nn.recompute import recomputed
 from mtlsi.nn.windows import join_windows, split_windows
 from mtlsi.tasks import TASK_SETS, check_tasks, num_channels
 
@@ -115,7 +116,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
             self.fusion = MultiQueryLinearFusion(
                 channels, outputs, num_heads=num_heads, scales=scales, pool=context_pool, queries=queries
             )
-        self.window = window
+        self.window, self.recomputes = window, False
         self.distiller = None
         if cross_window:  # nothing else reads tokens
             self.distiller = (SemanticTokenDistiller if distiller else PooledTokens)(t, channels, num_tokens)
@@ -138,29 +139,37 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         index = self._subset(tasks)
         early = None if self.fusion is not None else index  # the fusion reads every task's features
         maps = self.backbone(pad_to_multiple(images, STRIDES[-1]))
-        features, coarse = self.preliminary(maps, early)  # b t c h w, b o h w
+        features, coarse = self._part(self.preliminary, maps, early)  # b t c h w, b o h w
         if self.fusion is None:
             fused = to_positions(features)
         else:
-            fused = pick_tasks(self.fusion(features, coarse), index)  # b t n c
+            fused = pick_tasks(self._part(self.fusion, features, coarse), index)  # b t n c
             features = to_map(pick_tasks(to_positions(features), index), features.shape[-2:])
         refined = self._refine(features, fused, index)  # b t c h w
-        final = self.heads(refined, maps[0], index)  # b o h w
+        final = self._part(self.heads, refined, maps[0], index)  # b o h w
 
         size_hw = (images.shape[-2], images.shape[-1])
         of_coarse = self.preliminary.predict.by_task(coarse, early)
         of_final = fit_to_picture(self.heads.predict.by_task(final, index), size_hw, full_size=full_size)
         return Output(of_final, {task: of_coarse[task] for task in of_final}, size_hw, full_size)
 
+    def recompute(self, on: bool) -> None:
+        """While training keep of every part little more than its inputs, and compute the rest again when it is needed."""
+        self.recomputes = on
+        self.backbone.recompute(on)
+
+    def _part(self, part: nn.Module, *inputs: Any) -> Any:
+        return recomputed(part, *inputs) if self.recomputes else part(*inputs)
+
     def _refine(self, features: Tensor, fused: Tensor, index: Index) -> Tensor:
         """The semantic decoders: CWIBs on the preliminary features (b t c h w); without them, the fused features."""
         size = (features.shape[-2], features.shape[-1])
         if self.distiller is None:
             return to_map(fused, size)
-        tokens = self.distiller(fused, index)  # b t k c
+        tokens = self._part(self.distiller, fused, index)  # b t k c
         x, mask = split_windows(features, self.window)  # b t n c, window by window
         for block in self.cross_window:
-            x = block(x, tokens, mask, index)
+            x = self._part(block, x, tokens, mask, index)
         return join_windows(x, size, self.window)
 
     def _subset(self, tasks: Iterable[str] | None) -> Index:
