@@ -108,7 +108,9 @@ def dense_depthwise(layer, x):
 def queries(module, x):
     if hasattr(module, "across"):  # one mixing for all scales
         mixed = module.across(x)
-        return [mixed if isinstance(layer, torch.nn.Identity) else dense_depthwise(layer, mixed) for layer in module.spatial]
+        return [
+            mixed if isinstance(layer, torch.nn.Identity) else dense_depthwise(layer, mixed) for layer in module.spatial
+        ]
     results = []
     for layer in module:
         kernel, bias = layer.across.weight, layer.across.bias

@@ -28,8 +28,8 @@ class ByColour(nn.Module):
     classes = CLASSES
     input_size = (48, 64)
 
-    def forward(self, images: torch.Tensor, tasks: tuple[str, ...]) -> SimpleNamespace:
-        self.seen = images
+    def forward(self, images: torch.Tensor, tasks: tuple[str, ...], *, full_size: bool) -> SimpleNamespace:
+        self.seen, self.full_size = images, full_size
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         red, green, blue = (images.float() * std.view(3, 1, 1) + mean.view(3, 1, 1)).unbind(1)
         raw = {
@@ -342,3 +342,33 @@ def test_the_network_predicts_a_photo(dataset, photo):
             assert array.max() < len(model.classes[task])
         elif task in ("boundary", "saliency"):
             assert 0 <= array.min() <= array.max() <= 1
+
+
+def test_predictions_go_to_the_pictures_size_in_one_step_where_their_grid_fits(photo):
+    model = ByColour()
+    for working_size, whole in (((48, 64), True), ((96, 128), False)):  # below 64 pixels a side is not rounded
+        model.input_size = working_size
+        Predictor(model, device="cpu")(photo[:95])  # type: ignore[arg-type]
+        assert model.full_size == (whole and model.seen.shape[-2] % 4 != 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": True}, {"dtype": "bfloat16", "compile": True}], ids=str)
+def test_what_makes_it_faster_leaves_the_predictions_as_they_are(photo, options):
+    """Folded norms, compiled, in bf16: against the model's own raw outputs, enlarged in float64."""
+    from mtlsi.data.transforms import normalise
+    from mtlsi.model import create_model
+
+    torch.manual_seed(0)
+    model = create_model("tiny", tasks=("depth", "normals"), input_size=(96, 128)).eval()
+    for module in model.backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen = Predictor(model, device="cpu", **options)(photo)
+    with torch.no_grad():
+        raw = model(normalise(torch.from_numpy(photo).permute(2, 0, 1)[None] / 255), full_size=False).final["depth"]
+    expected = F.interpolate(raw.double(), photo.shape[:2], mode="bilinear")[0, 0].clamp_min(0)
+    tolerance = 0.05 if "dtype" in options else 1e-5
+    assert np.abs(seen["depth"] - expected.numpy()).max() < tolerance * max(expected.abs().max(), 1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

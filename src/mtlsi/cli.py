@@ -122,6 +122,9 @@ def _predict_parser() -> Parser:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the results")
     _add_device(parser)
     parser.add_argument("--dtype", type=str, default="float32", help="float32, bfloat16 or float16")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the network: a minute for each shape, then faster"
+    )
     return parser
 
 
@@ -245,7 +248,8 @@ def _predict(options: Namespace) -> int:
     from mtlsi.model.network import MTLSINet
     from mtlsi.predict import Predictor, predict_paths
 
-    predictor = Predictor(MTLSINet.from_pretrained(options.model), device=options.device, dtype=options.dtype)
+    model = MTLSINet.from_pretrained(options.model)
+    predictor = Predictor(model, device=options.device, dtype=options.dtype, compile=options.compile)
     tasks = None if options.tasks is None else _names(options.tasks)
     outcome = predict_paths(options.pictures, predictor, options.out, tasks)
     return 1 if outcome.failed else 0

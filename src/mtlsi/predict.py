@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
@@ -20,11 +21,15 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from mtlsi.data.transforms import normalise
 from mtlsi.device import find_device
 from mtlsi.errors import MistakeError
-from mtlsi.model.network import MTLSINet, decode
+from mtlsi.model.backbone import STRIDES
+from mtlsi.model.folding import fold_norms
+from mtlsi.model.network import MTLSINet, Output, decode
 from mtlsi.tasks import TASKS, check_tasks, palette
 from mtlsi.visualize import panel, picture
 from mtlsi.writing import replace_array
@@ -54,12 +59,19 @@ class Predictor:
     they become classes, directions or strengths. Metres are those of a camera like the training set's.
 
     The model is moved to ``device`` (None: an accelerator where there is one, else the processor) and put in evaluation
-    mode. ``dtype`` is float32, bfloat16 or float16 (mixed precision).
-    Raises ``MistakeError`` for a device that is not there or an unknown dtype.
+    mode. ``dtype`` is float32, bfloat16 or float16 (mixed precision). ``compile`` hands the network to ``torch.compile``,
+    which takes a minute for the first picture of every new shape: for streams, not for albums.
+    Raises ``MistakeError`` for a device that is not there, an unknown dtype or a machine that cannot compile.
     """
 
     def __init__(
-        self, model: MTLSINet, *, device: str | None = None, dtype: str = "float32", working_size: Size | None = None
+        self,
+        model: MTLSINet,
+        *,
+        device: str | None = None,
+        dtype: str = "float32",
+        working_size: Size | None = None,
+        compile: bool = False,
     ):
         if dtype not in PRECISIONS:
             raise MistakeError(f"unknown dtype {dtype!r}; expected one of {', '.join(PRECISIONS)}")
@@ -69,6 +81,11 @@ class Predictor:
         self.dtype = PRECISIONS[dtype]
         self.working_size = working_size or model.input_size
         self.model = model.to(self.device).eval()
+        self.network: Callable[..., Output] = for_prediction(self.model)
+        if compile:
+            # on a GPU a recorded graph of kernels, whose buffers every picture uses again
+            mode = "reduce-overhead" if self.device.type == "cuda" else None
+            self.network = torch.compile(self.network, dynamic=False, mode=mode)
 
     def __call__(
         self, image: FilePath | Image.Image | np.ndarray, tasks: Iterable[str] | None = None
@@ -96,8 +113,13 @@ class Predictor:
     def _run(self, images: torch.Tensor, tasks: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """The raw outputs ``(1 c h w) float32``."""
         mixed = self.dtype is not torch.float32
+        fits = all(side % STRIDES[0] == 0 for side in images.shape[-2:])  # the predictions' grid is the picture's
         with torch.autocast(self.device.type, self.dtype) if mixed else nullcontext():
-            final = self.model(images, tasks=tasks).final
+            try:
+                final = self.network(images, tasks=tasks, full_size=not fits).final
+            except TorchDynamoException as error:
+                reason = " ".join(str(error).split())[:200]
+                raise MistakeError(f"this machine cannot compile ({reason}); predict without compile") from error
         raw = {task: final[task].float() for task in tasks}
         for task, values in raw.items():
             if not torch.isfinite(values).all():
@@ -106,8 +128,23 @@ class Predictor:
         return raw
 
 
+def for_prediction(model: MTLSINet) -> MTLSINet:
+    """The model, or where its backbone has batch norms a copy in which the convolutions have taken them up.
+
+    A backbone in which that is not possible, since its convolutions' results are read before the norm, stays as it is.
+    """
+    if not isinstance(model, MTLSINet) or not any(isinstance(m, nn.BatchNorm2d) for m in model.backbone.body.modules()):
+        return model
+    copied = copy.deepcopy(model)
+    probe = torch.randn(1, 3, 2 * STRIDES[-1], 2 * STRIDES[-1], device=next(model.parameters()).device)
+    return copied if fold_norms(copied.backbone.body, probe) else model
+
+
 def fit_size(size_hw: tuple[int, ...], working_size: Size) -> Size:
     """The height and width of the working size's area in the picture's own shape, each at least 1 pixel.
+
+    Sides of 64 pixels or more are multiples of 4, at which the network predicts: what it makes is then brought to the
+    picture's size in one step.
 
     A picture that is very long and thin stays below that area: its longer side is held to ``LONGEST_SIDE`` times the
     working size's.
@@ -115,7 +152,9 @@ def fit_size(size_hw: tuple[int, ...], working_size: Size) -> Size:
     height, width = size_hw
     scale = math.sqrt(working_size[0] * working_size[1] / (height * width))
     scale = min(scale, LONGEST_SIDE * max(working_size) / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    rounded = (STRIDES[0] * round(x * scale / STRIDES[0]) if x * scale >= 64 else round(x * scale) for x in size_hw)
+    height, width = (max(1, side) for side in rounded)
+    return height, width
 
 
 def read_image(path: FilePath) -> np.ndarray:

@@ -300,7 +300,9 @@ def build_optimizer(network: MTLSINet, options: TrainConfig) -> torch.optim.Opti
         }
         for (in_backbone, is_vector), parameters in groups.items()
     ]
-    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[options.optimizer](settings, lr=options.lr, fused=True)
+    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[options.optimizer](
+        settings, lr=options.lr, fused=True
+    )
 
 
 def learning_rate_factor(step: int, options: TrainConfig) -> float:

@@ -5,9 +5,9 @@ import time
 
 import pytest
 import torch
-from plain_network import plain_forward
 
 from mtlsi.model import create_model
+from plain_network import plain_forward
 
 FORMS = {
     "stride 8": {},
@@ -66,7 +66,9 @@ def test_gradients_are_those_of_the_plain_network_in_float64(form):
     expected = {name: p.grad for name, p in exact.named_parameters() if p.grad is not None}
     largest = max(gradient.norm() for gradient in expected.values())
     for name, parameter in model.named_parameters():
-        if name in expected and not name.startswith("backbone."):  # which both share, and which amplifies float32's errors
+        if name in expected and not name.startswith(
+            "backbone."
+        ):  # which both share, and which amplifies float32's errors
             error, length = (parameter.grad - expected[name]).norm(), expected[name].norm()
             assert error < 1e-4 * length + 1e-6 * largest, f"{name}: {error:.1e} of {length:.1e}"
 
