@@ -221,8 +221,12 @@ def test_sizes_and_batches_are_read():
         (("--model", "tiny", "--dtype", "int8"), "unknown dtype 'int8'; expected one of float32, bfloat16"),
         (
             ("--model", "tiny", "--modes", "eager,fast"),
-            "unknown mode 'fast'; expected some of eager, compiled, exported",
+            "unknown mode 'fast'; expected some of eager, compiled, cudagraphs, exported",
         ),
+        (("--model", "tiny", "--device", "cpu", "--modes", "cudagraphs"), "cudagraphs on cpu; expected a CUDA device"),
+        (("--model", "tiny", "--change", "decoder_stride=4"), "expected JSON such as"),
+        (("--model", "tiny", "--change", '{"stride": 4}'), "unknown model size 'stride'"),
+        (("--model", "nyud-mobilenetv2", "--change", '{"window": 4}'), "only a preset's sizes can be changed"),
         (("--model", "tiny", "--device", "abacus"), "device 'abacus'"),
         (("--model", "tiny", "--batches", "1,two"), "batches '1,two'"),
         (("--model", "tiny", "--batches", "0"), "batches: 0; expected 1 or more"),
@@ -255,3 +259,16 @@ def test_the_command_measures_and_writes(capsys, tmp_path, no_memory):  # noqa: 
     assert [row["batch"] for row in report["whole"]] == [2, 1]
     assert report["scaling"] is report["training"] is None
     assert "whole" in capsys.readouterr().out
+
+
+def test_changed_sizes_are_what_is_measured(tmp_path):
+    options = ["benchmark", "--model", "tiny", "--size", "64", "96", "--repeats", "1", "--batches", "1"]
+    stride_of = {}
+    for change in ("{}", '{"decoder_stride": 4, "scales": [3]}'):
+        assert main([*options, "--change", change, "--json", str(tmp_path / "report.json")]) == 0
+        report = json.loads((tmp_path / "report.json").read_text())
+        stride_of[change] = report["totals"]["gflop"]["decoder"], report["changes"]
+    (at_8, unchanged), (at_4, changed) = stride_of.values()
+    assert at_4 > 2 * at_8
+    assert unchanged == {}
+    assert changed == {"decoder_stride": 4, "scales": [3]}

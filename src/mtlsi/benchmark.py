@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Request:
     """A preset's name (random weights), or a packaged model's name, or a run or model folder."""
     dataset: str | None = None
     """nyud or pascal: whose tasks a preset gets; None: nyud. A trained model has its own."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Sizes that differ from the preset's, by field of ``ModelConfig``."""
     size_hw: Size | None = None
     """None: the size that the model was made for."""
     tasks: tuple[str, ...] | None = None
@@ -56,12 +58,17 @@ def benchmark(request: Request, *, console: Console | None = None) -> dict[str, 
     console = console or Console()
     check(request)
     device = find_device(request.device)
-    model = open_model(request.model, request.dataset).to(device)
+    model = open_model(request.model, request.dataset, request.changes).to(device)
     size_hw = request.size_hw or model.input_size
     tasks = None if request.tasks is None else check_tasks(request.tasks, among=model.tasks)
-    run = Measured(model, request.model, request.dataset, tasks, request.dtype, device, request.repeats)
+    run = Measured(
+        model, request.model, request.dataset, tasks, request.dtype, device, request.repeats, request.changes
+    )
+    if "cudagraphs" in request.modes and device.type != "cuda":
+        raise MistakeError(f"mode cudagraphs on {device.type}; expected a CUDA device: leave it out")
     report: dict[str, Any] = {
         "model": request.model,
+        "changes": dict(request.changes),
         "tasks": list(tasks or model.tasks),
         "size_hw": list(size_hw),
         "dtype": request.dtype,
@@ -116,6 +123,17 @@ def read_sizes(text: str) -> tuple[Size, ...]:
     if not all(found):
         raise MistakeError(f"sizes {text!r}; expected heights and widths, such as 224x288,320x416,448x576")
     return tuple((int(match[1]), int(match[2])) for match in found if match)
+
+
+def read_changes(text: str) -> dict[str, Any]:
+    """``{"decoder_stride": 4}`` as a dictionary; ``MistakeError`` for anything else."""
+    try:
+        changes = json.loads(text)
+    except json.JSONDecodeError:
+        changes = None
+    if not isinstance(changes, dict):
+        raise MistakeError(f"sizes to change {text!r}; expected JSON such as " + '{"decoder_stride": 4}')
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
 
 
 def read_counts(text: str) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -25,7 +25,8 @@ from mtlsi.part_costs import part_costs
 from mtlsi.tasks import TASKS, num_channels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MODES = ("eager", "compiled", "exported")
+MODES = ("eager", "compiled", "cudagraphs", "exported")
+"""cudagraphs: compiled, and on a GPU recorded as one graph of kernels with buffers that are used again."""
 FIRST_SIZE = (64, 64)
 """A forward of this size comes before memory is measured, so that what is set up once is not counted."""
 TRAINING_BATCH = 2
@@ -36,14 +37,21 @@ Size = tuple[int, int]
 Forward = Callable[[], Any]
 
 
-def open_model(name: str, dataset: str | None = None) -> MTLSINet:
-    """A preset with random weights, or a trained model, in evaluation mode; ``MistakeError`` where ``name`` is neither."""
+def open_model(name: str, dataset: str | None = None, changes: Mapping[str, Any] | None = None) -> MTLSINet:
+    """A preset with random weights, or a trained model, in evaluation mode; ``MistakeError`` where ``name`` is neither.
+
+    ``changes``: sizes that differ from the preset's, by field of ``ModelConfig``.
+    """
     if name in PRESETS:
-        return create_model(name, dataset=dataset or "nyud").eval()
+        return create_model(name, dataset=dataset or "nyud", **(changes or {})).eval()
     if name not in packaged_models() and not Path(name).exists():
         raise MistakeError(
             f"unknown model {name!r}; expected a preset ({', '.join(PRESETS)}), a packaged model "
             f"({', '.join(packaged_models()) or 'none'}) or the folder of one"
+        )
+    if changes:
+        raise MistakeError(
+            f"{', '.join(changes)}: only a preset's sizes can be changed; {name} has its own: leave them out"
         )
     if dataset is not None:
         raise MistakeError(f"dataset {dataset!r} goes with a preset; {name} has tasks of its own: leave it out")
@@ -68,11 +76,11 @@ def forward_of(network: Callable[[Tensor], Any], images: Tensor, device: torch.d
 
 
 def prepare_forward(
-    name: str, dataset: str | None, tasks: tuple[str, ...] | None, size_hw: Size, device: str, dtype: torch.dtype
+    opened: Callable[[], MTLSINet], tasks: tuple[str, ...] | None, size_hw: Size, device: str, dtype: torch.dtype
 ) -> Forward:
-    """A forward of a model loaded for this alone, after a first small one."""
+    """A forward of a model opened for this alone, after a first small one."""
     place = torch.device(device)
-    network = partial(open_model(name, dataset).to(place), tasks=tasks)
+    network = partial(opened().to(place), tasks=tasks)
     forward_of(network, random_pictures(1, FIRST_SIZE, place), place, dtype)()
     return forward_of(network, random_pictures(1, size_hw, place), place, dtype)
 
@@ -119,6 +127,7 @@ class Measured:
     dtype_name: str
     device: torch.device
     repeats: int
+    changes: Mapping[str, Any] = field(default_factory=dict)
     failed: list[dict[str, Any]] = field(default_factory=list)
     """Modes that did not work here: mode, batch, reason."""
     _memory_mb: dict[Size, float | None] = field(default_factory=dict)
@@ -169,9 +178,8 @@ class Measured:
     def memory_mb(self, size_hw: Size) -> float | None:
         """Peak of what a forward needs beside the loaded model, in 10^6 bytes; None: not measured."""
         if size_hw not in self._memory_mb:
-            prepare = partial(
-                prepare_forward, self.name, self.dataset, self.tasks, size_hw, str(self.device), self.dtype
-            )
+            opened = partial(open_model, self.name, self.dataset, self.changes)
+            prepare = partial(prepare_forward, opened, self.tasks, size_hw, str(self.device), self.dtype)
             rise = peak_memory(prepare, self.device)
             self._memory_mb[size_hw] = None if rise is None else rise / 1e6
         return self._memory_mb[size_hw]
@@ -212,8 +220,11 @@ class Measured:
         images = random_pictures(batch, size_hw, self.device)
         given = pad_to_multiple(images, STRIDES[-1]), images
         networks: list[Any]
-        if mode == "compiled":
-            backbone, whole = (torch.compile(network, dynamic=False) for network in (self.model.backbone, self.model))
+        if mode in ("compiled", "cudagraphs"):
+            kind = "reduce-overhead" if mode == "cudagraphs" else None
+            backbone, whole = (
+                torch.compile(network, dynamic=False, mode=kind) for network in (self.model.backbone, self.model)
+            )
             networks = [backbone, partial(whole, tasks=self.tasks)]
         else:
             networks = [self.model.backbone, TensorsOnly(self.model, self.tasks).eval()]

@@ -186,7 +186,10 @@ def _benchmark_parser() -> Parser:
     parser.add_argument("--tasks", type=str, default=None, help="predict these only, such as depth,normals")
     parser.add_argument("--dtype", type=str, default="float32", help="float32 or bfloat16")
     _add_device(parser)
-    parser.add_argument("--modes", type=str, default="eager", help="some of eager,compiled,exported")
+    parser.add_argument(
+        "--change", type=str, default="{}", help="sizes other than the preset's, such as '{\"decoder_stride\": 4}'"
+    )
+    parser.add_argument("--modes", type=str, default="eager", help="some of eager,compiled,cudagraphs,exported")
     parser.add_argument("--batches", type=str, default="1,4", help="pictures at a time, such as 1,4,16")
     parser.add_argument("--sizes", type=str, default=None, help="growth over these, such as 224x288,320x416,448x576")
     parser.add_argument("--train", action="store_true", help="also time a training step")
@@ -323,12 +326,13 @@ def _boundary(options: Namespace) -> int:
 
 
 def _benchmark(options: Namespace) -> int:
-    from mtlsi.benchmark import Request, benchmark, read_counts, read_sizes
+    from mtlsi.benchmark import Request, benchmark, read_changes, read_counts, read_sizes
 
     benchmark(
         Request(
             options.model,
             dataset=options.dataset,
+            changes=read_changes(options.change),
             size_hw=tuple(options.size) if options.size else None,
             tasks=_names(options.tasks) if options.tasks else None,
             dtype=options.dtype,

@@ -1,0 +1,58 @@
+"""What training sustains with its loader, beside what the network alone would: the same steps on a batch held in memory.
+
+    python benchmarks/training.py --config recipes/nyud_mobilenetv2_100.yaml --data.root DIR [--seconds 60]
+
+Takes the settings of ``mtlsi train``. The two take turns of a few steps, in one process; the loader goes on in between as
+it does in training, so a turn of the network alone may be slowed a little by it, and a turn with it is served by what it
+has prepared meanwhile. Turns are therefore longer than what the loader keeps ready.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+from jsonargparse import Namespace
+
+from mtlsi.cli import _train_parser
+from mtlsi.config import RunConfig
+from mtlsi.train import assemble, batches_from, check, optimizer_step, settle
+
+STEPS, TURNS = 12, 5
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = _train_parser()
+    namespace = parser.parse_args(sys.argv[1:])
+    given = {name: value for name, value in namespace.items() if name not in ("config", "out", "resume")}
+    config = parser.instantiate_classes(Namespace(given))
+    config = settle(RunConfig(**{name: config[name] for name in RunConfig.__dataclass_fields__}))
+    check(config)
+    with tempfile.TemporaryDirectory() as folder:
+        parts = assemble(config, Path(folder) / "run", resume=False)
+        parts.model.train()
+        loaded = iter(batches_from(0, parts, config))
+        held = itertools.repeat(next(loaded))
+        log: Any = SimpleNamespace(add=lambda *_: None)
+        rates: dict[str, list[float]] = {"alone": [], "with its loader": []}
+        for turn in range(TURNS + 1):
+            for name, batches in (("alone", held), ("with its loader", loaded)):
+                start = time.perf_counter()
+                for _ in range(STEPS):
+                    optimizer_step(parts, batches, config, log)
+                if turn:
+                    rates[name].append(STEPS * config.train.batch_size / (time.perf_counter() - start))
+    for name, values in rates.items():
+        print(f"{name}: {median(values):.1f} images/s ({min(values):.1f}-{max(values):.1f})")
+    print(f"share: {median(rates['with its loader']) / median(rates['alone']):.2f}")
+
+
+if __name__ == "__main__":
+    main()
