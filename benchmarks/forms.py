@@ -16,22 +16,27 @@ from pathlib import Path
 from typing import Any
 
 from mtlsi.cli import main as mtlsi
+from mtlsi.config import PRESETS
 from mtlsi.model import create_model
 from mtlsi.tasks import TASK_SETS, TASKS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-FORMS: dict[str, dict[str, Any]] = {
-    "meets at stride 8": {},
-    "meets at stride 4": {"decoder_stride": 4, "context_pool": 4},
-    "queries: shared mixing": {"queries": "shared"},
-    "queries: dense": {"queries": "dense"},
-    "dense convolutions": {"dense_convolutions": True},
-    "1 head": {"num_heads": 1},
-    "4 heads": {"num_heads": 4},
-}
 SCORED = 6
 """Every so many of the test pictures."""
 SHOWN_HW = (240, 320)
+
+
+def forms_of(preset: str) -> dict[str, dict[str, Any]]:
+    """The sizes in which each form differs from the preset, by name."""
+    return {
+        "meets at stride 8": {},
+        "meets at stride 4": {"decoder_stride": 4, "context_pool": 4},
+        "heads draw in all channels": {"head_channels": PRESETS[preset].channels},
+        "queries share their mixing": {"queries": "shared"},
+        "1 head": {"num_heads": 1},
+        "dense queries": {"queries": "dense"},
+        "dense convolutions": {"dense_convolutions": True},
+    }
 
 
 def settings_for(root: Path | None, weights: str, out: Path) -> list[str]:
@@ -86,10 +91,10 @@ def main() -> None:
     tasks = TASK_SETS["nyud"].tasks
     lines = [f"| {preset} | decoder | " + " | ".join(f"{task} {TASKS[task].score}" for task in tasks) + " |"]
     lines.append("|---" * (len(tasks) + 2) + "|")
-    runs = [(name, sizes, 0) for name, sizes in FORMS.items()]
-    runs.insert(1, (next(iter(FORMS)) + ", second seed", {}, 1))
-    for number, (name, sizes, seed) in enumerate(runs):
-        scores = train(given.out / f"{number}", settings, sizes, seed)
+    runs = [(name, sizes, 0) for name, sizes in forms_of(preset).items()]
+    runs.insert(1, (runs[0][0] + ", second seed", {}, 1))
+    for name, sizes, seed in runs:
+        scores = train(given.out / name.replace(", ", "_").replace(" ", "_"), settings, sizes, seed)
         model = create_model(preset, **sizes)
         decoder = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("backbone."))
         values = (f"{scores[task][TASKS[task].score]:.3f}" for task in tasks)

@@ -43,7 +43,7 @@ def finished(tmp_path_factory):
     out, said, asked = tmp_path_factory.mktemp("benchmark"), StringIO(), []
 
     def made_up(prepare, _):
-        asked.append(size := prepare.args[3])
+        asked.append(size := prepare.args[2])
         return 500 * size[0] * size[1] + 10**6
 
     request = Request(
@@ -60,7 +60,7 @@ def test_the_file_holds_all_that_was_measured(finished):
     assert {path.name for path in finished.out.iterdir()} == {"report.json", "growth.png"}
     assert json.loads((finished.out / "report.json").read_text()) == finished.report
     assert set(finished.report) == {
-        "model", "tasks", "size_hw", "dtype", "repeats", "machine", "rates", "parts", "peak_memory_mb", "whole",
+        "model", "changes", "tasks", "size_hw", "dtype", "repeats", "machine", "rates", "parts", "peak_memory_mb", "whole",
         "scaling", "training", "totals", "failed",
     }  # fmt: skip
     assert finished.report["failed"] == []

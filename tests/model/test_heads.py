@@ -8,7 +8,7 @@ from mtlsi.model.heads import TaskHeads, decode
 from mtlsi.tasks import TASKS
 
 OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
-CHANNELS, FINE = 32, 6
+CHANNELS, WIDTH, FINE = 32, 12, 6
 SUBSET = [0, 2]
 RAW_CHANNELS = {"semseg": 40, "parsing": 7, "saliency": 2, "depth": 1, "normals": 3, "boundary": 1}
 
@@ -16,7 +16,7 @@ RAW_CHANNELS = {"semseg": 40, "parsing": 7, "saliency": 2, "depth": 1, "normals"
 def heads(*, at_stride_4, dense=False):
     """Heads in evaluation, with every weight and statistic drawn anew."""
     torch.manual_seed(0)
-    module = TaskHeads(CHANNELS, FINE, OUTPUTS, at_stride_4=at_stride_4, dense=dense)
+    module = TaskHeads(CHANNELS, FINE, OUTPUTS, width=WIDTH, at_stride_4=at_stride_4, dense=dense)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=0.3)
@@ -48,7 +48,7 @@ def naive_convolution(layer, task, x, narrow):
 
 @torch.no_grad()
 def test_coarse_features_are_enlarged_and_joined_by_the_finest_map():
-    module, narrow = heads(at_stride_4=False), CHANNELS // 2
+    module, narrow = heads(at_stride_4=False), WIDTH
     x, finest = torch.randn(2, 3, CHANNELS, 4, 6), torch.randn(2, FINE, 8, 12)
     for t, (task, out) in enumerate(module.predict.by_task(module(x, finest)).items()):
         features = naive_convolution(module.refine, t, x[:, t], narrow)
@@ -64,7 +64,7 @@ def test_features_at_stride_4_need_no_finest_map():
     module = heads(at_stride_4=True)
     x, finest = torch.randn(2, 3, CHANNELS, 8, 12), torch.full((2, FINE, 8, 12), torch.nan)
     for t, (task, out) in enumerate(module.predict.by_task(module(x, finest)).items()):
-        expected = module.predict.of_task[task](naive_convolution(module.refine, t, x[:, t], CHANNELS))
+        expected = module.predict.of_task[task](naive_convolution(module.refine, t, x[:, t], WIDTH))
         torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
 
 

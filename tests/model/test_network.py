@@ -172,6 +172,7 @@ def test_a_subset_is_refused_while_training_and_unknown_tasks_always(tiny):
         {"queries": "dense", "dense_convolutions": True},
         {"queries": "shared"},
         {"decoder_stride": 4},
+        {"head_channels": 40},
         {"decoder_stride": 16},
     ],
     ids=lambda sizes: ",".join(f"{name}={value}" for name, value in sizes.items()),

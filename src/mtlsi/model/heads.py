@@ -16,19 +16,19 @@ from mtlsi.tasks import TASKS
 class TaskHeads(nn.Module):
     """Refined features (b t c h w) -> the raw predictions at stride 4, as ``Predictions`` gives them.
 
-    Choice: where the decoder works at a coarser stride, its features are narrowed, enlarged to stride 4 and joined by a
-    projection of the backbone's finest map, so that outlines are drawn at the fine stride though tasks met at the coarse.
+    Choice: where the decoder works at a coarser stride, its features are brought to ``width`` channels, enlarged to stride
+    4 and joined by a projection of the backbone's finest map, so that outlines are drawn at the fine stride though tasks
+    met at the coarse.
     """
 
     def __init__(
-        self, channels: int, fine_channels: int, outputs: Mapping[str, int], *, at_stride_4: bool, dense: bool
+        self, channels: int, fine_channels: int, outputs: Mapping[str, int], *, width: int, at_stride_4: bool, dense: bool
     ):
         super().__init__()
-        narrow = channels if at_stride_4 else max(channels // 2, 8)
-        self.refine = TaskConvolution(len(outputs), channels, narrow, dense=dense)
-        self.fine = None if at_stride_4 else TaskProjection(fine_channels, len(outputs), narrow)
-        self.finish = None if at_stride_4 else TaskConvolution(len(outputs), narrow, narrow, dense=dense)
-        self.predict = Predictions(narrow, outputs)
+        self.refine = TaskConvolution(len(outputs), channels, width, dense=dense)
+        self.fine = None if at_stride_4 else TaskProjection(fine_channels, len(outputs), width)
+        self.finish = None if at_stride_4 else TaskConvolution(len(outputs), width, width, dense=dense)
+        self.predict = Predictions(width, outputs)
 
     def forward(self, x: Tensor, finest: Tensor, index: Index = None) -> Tensor:
         x = self.refine(x, index)

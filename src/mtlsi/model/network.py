@@ -84,6 +84,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         num_blocks: int,
         ffn_ratio: int,
         decoder_stride: int,
+        head_channels: int | None,
         dense_convolutions: bool,
         queries: str,
         fusion: bool,
@@ -125,7 +126,12 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
             for _ in range(num_blocks if cross_window else 0)
         )
         self.heads = TaskHeads(
-            channels, self.backbone.channels[0], outputs, at_stride_4=decoder_stride == 4, dense=dense_convolutions
+            channels,
+            self.backbone.channels[0],
+            outputs,
+            width=head_channels or (channels if decoder_stride == 4 else max(channels // 2, 8)),
+            at_stride_4=decoder_stride == 4,
+            dense=dense_convolutions,
         )
 
     def forward(self, images: Tensor, tasks: Iterable[str] | None = None, *, full_size: bool = True) -> Output:
