@@ -42,7 +42,7 @@ def forms_of(preset: str) -> dict[str, dict[str, Any]]:
 def settings_for(root: Path | None, weights: str, out: Path) -> list[str]:
     """The command's settings that all forms share."""
     if root is None:
-        return ["--config", str(RECIPES / "scenes_tiny.yaml"), "--data.num_val", "100", "--train.evaluate_every", "0"]
+        return ["--config", str(RECIPES / "scenes_tiny.yaml"), "--data.num_val", "100", "--train.iterations", "400"]
     prepared = out / "prepared"
     if not prepared.exists():
         part = out / "nyudv2"

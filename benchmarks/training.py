@@ -1,6 +1,6 @@
 """What training sustains with its loader, beside what the network alone would: the same steps on a batch held in memory.
 
-    python benchmarks/training.py --config recipes/nyud_mobilenetv2_100.yaml --data.root DIR [--seconds 60]
+    python benchmarks/training.py --config recipes/nyud_mobilenetv2_100.yaml --data.root DIR
 
 Takes the settings of ``mtlsi train``. The two take turns of a few steps, in one process; the loader goes on in between as
 it does in training, so a turn of the network alone may be slowed a little by it, and a turn with it is served by what it
@@ -41,6 +41,9 @@ def main() -> None:
         loaded = iter(batches_from(0, parts, config))
         held = itertools.repeat(next(loaded))
         log: Any = SimpleNamespace(add=lambda *_: None)
+        if config.data.in_memory:  # an epoch later there is nothing left to read
+            for _ in range(len(parts.train_set) // config.train.batch_size + 1):
+                optimizer_step(parts, loaded, config, log)
         rates: dict[str, list[float]] = {"alone": [], "with its loader": []}
         for turn in range(TURNS + 1):
             for name, batches in (("alone", held), ("with its loader", loaded)):

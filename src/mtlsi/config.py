@@ -55,7 +55,9 @@ PRESETS: dict[str, ModelConfig] = {
         "swin_large_patch4_window12_384", 192, 6, num_tokens=512, queries="shared", drop_path=0.15
     ),
     "swin_tiny": ModelConfig("swin_tiny_patch4_window7_224", 64, 2, num_tokens=512, drop_path=0.15),
-    "hrnet_w18": ModelConfig("hrnet_w18_small_v2", 48, 1, num_tokens=512, decoder_stride=8, context_pool=2),
+    "hrnet_w18": ModelConfig(
+        "hrnet_w18_small_v2", 48, 1, num_tokens=512, decoder_stride=8, context_pool=2, head_channels=48
+    ),
     "vit_large": ModelConfig("vit_large_patch16_384", 128, 4, num_tokens=512, drop_path=0.15),
     "mobilenetv2_100": ModelConfig("mobilenetv2_100", 64, 2, num_tokens=64, decoder_stride=8, context_pool=2),
     "tiny": ModelConfig("mobilenetv2_035", 24, 2, num_tokens=32, decoder_stride=8, context_pool=2),

@@ -64,10 +64,9 @@ def _flip(label: TaskLabel, axis: int, component: int) -> TaskLabel:
 def _resize(label: TaskLabel, size: Sequence[int], *_: Any, **__: Any) -> TaskLabel:
     plain, task, (h, w) = label.as_subclass(Tensor), label.task, size
     if task.shrink == "max" and h < plain.shape[-2]:
-        known = torch.where(task.valid(plain), plain, 0)
-        value = F.adaptive_max_pool2d(known.float()[None], (h, w))[0].to(plain.dtype)
-        seen = F.adaptive_max_pool2d(task.valid(plain).float()[None], (h, w))[0] > 0
-        resized = torch.where(seen, value, task.invalid)
+        known = torch.where(task.valid(plain), plain.float(), -1)
+        value = F.adaptive_max_pool2d(known[None], (h, w))[0]
+        resized = torch.where(value < 0, task.invalid, value).to(plain.dtype)
     else:
         resized = plain[..., _nearest(plain.shape[-2], h)[:, None], _nearest(plain.shape[-1], w)]
     return _like(label, resized)
