@@ -123,7 +123,7 @@ def _predict_parser() -> Parser:
     _add_device(parser)
     parser.add_argument("--dtype", type=str, default="float32", help="float32, bfloat16 or float16")
     parser.add_argument(
-        "--compile", action="store_true", help="compile the network: a minute for each shape, then faster"
+        "--compile", action="store_true", help="compile the network: takes a minute for every new shape"
     )
     return parser
 

@@ -229,6 +229,8 @@ def _at_own_size(task: str, raw: torch.Tensor, size_hw: Size) -> np.ndarray:
         return _to_numpy(decode(task, F.interpolate(raw, size_hw, mode="bilinear", antialias=True)))
     raw = raw.contiguous(memory_format=torch.channels_last)  # more than twice as fast here
     rows = max(1, BAND_VALUES // (channels * width))
+    if rows >= height:
+        return _to_numpy(decode(task, F.interpolate(raw, size_hw, mode="bilinear")))
     whole = np.empty(0)
     for top in range(0, height, rows):
         band = _to_numpy(decode(task, _rows_of(raw, size_hw, top, min(top + rows, height))))

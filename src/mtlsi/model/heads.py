@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlsi.model.preliminary import Predictions, TaskProjection
@@ -22,7 +21,14 @@ class TaskHeads(nn.Module):
     """
 
     def __init__(
-        self, channels: int, fine_channels: int, outputs: Mapping[str, int], *, width: int, at_stride_4: bool, dense: bool
+        self,
+        channels: int,
+        fine_channels: int,
+        outputs: Mapping[str, int],
+        *,
+        width: int,
+        at_stride_4: bool,
+        dense: bool,
     ):
         super().__init__()
         self.refine = TaskConvolution(len(outputs), channels, width, dense=dense)
@@ -46,12 +52,13 @@ def decode(task: str, raw: Tensor) -> Tensor:
     """
     output = TASKS[task].output
     if output == "class":
-        return raw.argmax(1).to(torch.uint8)
+        return raw.max(1).indices.to(torch.uint8)  # argmax takes twice as long
     raw = raw.float()
     if output == "foreground":
         return raw.softmax(1)[:, 1]
     if output == "probability":
         return raw[:, 0].sigmoid()
     if output == "direction":
-        return F.normalize(raw, dim=1)
+        x, y, z = raw.unbind(1)  # torch's norm over a leading axis takes ten times as long
+        return raw / (x * x + y * y + z * z).sqrt().clamp_min(1e-12).unsqueeze(1)
     return raw[:, 0].clamp_min(0)
