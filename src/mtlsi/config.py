@@ -34,7 +34,7 @@ class ModelConfig:
     decoder_stride: int = 4
     """Stride at which tasks interact: 4, 8 or 16. Predictions come at stride 4 all the same."""
     head_channels: int | None = None
-    """Channels in which the heads draw at stride 4; None: ``channels``, or half of them where ``decoder_stride`` is not 4."""
+    """Channels in which the heads draw at stride 4; None: ``channels``, half of them if ``decoder_stride`` is not 4."""
     dense_convolutions: bool = False
     """Plain 3x3 convolutions in place of separable ones in the preliminary decoder and the heads."""
     queries: str = "separable"

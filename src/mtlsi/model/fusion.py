@@ -94,7 +94,8 @@ class MultiQueryLinearFusion(nn.Module):
         weights = [w.unflatten(1, context.shape[1:3]) for w in self.merge.expand.weight.chunk(len(shares), 1)]
         pictures = []
         for i, of_picture in enumerate(context):  # heads d e
-            seen = [torch.einsum("hde,theo->thdo", of_picture, weight).flatten(1, 2) for weight in weights]
+            with torch.autocast(context.device.type, enabled=False):  # small, and both are float32
+                seen = [torch.einsum("hde,theo->thdo", of_picture, weight).flatten(1, 2) for weight in weights]
             products = (linear_per_task(x[i : i + 1], w) for x, w in zip(shares[1:], seen[1:], strict=True))
             pictures.append(sum(products, linear_per_task(shares[0][i : i + 1], seen[0], bias)))
         return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
