@@ -20,7 +20,7 @@ from mtlsi.benchmark_runs import Measured, random_labels
 from mtlsi.cli import main
 from mtlsi.errors import MistakeError
 from mtlsi.losses import MultiTaskLoss
-from mtlsi.model.network import MTLSINet, create_model
+from mtlsi.model.network import MTLSINet, Output, create_model
 from mtlsi.tasks import TASKS
 
 CPU = torch.device("cpu")
@@ -142,7 +142,7 @@ class Broken(nn.Module):
     def forward(self, images, tasks=None):  # noqa: ARG002
         x = self.backbone(images)
         torch._dynamo.graph_break()
-        return SimpleNamespace(final={"depth": x + 1}, coarse={"depth": x})
+        return Output({"depth": x + 1}, {"depth": x})
 
 
 def test_every_mode_and_batch_has_its_row_and_graph_breaks_are_counted(monkeypatch):
