@@ -18,10 +18,7 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
-from jsonargparse import Namespace
-
-from mtlsi.cli import _train_parser
-from mtlsi.config import RunConfig
+from mtlsi.cli import read_run, train_parser
 from mtlsi.train import assemble, batches_from, check, optimizer_step, settle
 
 STEPS, TURNS = 12, 5
@@ -29,11 +26,7 @@ STEPS, TURNS = 12, 5
 
 def main() -> None:
     """Measure and print."""
-    parser = _train_parser()
-    namespace = parser.parse_args(sys.argv[1:])
-    given = {name: value for name, value in namespace.items() if name not in ("config", "out", "resume")}
-    config = parser.instantiate_classes(Namespace(given))
-    config = settle(RunConfig(**{name: config[name] for name in RunConfig.__dataclass_fields__}))
+    config = settle(read_run(train_parser().parse_args(sys.argv[1:])))
     check(config)
     with tempfile.TemporaryDirectory() as folder:
         parts = assemble(config, Path(folder) / "run", resume=False)

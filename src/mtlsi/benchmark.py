@@ -58,14 +58,14 @@ def benchmark(request: Request, *, console: Console | None = None) -> dict[str, 
     console = console or Console()
     check(request)
     device = find_device(request.device)
+    if "cudagraphs" in request.modes and device.type != "cuda":
+        raise MistakeError(f"mode cudagraphs on {device.type}; expected a CUDA device: leave it out")
     model = open_model(request.model, request.dataset, request.changes).to(device)
     size_hw = request.size_hw or model.input_size
     tasks = None if request.tasks is None else check_tasks(request.tasks, among=model.tasks)
     run = Measured(
         model, request.model, request.dataset, tasks, request.dtype, device, request.repeats, request.changes
     )
-    if "cudagraphs" in request.modes and device.type != "cuda":
-        raise MistakeError(f"mode cudagraphs on {device.type}; expected a CUDA device: leave it out")
     report: dict[str, Any] = {
         "model": request.model,
         "changes": dict(request.changes),

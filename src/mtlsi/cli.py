@@ -51,7 +51,7 @@ def build_parser() -> Parser:
     commands.add_subcommand(
         "demo", _demo_parser(), help="train a small model on generated scenes and draw what it sees"
     )
-    commands.add_subcommand("train", _train_parser(), help="train a model")
+    commands.add_subcommand("train", train_parser(), help="train a model")
     commands.add_subcommand("evaluate", _evaluate_parser(), help="measure a model on labelled pictures")
     commands.add_subcommand("predict", _predict_parser(), help="predict every task for your pictures")
     data = Parser(description="Data sets on disk. Nothing is ever written into the folder that is read.")
@@ -77,7 +77,8 @@ def _demo_parser() -> Parser:
     return parser
 
 
-def _train_parser() -> Parser:
+def train_parser() -> Parser:
+    """The parser of ``mtlsi train``."""
     parser = Parser(description="Train a model. Settings come from --config and may be changed one by one.")
     parser.add_argument("--config", action="config", help="a YAML file, such as those in recipes/")
     parser.add_argument("--out", type=Path, default=None, help="folder of the new run")
@@ -205,15 +206,20 @@ def _train(options: Namespace) -> int:
     if (options.out is None) == (options.resume is None):
         raise MistakeError("give one of --out DIR, for a new run, and --resume DIR, for one that was started")
     if options.resume is not None:
-        defaults = _train_parser().get_defaults()
+        defaults = train_parser().get_defaults()
         if any(options[name] != defaults[name] for name in RunConfig.__dataclass_fields__):
             raise MistakeError("--resume goes on under the run's own config.yaml; leave out the other settings")
         _show(resume(options.resume))
         return 0
-    given = {name: value for name, value in options.items() if name not in ("config", "out", "resume")}
-    config = _train_parser().instantiate_classes(Namespace(given))
-    _show(train(RunConfig(**{name: config[name] for name in RunConfig.__dataclass_fields__}), options.out))
+    _show(train(read_run(options), options.out))
     return 0
+
+
+def read_run(options: Namespace) -> RunConfig:
+    """The run that the settings of ``mtlsi train`` describe."""
+    given = {name: value for name, value in options.items() if name not in ("config", "out", "resume")}
+    config = train_parser().instantiate_classes(Namespace(given))
+    return RunConfig(**{name: config[name] for name in RunConfig.__dataclass_fields__})
 
 
 def _show(scores: Scores) -> None:

@@ -146,7 +146,7 @@ class TrainConfig:
     freeze_norm: bool = False
     """The backbone's batch norms use their stored statistics: for small batches."""
     recompute: bool = False
-    """Keep few activations and compute the others again in the backward pass: less memory, about a third more time."""
+    """Keep few activations and compute the others again in the backward pass: less memory, more time."""
     evaluate_every: int = 2000
     """Steps between evaluations; 0: only at the end."""
     evaluate_pictures: int = 100

@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
-from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from mtlsi.data.transforms import normalise
@@ -133,7 +132,7 @@ def for_prediction(model: MTLSINet) -> MTLSINet:
 
     A backbone in which that is not possible, since its convolutions' results are read before the norm, stays as it is.
     """
-    if not isinstance(model, MTLSINet) or not any(isinstance(m, nn.BatchNorm2d) for m in model.backbone.body.modules()):
+    if not isinstance(model, MTLSINet) or not model.backbone.batch_norms():
         return model
     copied = copy.deepcopy(model)
     probe = torch.randn(1, 3, 2 * STRIDES[-1], 2 * STRIDES[-1], device=next(model.parameters()).device)

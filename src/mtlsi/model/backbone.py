@@ -60,17 +60,20 @@ class Backbone(nn.Module):
         """Training mode, except that frozen batch norms stay on their stored statistics."""
         super().train(mode)
         if self.norm_is_frozen:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            for norm in self.batch_norms():
+                norm.eval()
         return self
+
+    def batch_norms(self) -> list[nn.Module]:
+        """Every batch norm that timm's network has."""
+        return [module for module in self.body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def recompute(self, on: bool) -> None:
         """Keep few activations while training: of every block its input where timm can, else of the whole its input.
 
         timm counts the batch statistics of a recomputed block twice: networks that have any are recomputed as a whole.
         """
-        has_statistics = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.body.modules())
+        has_statistics = bool(self.batch_norms())
         self.recomputes = on and has_statistics
         if not has_statistics:
             cast(Any, getattr(self.body, "model", self.body)).set_grad_checkpointing(on)  # timm wraps plain ViTs
