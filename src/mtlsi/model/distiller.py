@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from mtlsi.nn.attention import LOG2_E
-from mtlsi.nn.layers import Index, TaskLayerNorm, TaskMLP, grouped_product, pick, product_dtype
+from mtlsi.nn.layers import Index, TaskLayerNorm, TaskMLP
 
 POSITIONS_AT_ONCE = 1024
 
@@ -38,26 +36,15 @@ class SemanticTokenDistiller(nn.Module):
         return (shares.transpose(0, 1).mT @ fused.transpose(0, 1).float()).transpose(0, 1)
 
     def _in_parts(self, hidden: Tensor, fused: Tensor, index: Index) -> Tensor:
-        """The same sums, a part of the positions at a time: the assignment is never whole in memory.
-
-        It is made with the positions along the channels, (k (t n)), so that both products run over tasks side by side;
-        the softmax's division is left to the fused features, of which there are fewer. Its exponential is to the base 2.
-        """
-        dtype, (b, t, _, c) = product_dtype(fused), fused.shape
-        weight, bias = (pick(p, index) * LOG2_E for p in (self.assign.reduce.weight, self.assign.reduce.bias))
-        rows = weight.flatten(0, 1).mT.reshape(1, -1, t * c).to(dtype)
-        offset = rearrange(bias, "t 1 k -> k t 1")
-        tokens = fused.new_zeros(b, rows.shape[1], t * c, dtype=torch.float32)
-        with torch.autocast(fused.device.type, enabled=False):
-            for i in range(b):
-                parts = (x[i : i + 1].split(POSITIONS_AT_ONCE, 2) for x in (hidden, fused))
-                for hidden_part, fused_part in zip(*parts, strict=True):  # 1 t n c
-                    logits = grouped_product(rows, hidden_part.flatten(0, 2).to(dtype), t)  # 1 k (t n)
-                    logits = logits.unflatten(2, (t, -1)).float() + offset
-                    shares = logits.sub_(logits.amax(1, keepdim=True)).exp2_()
-                    scaled = fused_part.mT / shares.sum(1).unsqueeze(2)  # 1 t c n
-                    tokens[i : i + 1] += grouped_product(shares.flatten(2).to(dtype), scaled.flatten(0, 2).to(dtype), t)
-        return tokens.unflatten(2, (t, c)).transpose(1, 2)
+        """The same sums, a part of the positions at a time: the assignment is never whole in memory."""
+        b, t, _, c = fused.shape
+        sums = fused.new_zeros(b, t, c, self.assign.reduce.weight.shape[-1], dtype=torch.float32)
+        for i in range(b):
+            parts = (x[i : i + 1].split(POSITIONS_AT_ONCE, 2) for x in (hidden, fused))
+            for hidden_part, fused_part in zip(*parts, strict=True):  # 1 t n c
+                shares = self.assign.reduce(hidden_part, index).softmax(-1)
+                sums[i : i + 1] += fused_part.mT @ shares  # the small one turned: the other way round takes longer
+        return sums.mT
 
 
 class PooledTokens(nn.Module):

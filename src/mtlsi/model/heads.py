@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlsi.model.preliminary import Predictions, TaskProjection
-from mtlsi.nn.layers import Index, TaskConvolution, enlarge
+from mtlsi.nn.layers import Index, TaskConvolution, enlarge, unit_length
 from mtlsi.tasks import TASKS
 
 
@@ -59,6 +59,5 @@ def decode(task: str, raw: Tensor) -> Tensor:
     if output == "probability":
         return raw[:, 0].sigmoid()
     if output == "direction":
-        x, y, z = raw.unbind(1)  # torch's norm over a leading axis takes ten times as long
-        return raw / (x * x + y * y + z * z).sqrt().clamp_min(1e-12).unsqueeze(1)
+        return unit_length(raw, 1e-12)
     return raw[:, 0].clamp_min(0)

@@ -272,13 +272,16 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
 
 def fit_to_picture(predictions: Mapping[str, Tensor], size_hw: Sequence[int], *, full_size: bool) -> dict[str, Tensor]:
     """Predictions (b c h w) on the padded picture, cut to the picture of ``size_hw``, at its size or at their own
-    stride."""
+    stride.
+
+    Enlarged ones are float32: a processor takes twice as long in bf16.
+    """
     height, width = size_hw
     fitted = {}
     for task, x in predictions.items():
         stride = -(-height // STRIDES[-1]) * STRIDES[-1] // x.shape[-2]
         if full_size:
-            fitted[task] = enlarge(x, (stride * x.shape[-2], stride * x.shape[-1]))[..., :height, :width]
+            fitted[task] = enlarge(x.float(), (stride * x.shape[-2], stride * x.shape[-1]))[..., :height, :width]
         else:
             fitted[task] = x[..., : -(-height // stride), : -(-width // stride)]
     return fitted
