@@ -4,8 +4,8 @@
     python benchmarks/forms.py --out DIR --root NYUDV2_FOLDER --weights FILE # mobilenetv2_100 on NYUDv2, ImageNet weights
 
 Every form has the same seed, order of pictures and draws of their augmentation; the first is trained with a second seed
-too, to show how far chance goes. A form that has been trained already is not trained again, one that was cut short is. The table goes to
-DIR/forms.md. NYUDv2 is shown and scored at 240x320, on every sixth of its 654 test pictures.
+too, to show how far chance goes. A form that has been trained already is not trained again; one that was cut short is.
+The table goes to DIR/forms.md. NYUDv2 is shown and scored at 240x320, on every sixth of its 654 test pictures.
 """
 
 from __future__ import annotations

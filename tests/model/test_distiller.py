@@ -90,3 +90,28 @@ def test_a_large_map_is_distilled_in_parts_to_the_same_tokens(monkeypatch):
     monkeypatch.setattr(distiller, "POSITIONS_AT_ONCE", 10)
     with torch.no_grad():
         torch.testing.assert_close(module(fused), whole)
+
+
+@pytest.mark.parametrize("share_out", [distiller._SharedInParts.apply, distiller._shared_at_once])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_gradients_are_those_of_float64_whichever_way_the_sums_are_made(monkeypatch, share_out, bf16):
+    monkeypatch.setattr(distiller, "POSITIONS_AT_ONCE", 10)
+    torch.manual_seed(0)
+    hidden, fused = torch.randn(2, 37, TASKS, 6).transpose(1, 2), torch.randn(2, 37, TASKS, 6).transpose(1, 2) + 1
+    given = [hidden, fused, torch.randn(TASKS, 6, 8), torch.randn(TASKS, 1, 8)]
+    target = torch.randn(2, TASKS, 6, 8)
+
+    def gradients(make, dtype, autocast):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in given]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            sums = make(*leaves)
+        (sums * target.to(dtype)).sum().backward()
+        return [sums.detach(), *(leaf.grad for leaf in leaves)]
+
+    def plain(hidden, fused, weight, bias):
+        return fused.mT @ (torch.einsum("btnc,tck->btnk", hidden, weight) + bias).softmax(-1)
+
+    for ours, exact in zip(
+        gradients(share_out, torch.float32, bf16), gradients(plain, torch.float64, False), strict=True
+    ):
+        assert (ours - exact).norm() < (2e-2 if bf16 else 1e-5) * exact.norm()

@@ -9,6 +9,7 @@ from mtlsi.nn.layers import (
     TaskLinear,
     TaskMLP,
     enlarge,
+    linear_per_task,
     pick_tasks,
     side_by_side,
     to_map,
@@ -117,7 +118,7 @@ def test_task_convolution_trains_on_one_picture(dense):
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_linear_map_is_that_of_float64_whichever_way_it_is_computed(dtype, gradients):
-    """bf16 that is to be differentiated goes another way through the processor than the rest."""
+    """What is to be differentiated goes another way than the rest."""
     layer, x = randomized(TaskLinear(TASKS, IN, OUT)), torch.randn(2, TASKS, 9, IN)
     expected = per_task([plain_linear(layer, i).double() for i in range(TASKS)], x.double())
     with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -125,6 +126,37 @@ def test_a_linear_map_is_that_of_float64_whichever_way_it_is_computed(dtype, gra
     assert out.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("channels", "out_channels"), [(5, 9), (9, 5)])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_linear_maps_gradients_are_those_of_float64(channels, out_channels, with_bias, bf16):
+    torch.manual_seed(0)
+    given = [torch.randn(2, 3, 7, channels), torch.randn(3, channels, out_channels), torch.randn(3, 1, out_channels)]
+    given, target = given[: 2 + with_bias], torch.randn(2, 3, 7, out_channels)
+
+    def gradients(linear, dtype, autocast):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in given]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = linear(*leaves)
+        (out * target.to(dtype)).sum().backward()
+        return [leaf.grad for leaf in leaves]
+
+    def plain(x, weight, bias=0):
+        return torch.einsum("btnc,tcd->btnd", x, weight) + bias
+
+    expected = gradients(plain, torch.float64, False)
+    for ours, exact in zip(gradients(linear_per_task, torch.float32, bf16), expected, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - exact).norm() < (1e-2 if bf16 else 1e-6) * exact.norm()
+
+
+def test_a_frozen_input_or_weight_gets_no_gradient():
+    x, weight = torch.randn(1, 2, 4, 3), torch.randn(2, 3, 5)
+    linear_per_task(x, weight.requires_grad_()).sum().backward()
+    assert x.grad is None
+    torch.testing.assert_close(weight.grad, x.sum((0, 2)).unsqueeze(-1).expand(2, 3, 5))
 
 
 def test_parts_are_the_channels_cut_and_joined_is_the_channels_put_together():

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 Index = Sequence[int] | None
 
@@ -44,17 +46,53 @@ def linear_per_task(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     """Positions (b t n c) times weights (t c d), plus bias (t 1 d): (b t n d).
 
     On a processor a grouped convolution reads and writes the tasks side by side without a copy, at twice the speed of
-    torch's matrix products on AMD's; but in bf16 its backward pass takes three times as long as theirs.
+    torch's matrix products on AMD's; its own backward pass is slow, so that it has another one here.
     """
-    if x.device.type == "cpu" and not (torch.is_grad_enabled() and product_dtype(x) == torch.bfloat16):
-        kernel = weight.mT.flatten(0, 1)
-        rows = grouped_product(
-            x.transpose(1, 2).flatten(2), kernel, len(weight), None if bias is None else bias.flatten()
-        )
-        return rows.unflatten(2, (len(weight), -1)).transpose(1, 2)
+    if x.device.type == "cpu":
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return cast(Tensor, _LinearPerTask.apply(x, weight, bias))
+        return _product_per_task(x, weight, bias)
     rows = x.transpose(0, 1).flatten(1, 2)  # t (b n) c
     out = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias, rows, weight)
     return out.unflatten(1, x.shape[::2]).transpose(0, 1)
+
+
+def _product_per_task(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    kernel, offset = weight.mT.flatten(0, 1), None if bias is None else bias.flatten()
+    rows = grouped_product(x.transpose(1, 2).flatten(2), kernel, len(weight), offset)
+    return rows.unflatten(2, (len(weight), -1)).transpose(1, 2)
+
+
+def sums_per_task(x: Tensor, y: Tensor) -> Tensor:
+    """Positions (b t n c) and (b t n d) to the sums over b and n of their outer products: (t c d)."""
+    x, y = (z.transpose(1, 2).flatten(0, 1).transpose(0, 1) for z in (x, y))  # t (b n) c
+    # MKL is several times slower with the larger one turned
+    return torch.bmm(x.mT, y) if x.shape[-1] <= y.shape[-1] else torch.bmm(y.mT, x).mT
+
+
+class _LinearPerTask(torch.autograd.Function):
+    """The grouped convolution with a backward pass of another grouped convolution and a matrix product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.dtypes = [None if value is None else value.dtype for value in (x, weight, bias)]
+        x, weight = (value.to(product_dtype(value)) for value in (x, weight))
+        ctx.save_for_backward(x, weight)
+        return _product_per_task(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needed, of_x, of_weight, of_bias = ctx.needs_input_grad, None, None, None
+        with torch.autocast(x.device.type, enabled=False):
+            if needed[0]:
+                of_x = _product_per_task(of_out, weight.mT).to(ctx.dtypes[0])
+            if needed[1]:
+                of_weight = sums_per_task(x, of_out).to(ctx.dtypes[1])
+            if needed[2]:
+                of_bias = of_out.transpose(1, 2).sum((0, 1), dtype=ctx.dtypes[2]).unsqueeze(1)
+        return of_x, of_weight, of_bias
 
 
 def grouped_product(x: Tensor, weight: Tensor, num_groups: int, bias: Tensor | None = None) -> Tensor:
