@@ -187,7 +187,8 @@ def test_fewer_tasks_and_half_the_precision_are_what_is_measured(no_memory):  # 
     assert one["totals"]["gflop"]["decoder"] < every["totals"]["gflop"]["decoder"]
     assert set(one["rates"]["matrix_gflop_per_s"]) == {"float32", "bfloat16"}
     output = measured(create_model("tiny").eval(), "bfloat16", ("depth",)).in_mode("eager", 1, (64, 64))[1]()
-    assert {task: x.dtype for task, x in output.final.items()} == {"depth": torch.bfloat16}
+    assert {task: x.dtype for task, x in output.padded_coarse.items()} == {"depth": torch.bfloat16}
+    assert output.final["depth"].dtype == torch.float32  # enlarged
 
 
 @pytest.mark.parametrize("dataset", ["nyud", "pascal"])

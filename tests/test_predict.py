@@ -372,3 +372,20 @@ def test_what_makes_it_faster_leaves_the_predictions_as_they_are(photo, options)
     tolerance = 0.05 if "dtype" in options else 1e-5
     assert np.abs(seen["depth"] - expected.numpy()).max() < tolerance * max(expected.abs().max(), 1)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_linear_layers_are_convolutions_only_where_these_are_faster(photo, monkeypatch, faster):
+    from mtlsi.model import create_model
+
+    torch.manual_seed(0)
+    model = create_model("swin_tiny", tasks=("depth",), input_size=(64, 96), num_tokens=16).eval()
+    monkeypatch.setattr(predict, "convolutions_are_faster", lambda: False)
+    expected = Predictor(model, device="cpu")(photo)["depth"]
+    monkeypatch.setattr(predict, "convolutions_are_faster", lambda: faster)
+    made = Predictor(model, device="cpu")
+    assert (type(made.network) is type(model) and made.network is not model) == faster
+    np.testing.assert_allclose(made(photo)["depth"], expected, atol=1e-5)
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    assert all(parameter.data_ptr() in own for parameter in made.network.parameters())  # no second set of weights
+    assert Predictor(model, device="cpu", dtype="bfloat16").network is model

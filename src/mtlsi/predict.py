@@ -24,9 +24,10 @@ from rich.progress import track
 from torch._dynamo.exc import TorchDynamoException
 
 from mtlsi.data.transforms import normalise
-from mtlsi.device import find_device
+from mtlsi.device import convolutions_are_faster, find_device
 from mtlsi.errors import MistakeError
 from mtlsi.model.backbone import STRIDES
+from mtlsi.model.convolved import convolve_linears
 from mtlsi.model.folding import fold_norms
 from mtlsi.model.network import MTLSINet, Output, decode
 from mtlsi.tasks import TASKS, check_tasks, palette
@@ -80,7 +81,7 @@ class Predictor:
         self.dtype = PRECISIONS[dtype]
         self.working_size = working_size or model.input_size
         self.model = model.to(self.device).eval()
-        self.network: Callable[..., Output] = for_prediction(self.model)
+        self.network: Callable[..., Output] = for_prediction(self.model, self.dtype)
         if compile:
             # on a GPU a recorded graph of kernels, whose buffers every picture uses again
             mode = "reduce-overhead" if self.device.type == "cuda" else None
@@ -127,16 +128,30 @@ class Predictor:
         return raw
 
 
-def for_prediction(model: MTLSINet) -> MTLSINet:
-    """The model, or where its backbone has batch norms a copy in which the convolutions have taken them up.
+def for_prediction(model: MTLSINet, dtype: torch.dtype) -> MTLSINet:
+    """The model, or a copy that predicts the same faster, where there is one.
 
-    A backbone in which that is not possible, since its convolutions' results are read before the norm, stays as it is.
+    Convolutions have taken up the backbone's batch norms; where they cannot, since their results are read before the norm,
+    the norms stay. On a processor on which they are the faster way to multiply, they do the backbone's linear layers too.
     """
-    if not isinstance(model, MTLSINet) or not model.backbone.batch_norms():
+    if not isinstance(model, MTLSINet):
         return model
-    copied = copy.deepcopy(model)
-    probe = torch.randn(1, 3, 2 * STRIDES[-1], 2 * STRIDES[-1], device=next(model.parameters()).device)
-    return copied if fold_norms(copied.backbone.body, probe) else model
+    device = next(model.parameters()).device
+    folds = bool(model.backbone.batch_norms())
+    convolves = device.type == "cpu" and dtype is torch.float32 and convolutions_are_faster()
+    if not folds and not convolves:
+        return model
+    copied = _copy_with_same_weights(model)
+    probe = torch.randn(1, 3, 2 * STRIDES[-1], 2 * STRIDES[-1], device=device)
+    if folds and not fold_norms(copied.backbone.body, probe):
+        copied = _copy_with_same_weights(model)
+    if convolves:
+        convolve_linears(copied.backbone.body)
+    return copied
+
+
+def _copy_with_same_weights(model: MTLSINet) -> MTLSINet:
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 def fit_size(size_hw: tuple[int, ...], working_size: Size) -> Size:

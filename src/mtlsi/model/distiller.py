@@ -30,7 +30,7 @@ class SemanticTokenDistiller(nn.Module):
     def forward(self, fused: Tensor, index: Index = None) -> Tensor:
         hidden = F.gelu(self.assign.expand(fused, index))
         weight, bias = pick(self.assign.reduce.weight, index), pick(self.assign.reduce.bias, index)
-        if fused.device.type != "cpu" or (torch.is_grad_enabled() and torch.compiler.is_compiling()):
+        if fused.device.type != "cpu" or torch.compiler.is_compiling():
             sums = _shared_at_once(hidden, fused, weight, bias)
         else:
             sums = cast(Tensor, _SharedInParts.apply(hidden, fused, weight, bias))
