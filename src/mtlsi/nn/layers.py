@@ -66,6 +66,8 @@ def _product_per_task(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 def sums_per_task(x: Tensor, y: Tensor) -> Tensor:
     """Positions (b t n c) and (b t n d) to the sums over b and n of their outer products: (t c d)."""
     x, y = (z.transpose(1, 2).flatten(0, 1).transpose(0, 1) for z in (x, y))  # t (b n) c
+    if x.dtype is torch.bfloat16:
+        x, y = x.contiguous(), y.contiguous()  # oneDNN would copy them itself, in twice the time
     # MKL is several times slower with the larger one turned
     return torch.bmm(x.mT, y) if x.shape[-1] <= y.shape[-1] else torch.bmm(y.mT, x).mT
 
