@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mtlsi import measuring
 from mtlsi.measuring import (
     copy_rate,
     describe_machine,
@@ -104,3 +105,10 @@ def test_the_machine_is_described():
     assert described["torch"] == torch.__version__
     assert described["threads"] == torch.get_num_threads()
     assert described["processor"].strip()
+
+
+def test_convolutions_are_faster_where_they_take_less_time_than_products(monkeypatch):
+    monkeypatch.setattr(measuring.F, "conv2d", lambda *_: time.sleep(0.05))
+    assert not measuring.convolutions_are_faster.__wrapped__()
+    monkeypatch.setattr(measuring.F, "conv2d", lambda *_: None)
+    assert measuring.convolutions_are_faster.__wrapped__()

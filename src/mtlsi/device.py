@@ -5,10 +5,8 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from functools import cache
 
 import torch
-import torch.nn.functional as F
 
 from mtlsi.errors import MistakeError
 
@@ -44,23 +42,6 @@ def choose_precision(wanted: str, device: str | None = None) -> str:
         (a @ a @ a).sum().item()
         seconds[dtype] = time.perf_counter() - start
     return "bf16" if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else "float32"
-
-
-@cache
-def convolutions_are_faster() -> bool:
-    """Whether this processor does a 1x1 convolution in float32 faster than the matrix product that it equals.
-
-    torch has them from two libraries, of which that for products holds back on AMD's processors.
-    """
-    a = torch.ones(512, 512)
-    rows, kernel = a.view(1, 1, 512, 512).permute(0, 3, 1, 2), a[..., None, None]
-    seconds: dict[str, list[float]] = {"product": [], "convolution": []}
-    for _ in range(5):
-        for name, call in (("product", lambda: a @ a), ("convolution", lambda: F.conv2d(rows, kernel))):
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return min(seconds["convolution"]) < 0.8 * min(seconds["product"])
 
 
 def keep_freed_memory() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 Name = TypeVar("Name")
 RESET_PEAK = "5"
@@ -153,14 +155,28 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     """
     best = 0.0
     for side in MATRIX_SIDES:
-        a = torch.randn(side, side, device=device).to(dtype)
-        rows = a.view(1, 1, side, side).permute(0, 3, 1, 2)
-        calls = {"product": lambda a=a: a @ a, "convolution": lambda a=a, x=rows: F.conv2d(x, a[..., None, None])}
+        calls = ways_to_square(torch.randn(side, side, device=device).to(dtype))
         taken = min(timing.lowest_s for timing in time_calls(calls, repeats=3, warmup=1, device=device).values())
         best = max(best, 2 * side**3 / taken)
         if taken > LONG_PRODUCT_S:
             break
     return best
+
+
+def ways_to_square(a: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """The product of a square matrix with itself, by that name, and as the 1x1 "convolution" that it equals."""
+    rows = a[None, None].permute(0, 3, 1, 2)
+    return {"product": lambda: a @ a, "convolution": lambda: F.conv2d(rows, a[..., None, None])}
+
+
+@cache
+def convolutions_are_faster() -> bool:
+    """Whether this processor does a 1x1 convolution in float32 faster than the matrix product that it equals.
+
+    torch has them from two libraries, of which that for products holds back on AMD's processors.
+    """
+    taken = time_calls(ways_to_square(torch.ones(512, 512)), repeats=5, warmup=1)
+    return taken["convolution"].lowest_s < 0.8 * taken["product"].lowest_s
 
 
 def copy_rate(device: torch.device, num_bytes: int = 2**28) -> float:

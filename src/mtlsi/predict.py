@@ -24,10 +24,11 @@ from rich.progress import track
 from torch._dynamo.exc import TorchDynamoException
 
 from mtlsi.data.transforms import normalise
-from mtlsi.device import convolutions_are_faster, find_device
+from mtlsi.device import find_device
 from mtlsi.errors import MistakeError
+from mtlsi.measuring import convolutions_are_faster
 from mtlsi.model.backbone import STRIDES
-from mtlsi.model.convolved import convolve_linears
+from mtlsi.model.convolved import convolve_linears, has_linears
 from mtlsi.model.folding import fold_norms
 from mtlsi.model.network import MTLSINet, Output, decode
 from mtlsi.tasks import TASKS, check_tasks, palette
@@ -136,15 +137,16 @@ def for_prediction(model: MTLSINet, dtype: torch.dtype) -> MTLSINet:
     """
     if not isinstance(model, MTLSINet):
         return model
-    device = next(model.parameters()).device
+    device, body = next(model.parameters()).device, model.backbone.body
     folds = bool(model.backbone.batch_norms())
-    convolves = device.type == "cpu" and dtype is torch.float32 and convolutions_are_faster()
+    convolves = device.type == "cpu" and dtype is torch.float32 and has_linears(body) and convolutions_are_faster()
     if not folds and not convolves:
         return model
     copied = _copy_with_same_weights(model)
-    probe = torch.randn(1, 3, 2 * STRIDES[-1], 2 * STRIDES[-1], device=device)
-    if folds and not fold_norms(copied.backbone.body, probe):
-        copied = _copy_with_same_weights(model)
+    if folds:
+        probe = torch.randn(1, 3, 2 * STRIDES[-1], 2 * STRIDES[-1], device=device)
+        if not fold_norms(copied.backbone.body, probe):
+            copied = _copy_with_same_weights(model)
     if convolves:
         convolve_linears(copied.backbone.body)
     return copied

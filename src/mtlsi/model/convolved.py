@@ -22,6 +22,11 @@ class ConvolvedLinear(nn.Linear):
         return grouped_product(rows, self.weight, 1, self.bias).view(*input.shape[:-1], self.out_features)
 
 
+def has_linears(body: nn.Module) -> bool:
+    """Whether ``convolve_linears`` would find anything in ``body``."""
+    return any(type(module) is nn.Linear for module in body.modules())
+
+
 def convolve_linears(body: nn.Module) -> None:
     """Put a ``ConvolvedLinear`` in the place of every linear layer of ``body``."""
     for parent in list(body.modules()):
