@@ -1,10 +1,10 @@
-"""How many boundary maps are scored in a second, and how many if every threshold is matched anew.
+"""How many boundary maps are scored in a second, and how many if every threshold is matched again.
 
-    python benchmarks/boundary.py [--root NYUDV2_FOLDER] [--pictures 40] [--anew 1] [--workers 2]
+    python benchmarks/boundary.py [--root NYUDV2_FOLDER] [--images 40] [--again 1] [--workers 2]
 
 Maps are 425x560, their labels the outlines of the classes. A map holds the labelled outlines, misplaced by a pixel or
 two and of uneven strength, the photo's gradients as false boundaries, and noise; so a low threshold leaves very many
-pixels. Without --root, smooth noise stands in for the classes and the photo. Of --anew pictures every threshold is also
+pixels. Without --root, smooth noise stands in for the classes and the photo. Of --again images every threshold is also
 matched by itself, by SciPy and by the matcher of this package; the numbers of pairs must be equal. SciPy's takes up to
 half a minute for a single threshold.
 """
@@ -22,13 +22,13 @@ from scipy import ndimage
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from mtlsi.metrics.boundary import boundary_counts, count_pairs
-from mtlsi.metrics.matching import match_levels
-from mtlsi.metrics.precision_recall import thresholds_of
-from mtlsi.metrics.suppression import suppress_non_maxima
-from mtlsi.metrics.thinning import thin, thin_levels
+from mtlsi.metrics.boundary.curve import thresholds_of
+from mtlsi.metrics.boundary.matching import match_levels
+from mtlsi.metrics.boundary.score import boundary_counts, count_pairs
+from mtlsi.metrics.boundary.suppression import suppress_non_maxima
+from mtlsi.metrics.boundary.thinning import thin, thin_levels
 
-SIZE, MAX_DIST, NUM_THRESHOLDS, NUM_PICTURES = (425, 560), 0.011, 99, 654
+SIZE, MAX_DIST, NUM_THRESHOLDS, NUM_IMAGES = (425, 560), 0.011, 99, 654
 
 
 def make_pair(index: int, root: Path | None) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -75,8 +75,8 @@ def match_anew(levels: list[np.ndarray], truth: np.ndarray, stride: int, distanc
     return pairs
 
 
-def time_parts(soft: np.ndarray, label: np.ndarray, anew: bool) -> dict[str, float]:
-    """Seconds of each part, of one picture on one core."""
+def time_parts(soft: np.ndarray, label: np.ndarray, again: bool) -> dict[str, float]:
+    """Seconds of each part, of one image on one core."""
     thresholds, distance = thresholds_of(NUM_THRESHOLDS), MAX_DIST * float(np.hypot(*SIZE))
     rim = int(distance)
     stride = SIZE[1] + 2 * rim
@@ -88,12 +88,12 @@ def time_parts(soft: np.ndarray, label: np.ndarray, anew: bool) -> dict[str, flo
     marks["thinning"] = perf_counter()
     matched = match_levels(pixels, starts, truth, stride, distance, nearest=False)
     marks["matching"] = perf_counter()
-    if anew:
+    if again:
         levels = [pixels[a:b] for a, b in pairwise(starts)]
         own = [match_levels(x, np.array([0, len(x)]), truth, stride, distance, nearest=False).sum() for x in levels]
-        marks["matching anew, ours"] = perf_counter()
+        marks["matching again, ours"] = perf_counter()
         scipy = match_anew(levels, truth, stride, distance)
-        marks["matching anew, SciPy"] = perf_counter()
+        marks["matching again, SciPy"] = perf_counter()
         kept = [matched[a:b].sum() for a, b in pairwise(starts)]
         if not kept == own == scipy:
             raise SystemExit("the matchers differ")
@@ -105,14 +105,14 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=None, help="folder with images/ and segmentation/ of NYUDv2")
-    parser.add_argument("--pictures", type=int, default=40)
-    parser.add_argument("--anew", type=int, default=1)
+    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--again", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    pairs = [make_pair(index, options.root) for index in range(options.pictures)]
+    pairs = [make_pair(index, options.root) for index in range(options.images)]
     boundary_counts(*pairs[0], max_dist=MAX_DIST)  # compiles
 
-    times = [time_parts(soft, label, index < options.anew) for index, (soft, [label]) in enumerate(pairs)]
+    times = [time_parts(soft, label, index < options.again) for index, (soft, [label]) in enumerate(pairs)]
     seconds = {part: float(np.mean([one[part] for one in times if part in one])) for part in times[0]}
     before = seconds["suppression"] + seconds["thinning"]
     for part, value in seconds.items():
@@ -122,8 +122,8 @@ def main() -> None:
     for _ in count_pairs(pairs, max_dist=MAX_DIST, num_workers=options.workers):
         pass
     rate = len(pairs) / (perf_counter() - begin)
-    minutes = NUM_PICTURES / rate / 60
-    print(f"{options.workers} threads: {rate:.2f} maps per second, {NUM_PICTURES} maps in {minutes:.1f} minutes")
+    minutes = NUM_IMAGES / rate / 60
+    print(f"{options.workers} threads: {rate:.2f} maps per second, {NUM_IMAGES} maps in {minutes:.1f} minutes")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python benchmarks/forms.py --out DIR                                     # tiny on generated scenes
     python benchmarks/forms.py --out DIR --root NYUDV2_FOLDER --weights FILE # mobilenetv2_100 on NYUDv2, ImageNet weights
 
-Every form has the same seed, order of pictures and draws of their augmentation; the first is trained with a second seed
+Every form has the same seed, order of images and draws of their augmentation; the first is trained with a second seed
 too, to show how far chance goes. A form that has been trained already is not trained again; one that was cut short is.
-The table goes to DIR/forms.md. NYUDv2 is shown and scored at 240x320, on every sixth of its 654 test pictures.
+The table goes to DIR/forms.md. NYUDv2 is shown and scored at 240x320, on every sixth of its 654 test images.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mtlsi.tasks import TASK_SETS, TASKS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SCORED = 6
-"""Every so many of the test pictures."""
+"""Every so many of the test images."""
 SHOWN_HW = (240, 320)
 
 
@@ -60,7 +60,7 @@ def settings_for(root: Path | None, weights: str, out: Path) -> list[str]:
         "backbone_weights": weights,
         "data.root": prepared,
         "data.size_hw": [192, 256],
-        "data.picture_hw": list(SHOWN_HW),
+        "data.image_hw": list(SHOWN_HW),
         "train.iterations": 400,
         "train.warmup": 40,
         "train.ema": 0.99,

@@ -1,9 +1,9 @@
-"""How many pictures a second two loader processes read from a data set, and from the same set after mtlsi data prepare.
+"""How many images a second two loader processes read from a data set, and from the same set after mtlsi data prepare.
 
-    python benchmarks/loading.py ROOT PREPARED [--pictures 200] [--workers 2]
+    python benchmarks/loading.py ROOT PREPARED [--images 200] [--workers 2]
 
 Both are gone through once beforehand, so that neither the disk nor labels derived for the first time are measured; then in
-turns. Handing whole pictures with float labels (7 MB each) from process to process costs as much again as reading them.
+turns. Handing whole images with float labels (7 MB each) from process to process costs as much again as reading them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from time import perf_counter
 
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from mtlsi.data.loading import open_folder
-from mtlsi.data.prepared import Prepared
+from mtlsi.data.datasets import open_folder
+from mtlsi.data.readers.prepared import Prepared
 
 
 class Read(Dataset):
-    """Reads a picture with its labels and hands over nothing but its number."""
+    """Reads an image with its labels and hands over nothing but its number."""
 
     def __init__(self, whole: Dataset):
         self.whole = whole
@@ -30,9 +30,9 @@ class Read(Dataset):
         return index
 
 
-def seconds(dataset: Dataset, pictures: int, workers: int) -> float:
-    """Time to go through the first ``pictures`` of ``dataset``, without starting the processes."""
-    loader = DataLoader(Subset(dataset, range(pictures)), batch_size=None, num_workers=workers, prefetch_factor=4)
+def seconds(dataset: Dataset, images: int, workers: int) -> float:
+    """Time to go through the first ``images`` of ``dataset``, without starting the processes."""
+    loader = DataLoader(Subset(dataset, range(images)), batch_size=None, num_workers=workers, prefetch_factor=4)
     start = 0.0
     for index, _ in enumerate(loader):
         if index == 0:
@@ -41,15 +41,15 @@ def seconds(dataset: Dataset, pictures: int, workers: int) -> float:
 
 
 def main() -> None:
-    """Print pictures a second of both and their ratio."""
+    """Print images a second of both and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("prepared", type=Path)
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     original, prepared = open_folder(options.root, "train"), Prepared(options.prepared, "train")
-    count = min(options.pictures, len(original))
+    count = min(options.images, len(original))
     for what, sets in (
         ("read by the workers", {"original": Read(original), "prepared": Read(prepared)}),
         ("and handed to the training process", {"original": original, "prepared": prepared}),
@@ -63,7 +63,7 @@ def main() -> None:
         print(what)
         for name, of in times.items():
             spread = f"{count / max(of):.0f} to {count / min(of):.0f}"
-            print(f"  {name}: {count / median(of):.0f} pictures a second (median of 5; {spread})")
+            print(f"  {name}: {count / median(of):.0f} images a second (median of 5; {spread})")
         print(f"  {median(times['original']) / median(times['prepared']):.1f} times as fast")
 
 

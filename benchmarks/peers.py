@@ -4,7 +4,7 @@
 
 Every NAME=FILE[:ARGUMENT] is a Python file of yours with a function ``build([ARGUMENT])`` that gives the other network, with
 random weights, in evaluation mode; its ``backbone`` is the part that is timed alone. None of their code comes with this
-project. A training step is forward and backward of two pictures of half the size, to the mean of everything that the
+project. A training step is forward and backward of two images of half the size, to the mean of everything that the
 network returns. Everything runs with the memory settings of ours, from which the others gain too.
 """
 
@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mtlsi.benchmark_runs import DTYPES, FIRST_SIZE, forward_of, open_model, random_pictures
+from mtlsi.benchmarking.runs import DTYPES, FIRST_SIZE, forward_of, open_model, random_images
 from mtlsi.device import keep_freed_memory
-from mtlsi.measuring import Timing, describe_machine, peak_memory, time_calls
 from mtlsi.model.network import Output
+from mtlsi.timing import Timing, describe_machine, peak_memory, time_calls
 
 CPU = torch.device("cpu")
 
@@ -47,8 +47,8 @@ def prepare(given: str, size_hw: tuple[int, int]) -> Any:
     network = open_network(given)
     keep_freed_memory()
     small = size_hw if "=" in given else FIRST_SIZE  # some work at one size only
-    forward_of(network, random_pictures(1, small, CPU), CPU, torch.float32)()
-    return forward_of(network, random_pictures(1, size_hw, CPU), CPU, torch.float32)
+    forward_of(network, random_images(1, small, CPU), CPU, torch.float32)()
+    return forward_of(network, random_images(1, size_hw, CPU), CPU, torch.float32)
 
 
 def floats(result: Any) -> Iterator[Tensor]:
@@ -98,7 +98,7 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()
     size = (given.size[0], given.size[1])
-    images = random_pictures(1, size, CPU)
+    images = random_images(1, size, CPU)
     names = {text: text.partition("=")[0] for text in given.networks}
     networks = {text: open_network(text) for text in names}
     gflop: dict[tuple[str, str], float] = {}
@@ -115,7 +115,7 @@ def main() -> None:
             gflop[text, part] = counter.get_total_flops() / 1e9
     taken = time_calls(calls, repeats=given.repeats, warmup=1)
 
-    half = random_pictures(2, (size[0] // 2, size[1] // 2), CPU)
+    half = random_images(2, (size[0] // 2, size[1] // 2), CPU)
     steps = {}
     for text, network in networks.items():
         step = partial(train_step, network.train(), half)

@@ -2,7 +2,7 @@
 
     python benchmarks/plain.py [--model hrnet_w18] [--change '{"decoder_stride": 4}'] [--size 448 576] [--repeats 5]
 
-Forward of one picture, and a training step (forward, losses, backward) on two pictures of half the size.
+Forward of one image, and a training step (forward, losses, backward) on two images of half the size.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from mtlsi.benchmark import read_changes
-from mtlsi.benchmark_runs import open_model, random_labels, random_pictures
+from mtlsi.benchmarking.benchmark import read_changes
+from mtlsi.benchmarking.runs import open_model, random_images, random_labels
 from mtlsi.losses import MultiTaskLoss
-from mtlsi.measuring import describe_machine, time_calls
+from mtlsi.timing import describe_machine, time_calls
 from plain_network import plain_forward
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     given = parser.parse_args()
     cpu, size = torch.device("cpu"), tuple(given.size)
     model = open_model(given.model, changes=read_changes(given.change))
-    images = random_pictures(1, size, cpu)
+    images = random_images(1, size, cpu)
 
     def no_grad(forward: Any) -> Any:
         with torch.inference_mode():
@@ -47,7 +47,7 @@ def main() -> None:
 
     model.train()
     half = (size[0] // 2, size[1] // 2)
-    images, labels = random_pictures(2, half, cpu), random_labels(model, 2, half, cpu)
+    images, labels = random_images(2, half, cpu), random_labels(model, 2, half, cpu)
     criterion = MultiTaskLoss(model.tasks)
 
     def step(final: Any, coarse: Any) -> None:

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mtlsi.cli import read_run, train_parser
-from mtlsi.train import assemble, batches_from, check, optimizer_step, settle
+from mtlsi.training.loop import assemble, batches_from, check, optimizer_step, settle
 
 STEPS, TURNS = 12, 5
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 
 if TYPE_CHECKING:
-    from mtlsi.scores import Scores
+    from mtlsi.evaluation.report import Scores
 
 torch.set_num_threads(1)  # one order of summation, here and in the processes that tests start
 
@@ -37,7 +37,7 @@ def tiny_config() -> RunConfig:
     """The smallest run that does everything: two epochs, three checkpoints, an evaluation on the way."""
     return RunConfig(
         preset="tiny",
-        data=DataConfig(num_train=6, num_val=3, size_hw=(64, 64), picture_hw=(64, 64), num_workers=0),
+        data=DataConfig(num_train=6, num_val=3, size_hw=(64, 64), image_hw=(64, 64), num_workers=0),
         train=TrainConfig(
             iterations=6,
             batch_size=2,
@@ -46,7 +46,7 @@ def tiny_config() -> RunConfig:
             precision="float32",
             checkpoint_every=2,
             evaluate_every=2,
-            evaluate_pictures=1,
+            evaluate_images=1,
             log_every=1,
         ),
     )
@@ -55,7 +55,7 @@ def tiny_config() -> RunConfig:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """``tiny_config``, trained without a break. Read it, never write into it."""
-    from mtlsi.train import train
+    from mtlsi.training.loop import train
 
     out, said = tmp_path_factory.mktemp("tiny") / "run", StringIO()
     scores = train(tiny_config, out, console=Console(file=said, width=200))
@@ -79,7 +79,7 @@ def any_precision():
 
 @pytest.fixture
 def nyud_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Four small pictures of NYUDv2 in the 8-bit layout, two to train and two to test on, and a cache beside them."""
+    """Four small images of NYUDv2 in the 8-bit layout, two to train and two to test on, and a cache beside them."""
     import numpy as np
     from PIL import Image
 
@@ -94,8 +94,8 @@ def nyud_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "segmentation": numbers.integers(0, 41, (6, 8)),
         }
         for folder, values in coarse.items():
-            picture = Image.fromarray(values.repeat(8, 0).repeat(8, 1).astype(np.uint8))
-            picture.save(root / folder / (name + (".jpg" if folder == "images" else ".png")), quality=98)
+            image = Image.fromarray(values.repeat(8, 0).repeat(8, 1).astype(np.uint8))
+            image.save(root / folder / (name + (".jpg" if folder == "images" else ".png")), quality=98)
     (root / "gt_sets/train.txt").write_text("0001\n0002\n")
     (root / "gt_sets/val.txt").write_text("0003\n0004\n")
     return root

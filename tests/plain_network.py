@@ -1,6 +1,6 @@
 """The network's equations written out plainly, with the weights of a real one: the reference for results and for speed.
 
-Tasks, heads, scales and pictures' windows are Python loops, every convolution is a dense one, maps are enlarged before
+Tasks, heads, scales and images' windows are Python loops, every convolution is a dense one, maps are upsampled before
 they are read, and every attention has its matrix. Nothing here is shared with the network but the backbone and the numbers.
 """
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 
 def plain_forward(model, images):
-    """({task: final}, {task: coarse}) at the pictures' size (b channels H W), as ``MTLSINet`` gives them."""
+    """({task: final}, {task: coarse}) at the images' size (b channels H W), as ``MTLSINet`` gives them."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (0, -width % 32, 0, -height % 32))
     maps = [x.contiguous() for x in model.backbone(padded)]
@@ -28,12 +28,12 @@ def plain_forward(model, images):
                 refined = cross_window(block, t, refined, tokens)
         final[task] = head(model.heads, t, task, refined, maps[0])
     return tuple(
-        {task: enlarge(x, padded.shape[-2:])[..., :height, :width] for task, x in predictions.items()}
+        {task: resize_maps(x, padded.shape[-2:])[..., :height, :width] for task, x in predictions.items()}
         for predictions in (final, coarse)
     )
 
 
-def enlarge(x, size):
+def resize_maps(x, size):
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
@@ -82,7 +82,7 @@ def projection(layer, t, x):
 
 
 def preliminary(module, tasks, maps):
-    """Every map enlarged to the finest one, step by step, and only then projected."""
+    """Every map upsampled to the finest one, step by step, and only then projected."""
     used = maps[module.skip :]
     features, coarse = {}, {}
     for t, task in enumerate(tasks):
@@ -91,7 +91,7 @@ def preliminary(module, tasks, maps):
             if module.training:  # the statistics of the norm are those of the map itself
                 x = projection(lateral, t, x)
             for finer in reversed(used[:level]):
-                x = enlarge(x, finer.shape[-2:])
+                x = resize_maps(x, finer.shape[-2:])
             total = total + (x if module.training else projection(lateral, t, x))
         features[task] = convolution(module.refine, t, total)
         coarse[task] = module.predict.of_task[task](features[task])
@@ -185,5 +185,5 @@ def cross_window(block, t, features, tokens):
 def head(module, t, task, refined, finest):
     x = convolution(module.refine, t, refined)
     if module.fine is not None:
-        x = convolution(module.finish, t, enlarge(x, finest.shape[-2:]) + projection(module.fine, t, finest))
+        x = convolution(module.finish, t, resize_maps(x, finest.shape[-2:]) + projection(module.fine, t, finest))
     return module.predict.of_task[task](x)

@@ -11,8 +11,8 @@ from PIL import Image
 
 from mtlsi.cli import main
 from mtlsi.config import DataConfig, RunConfig
-from mtlsi.data.loading import open_dataset
-from mtlsi.data.scenes import LABEL_SETS
+from mtlsi.data.datasets import open_dataset
+from mtlsi.data.scenes.dataset import LABEL_SETS
 from mtlsi.model.network import create_model
 from mtlsi.tasks import NYUD40, PARTS7, TASK_SETS, TASKS
 
@@ -70,7 +70,7 @@ def mistaken(capsys, tmp_path, monkeypatch):
         (("evaluate",), "model"),
         (("evaluate", "run", "--limit", "few"), "few"),
         (("evaluate", "run", "--size", "64"), "size"),
-        (("predict",), "pictures"),
+        (("predict",), "images"),
         (("demo", "--iterations", "some"), "some"),
     ],
 )
@@ -114,7 +114,7 @@ def test_recipes_and_overrides_reach_the_training_as_they_are_written(monkeypatc
     import yaml
 
     seen: list[tuple[RunConfig, Path]] = []
-    monkeypatch.setattr("mtlsi.train.train", lambda config, out: seen.append((config, out)) or {})
+    monkeypatch.setattr("mtlsi.training.loop.train", lambda config, out: seen.append((config, out)) or {})
     assert (
         main(["train", "--config", str(recipe), "--out", str(tmp_path / "run"), "--train.lr", "0.5", "--seed=9"]) == 0
     )
@@ -170,7 +170,7 @@ def test_evaluate_prints_a_table_and_writes_the_figures(model, tmp_path, capsys)
     assert main(arguments) == 0
     stored = json.loads((tmp_path / "scores.json").read_text())
     assert stored["model"] == model
-    assert (stored["data"], stored["split"], stored["pictures"], stored["shown_at"]) == ("scenes", "val", 3, [64, 64])
+    assert (stored["data"], stored["split"], stored["images"], stored["shown_at"]) == ("scenes", "val", 3, [64, 64])
     assert stored["scores"].keys() == set(TASK_SETS["nyud"].tasks)
     said = capsys.readouterr().out
     for task, figure in (("semseg", "mIoU"), ("depth", "RMSE"), ("normals", "mErr")):
@@ -241,23 +241,23 @@ def test_predict_writes_the_tasks_asked_for(model, photo, tmp_path):
     assert {path.stem for path in out.glob("*.npy")} == {"photo_normals", "photo_depth"}
 
 
-def test_a_picture_that_cannot_be_read_is_passed_over_and_named(model, photo, tmp_path, capsys):
+def test_an_image_that_cannot_be_read_is_passed_over_and_named(model, photo, tmp_path, capsys):
     (tmp_path / "broken.jpg").write_bytes(photo.read_bytes()[:200])
-    pictures = [str(photo), str(tmp_path / "broken.jpg")]
-    assert main(["predict", *pictures, "--model", model, "--out", str(tmp_path / "out"), "--tasks", "depth"]) == 1
+    images = [str(photo), str(tmp_path / "broken.jpg")]
+    assert main(["predict", *images, "--model", model, "--out", str(tmp_path / "out"), "--tasks", "depth"]) == 1
     assert "broken.jpg" in capsys.readouterr().err
     assert {path.name.split("_")[0] for path in (tmp_path / "out").iterdir()} == {"photo"}
 
 
 def test_predict_refuses_in_one_line_and_writes_nothing(mistaken, model, photo, tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "truncated.jpg").write_bytes(photo.read_bytes()[: photo.stat().st_size // 2])
     (tmp_path / "empty.png").touch()
     (tmp_path / "empty folder").mkdir()
     (tmp_path / "there").mkdir()
-    for picture in ("missing.jpg", "text.jpg", "truncated.jpg", "empty.png", "empty folder"):
-        told = mistaken("predict", tmp_path / picture, "--model", model, "--out", tmp_path / "there")
-        assert picture in told, told
+    for image in ("missing.jpg", "text.jpg", "truncated.jpg", "empty.png", "empty folder"):
+        told = mistaken("predict", tmp_path / image, "--model", model, "--out", tmp_path / "there")
+        assert image in told, told
         assert os.listdir(tmp_path / "there") == []
     assert "smell" in mistaken("predict", photo, "--model", model, "--tasks", "depth,smell")
     assert "expected" in mistaken("predict", photo, "--model", model, "--tasks", "")
@@ -270,7 +270,7 @@ def test_stopping_is_no_crash(monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mtlsi.train.resume", stop)
+    monkeypatch.setattr("mtlsi.training.loop.resume", stop)
     assert main(["train", "--resume", "run"]) == 130
     assert capsys.readouterr().err == "mtlsi: stopped\n"
 
@@ -284,7 +284,7 @@ def test_data_check_says_what_is_there_and_its_exit_code_whether_it_is_sound(nyu
     assert "nothing is wrong" in capsys.readouterr().out
     (nyud_root / "depth/0003.png").write_bytes(b"")
     assert main(arguments) == 1
-    assert "depth/0003.png: not a whole picture" in json.loads((tmp_path / "report.json").read_text())["problems"][0]
+    assert "depth/0003.png: not a whole image" in json.loads((tmp_path / "report.json").read_text())["problems"][0]
 
 
 def test_data_derive_and_prepare_make_what_training_reads(nyud_root, tmp_path, capsys):
@@ -294,7 +294,7 @@ def test_data_derive_and_prepare_make_what_training_reads(nyud_root, tmp_path, c
     assert main([*command, *camera, "--saliency", "wall", "floor"]) == 0
     assert {path.parent.name for path in out.rglob("*.png")} == {"boundary", "normals", "saliency"}
     assert main(["data", "prepare", str(nyud_root), "--out", str(tmp_path / "fast"), "--workers", "1"]) == 0
-    assert "4 pictures" in capsys.readouterr().out
+    assert "4 images" in capsys.readouterr().out
     assert len(open_dataset(DataConfig(name="nyud", root=str(tmp_path / "fast")), "val")) == 2
 
 

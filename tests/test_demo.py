@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from mtlsi import demo
-from mtlsi.data.loading import constant_predictions, open_dataset
+from mtlsi.data.datasets import constant_predictions, open_dataset
 from mtlsi.errors import MistakeError
+from mtlsi.evaluation.report import headline
 from mtlsi.model.network import decode
-from mtlsi.scores import headline
 from mtlsi.tasks import TASK_SETS
 
 

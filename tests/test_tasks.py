@@ -31,7 +31,7 @@ def test_record_names_things_that_exist(task):
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_record_agrees_with_itself(task):
     """Channels, label and the meaning of the output have to fit each other."""
-    assert (task.channels is None) == (task.output == "class") == (task.picture == "palette")
+    assert (task.channels is None) == (task.output == "class") == (task.image == "palette")
     assert task.label_channels in (0, 3)
     expected_channels = {"foreground": 2, "probability": 1, "value": 1, "direction": 3, "class": None}
     assert task.channels == expected_channels[task.output]

@@ -1,4 +1,4 @@
-"""MTLSI-Net: one RGB picture in; semantic segmentation, depth, normals, boundaries, saliency and human parts out.
+"""MTLSI-Net: one RGB image in; semantic segmentation, depth, normals, boundaries, saliency and human parts out.
 
 ``import mtlsi`` is light: a name is imported from its module when it is first used.
 """
@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtlsi.config import ModelConfig, RunConfig
     from mtlsi.errors import MistakeError
-    from mtlsi.evaluate import evaluate
+    from mtlsi.evaluation.evaluate import evaluate
     from mtlsi.model.network import MTLSINet, create_model, decode
-    from mtlsi.predict import Predictor
-    from mtlsi.train import train
+    from mtlsi.prediction.predictor import Predictor
+    from mtlsi.training.loop import train
 
 _HOMES = {
     "MTLSINet": "mtlsi.model.network",
     "create_model": "mtlsi.model.network",
     "decode": "mtlsi.model.network",
-    "Predictor": "mtlsi.predict",
+    "Predictor": "mtlsi.prediction.predictor",
     "ModelConfig": "mtlsi.config",
     "RunConfig": "mtlsi.config",
     "MistakeError": "mtlsi.errors",
-    "train": "mtlsi.train",
-    "evaluate": "mtlsi.evaluate",
+    "train": "mtlsi.training.loop",
+    "evaluate": "mtlsi.evaluation.evaluate",
 }
 
 __all__ = [

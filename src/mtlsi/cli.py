@@ -15,7 +15,7 @@ from mtlsi.config import RunConfig
 from mtlsi.errors import MistakeError
 
 if TYPE_CHECKING:
-    from mtlsi.scores import Scores
+    from mtlsi.evaluation.report import Scores
 
 DEFAULT_MODEL = "nyud-mobilenetv2"
 
@@ -30,7 +30,7 @@ class Parser(ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; gives the exit code: 0 done, 1 done in part (pictures passed over), 2 a mistake to put right."""
+    """Run the command; gives the exit code: 0 done, 1 done in part (images passed over), 2 a mistake to put right."""
     parser = build_parser()
     namespace = parser.parse_args(arguments)
     try:
@@ -52,8 +52,8 @@ def build_parser() -> Parser:
         "demo", _demo_parser(), help="train a small model on generated scenes and draw what it sees"
     )
     commands.add_subcommand("train", train_parser(), help="train a model")
-    commands.add_subcommand("evaluate", _evaluate_parser(), help="measure a model on labelled pictures")
-    commands.add_subcommand("predict", _predict_parser(), help="predict every task for your pictures")
+    commands.add_subcommand("evaluate", _evaluate_parser(), help="measure a model on labelled images")
+    commands.add_subcommand("predict", _predict_parser(), help="predict every task for your images")
     data = Parser(description="Data sets on disk. Nothing is ever written into the folder that is read.")
     commands.add_subcommand("data", data, help="look into a data set's folder, derive labels, make it fast")
     _add_data_commands(data)  # jsonargparse wants the outer command first
@@ -70,7 +70,7 @@ def _demo_parser() -> Parser:
     parser = Parser(
         description="Generate scenes, train the preset tiny on them, measure it on unseen ones, draw a panel."
     )
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the pictures and the model")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the images and the model")
     parser.add_argument(
         "--iterations", type=int, default=None, help="training steps; the default takes minutes on two cores"
     )
@@ -95,11 +95,11 @@ def _evaluate_parser() -> Parser:
     parser.add_argument("--data", type=str, default="nyud", help="nyud, pascal, folder or scenes")
     parser.add_argument("--root", type=str, default=None, help="the data set's folder")
     parser.add_argument("--split", type=str, default="val", help="val or train")
-    parser.add_argument("--size", type=int, nargs=2, default=None, metavar=("H", "W"), help="size to show pictures at")
-    parser.add_argument("--limit", type=int, default=0, help="measure on this many pictures only; 0: all")
+    parser.add_argument("--size", type=int, nargs=2, default=None, metavar=("H", "W"), help="size to show images at")
+    parser.add_argument("--limit", type=int, default=0, help="measure on this many images only; 0: all")
     _add_device(parser)
     parser.add_argument("--json", type=Path, default=None, help="also write the scores to this file")
-    parser.add_argument("--csv", type=Path, default=None, help="also write every picture's own figures to this file")
+    parser.add_argument("--csv", type=Path, default=None, help="also write every image's own figures to this file")
     parser.add_argument(
         "--curve", type=Path, default=None, help="also draw the boundaries' precision-recall curve, as PNG"
     )
@@ -112,8 +112,8 @@ def _evaluate_parser() -> Parser:
 
 
 def _predict_parser() -> Parser:
-    parser = Parser(description="Predict every task for pictures of any size; arrays and pictures go to --out.")
-    parser.add_argument("pictures", type=Path, nargs="+", help="pictures or folders of pictures")
+    parser = Parser(description="Predict every task for images of any size; arrays and images go to --out.")
+    parser.add_argument("images", type=Path, nargs="+", help="images or folders of images")
     parser.add_argument(
         "--model", type=str, default=DEFAULT_MODEL, help="a packaged name, a run or model folder, a hub id"
     )
@@ -139,7 +139,7 @@ def _add_data_commands(data: Parser) -> None:
     check = Parser(description="Read every file; print what is there and what is wrong. Exit code 1 if something is.")
     check.add_argument("root", type=Path, help="the data set's folder")
     check.add_argument("--json", type=Path, default=None, help="also write the report to this file")
-    derive = Parser(description="Work out labels from others and write them as pictures into OUT/TASK.")
+    derive = Parser(description="Work out labels from others and write them as images into OUT/TASK.")
     derive.add_argument("root", type=Path, help="the data set's folder")
     derive.add_argument("--out", type=Path, required=True, help="folder for the labels")
     derive.add_argument("--boundary", action="store_true", help="boundaries from the class labels")
@@ -167,9 +167,9 @@ def _add_data_commands(data: Parser) -> None:
 
 def _boundary_parser() -> Parser:
     parser = Parser(description="One-to-one matching as the BSDS benchmark does it; prints ODS, OIS and AP.")
-    parser.add_argument("predictions", type=Path, help="folder of grey pictures, 255 = certainly a boundary")
-    parser.add_argument("truth", type=Path, help="folder of the same names: grey pictures, or BSDS .mat files")
-    parser.add_argument("--max-dist", type=float, default=0.0075, help="reach of a match over the picture's diagonal")
+    parser.add_argument("predictions", type=Path, help="folder of grey images, 255 = certainly a boundary")
+    parser.add_argument("truth", type=Path, help="folder of the same names: grey images, or BSDS .mat files")
+    parser.add_argument("--max-dist", type=float, default=0.0075, help="reach of a match over the image's diagonal")
     parser.add_argument("--thresholds", type=int, default=99, help="number of thresholds")
     parser.add_argument("--no-nms", action="store_true", help="the maps are thin already: suppress no non-maxima")
     parser.add_argument("--no-thin", action="store_true", help="do not thin the binarised maps")
@@ -183,7 +183,7 @@ def _benchmark_parser() -> Parser:
     parser = Parser(description="Parameters, operations, time by part, memory and growth, on this machine.")
     parser.add_argument("--model", type=str, required=True, help="a preset, a packaged name, a run or model folder")
     parser.add_argument("--dataset", type=str, default=None, help="whose tasks a preset gets: nyud (default), pascal")
-    parser.add_argument("--size", type=int, nargs=2, default=None, metavar=("H", "W"), help="size of the pictures")
+    parser.add_argument("--size", type=int, nargs=2, default=None, metavar=("H", "W"), help="size of the images")
     parser.add_argument("--tasks", type=str, default=None, help="predict these only, such as depth,normals")
     parser.add_argument("--dtype", type=str, default="float32", help="float32 or bfloat16")
     _add_device(parser)
@@ -191,7 +191,7 @@ def _benchmark_parser() -> Parser:
         "--change", type=str, default="{}", help="sizes other than the preset's, such as '{\"decoder_stride\": 4}'"
     )
     parser.add_argument("--modes", type=str, default="eager", help="some of eager,compiled,cudagraphs,exported")
-    parser.add_argument("--batches", type=str, default="1,4", help="pictures at a time, such as 1,4,16")
+    parser.add_argument("--batches", type=str, default="1,4", help="images at a time, such as 1,4,16")
     parser.add_argument("--sizes", type=str, default=None, help="growth over these, such as 224x288,320x416,448x576")
     parser.add_argument("--train", action="store_true", help="also time a training step")
     parser.add_argument("--repeats", type=int, default=7, help="how often each thing is timed")
@@ -201,7 +201,7 @@ def _benchmark_parser() -> Parser:
 
 
 def _train(options: Namespace) -> int:
-    from mtlsi.train import resume, train
+    from mtlsi.training.loop import resume, train
 
     if (options.out is None) == (options.resume is None):
         raise MistakeError("give one of --out DIR, for a new run, and --resume DIR, for one that was started")
@@ -225,13 +225,13 @@ def read_run(options: Namespace) -> RunConfig:
 def _show(scores: Scores) -> None:
     from rich.console import Console
 
-    from mtlsi.scores import score_table
+    from mtlsi.evaluation.report import score_table
 
     Console().print(score_table(scores))
 
 
 def _evaluate(options: Namespace) -> int:
-    from mtlsi.evaluate import Request, evaluate_from_command
+    from mtlsi.evaluation.evaluate import Request, evaluate_from_command
 
     evaluate_from_command(
         Request(
@@ -255,12 +255,12 @@ def _evaluate(options: Namespace) -> int:
 
 def _predict(options: Namespace) -> int:
     from mtlsi.model.network import MTLSINet
-    from mtlsi.predict import Predictor, predict_paths
+    from mtlsi.prediction.predictor import Predictor, predict_paths
 
     model = MTLSINet.from_pretrained(options.model)
     predictor = Predictor(model, device=options.device, dtype=options.dtype, compile=options.compile)
     tasks = None if options.tasks is None else _names(options.tasks)
-    outcome = predict_paths(options.pictures, predictor, options.out, tasks)
+    outcome = predict_paths(options.images, predictor, options.out, tasks)
     return 1 if outcome.failed else 0
 
 
@@ -281,7 +281,7 @@ def _data(options: Namespace) -> int:
 def _data_check(options: Namespace) -> int:
     from rich.console import Console
 
-    from mtlsi.data_check import check, print_report, write_report
+    from mtlsi.dataset_tools.check import check, print_report, write_report
 
     report = check(options.root, num_workers=options.workers)
     print_report(report, Console())
@@ -291,7 +291,7 @@ def _data_check(options: Namespace) -> int:
 
 
 def _data_derive(options: Namespace) -> int:
-    from mtlsi.data_derive import Camera, Derivation, derive
+    from mtlsi.dataset_tools.derive import Camera, Derivation, derive
 
     if (options.focal is None) != (options.centre is None):
         raise MistakeError("--focal and --centre belong together; give both, in pixels of the depth map")
@@ -307,7 +307,7 @@ def _data_derive(options: Namespace) -> int:
 
 
 def _data_prepare(options: Namespace) -> int:
-    from mtlsi.data_prepare import prepare
+    from mtlsi.dataset_tools.prepare import prepare
 
     size_hw = None if options.size is None else tuple(options.size)
     prepare(options.root, options.out, size_hw=size_hw, num_workers=options.workers)
@@ -315,7 +315,7 @@ def _data_prepare(options: Namespace) -> int:
 
 
 def _boundary(options: Namespace) -> int:
-    from mtlsi.boundary_folders import score_folders
+    from mtlsi.evaluation.boundary_folders import score_folders
 
     score_folders(
         options.predictions,
@@ -332,7 +332,7 @@ def _boundary(options: Namespace) -> int:
 
 
 def _benchmark(options: Namespace) -> int:
-    from mtlsi.benchmark import Request, benchmark, read_changes, read_counts, read_sizes
+    from mtlsi.benchmarking.benchmark import Request, benchmark, read_changes, read_counts, read_sizes
 
     benchmark(
         Request(

@@ -77,7 +77,7 @@ def sizes_of(preset: str, changes: Mapping[str, Any]) -> ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the pictures come from and how they are varied."""
+    """Where the images come from and how they are varied."""
 
     name: str = "scenes"
     """scenes, nyud, pascal or folder (your own labels)."""
@@ -89,12 +89,12 @@ class DataConfig:
     """For scenes: nyud (four tasks) or pascal (five tasks)."""
     size_hw: tuple[int, int] = (128, 160)
     """Height and width of the crops that train the network; multiples of 32 waste no padding."""
-    picture_hw: tuple[int, int] | None = None
-    """A whole picture's size at zoom 1, in training and in testing; None: as stored."""
+    image_hw: tuple[int, int] | None = None
+    """A whole image's size at zoom 1, in training and in testing; None: as stored."""
     zoom: tuple[float, float] = (0.5, 2.0)
-    """Range of the random enlargement."""
+    """Range of the random zoom."""
     class_limit: float = 0.75
-    """A crop is drawn anew while one class fills more than this share of it."""
+    """A crop is drawn again while one class fills more than this share of it."""
     num_train: int = 2000
     """Generated scenes to train on."""
     num_val: int = 200
@@ -102,7 +102,7 @@ class DataConfig:
     num_workers: int = 1
     """Loader processes; 0: load in the training process."""
     in_memory: bool = False
-    """Every loader process keeps the decoded training pictures it has read."""
+    """Every loader process keeps the decoded training images it has read."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class TrainConfig:
     iterations: int = 40000
     """Optimizer steps."""
     batch_size: int = 8
-    """Pictures per process and micro-step."""
+    """Images per process and micro-step."""
     accumulate: int = 1
     """Micro-steps per optimizer step."""
     optimizer: str = "adamw"
@@ -140,7 +140,7 @@ class TrainConfig:
     boundary_positive: float = 0.95
     """Weight of boundary pixels in the boundary loss; the others weigh one minus this."""
     loss_at: str = "prediction"
-    """prediction: labels are brought to the network's stride 4 (cheap); image: predictions are enlarged to the labels."""
+    """prediction: labels are brought to the network's stride 4 (cheap); image: predictions are upsampled to the labels."""
     freeze_stride: int = 0
     """Backbone weights up to the map of this stride stay as they are; 0: all are trained."""
     freeze_norm: bool = False
@@ -149,8 +149,8 @@ class TrainConfig:
     """Keep few activations and compute the others again in the backward pass: less memory, more time."""
     evaluate_every: int = 2000
     """Steps between evaluations; 0: only at the end."""
-    evaluate_pictures: int = 100
-    """Pictures in an evaluation during training, spread over the validation split; 0: all. The last one takes all."""
+    evaluate_images: int = 100
+    """Images in an evaluation during training, spread over the validation split; 0: all. The last one takes all."""
     checkpoint_every: int = 1000
     """Steps between saved states."""
     log_every: int = 50
@@ -171,7 +171,7 @@ class RunConfig:
     """none (random), pretrained (timm's, downloaded), a .safetensors file of the backbone, or a model to take it from: a
     packaged name, a run or model folder."""
     seed: int = 0
-    """Seeds the weights, the order of pictures and every random draw."""
+    """Seeds the weights, the order of images and every random draw."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 

@@ -9,13 +9,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
-from mtlsi.data.loading import LabelledPictures, constant_predictions, open_dataset
+from mtlsi.data.datasets import LabelledImages, constant_predictions, open_dataset
 from mtlsi.errors import MistakeError
-from mtlsi.evaluate import evaluate
+from mtlsi.evaluation.evaluate import evaluate
+from mtlsi.evaluation.report import Scores, score_table, write_scores
 from mtlsi.model.network import Output
-from mtlsi.scores import Scores, score_table, write_scores
 from mtlsi.tasks import TASKS
-from mtlsi.train import build_model, train
+from mtlsi.training.loop import build_model, train
 
 ITERATIONS = 600
 
@@ -39,7 +39,7 @@ def run_demo(out: Path, *, iterations: int | None = None, console: Console | Non
     constant = evaluate(Constant(train_set), val_set, config.data)
     others = {"untrained": untrained, "constant": constant}
     console.print(score_table(trained, others=others))
-    write_scores(trained, out / "demo.json", data="scenes", pictures=len(val_set), others=others)
+    write_scores(trained, out / "demo.json", data="scenes", images=len(val_set), others=others)
     console.print(f"look at {out / 'samples'} and {out / 'curves.png'}")
     return {"trained": trained, **others}
 
@@ -55,7 +55,7 @@ def demo_config(iterations: int) -> RunConfig:
             in_memory=True,
             num_val=100,
             size_hw=(96, 128),
-            picture_hw=(96, 128),
+            image_hw=(96, 128),
             zoom=(0.9, 1.4),
         ),
         train=TrainConfig(
@@ -67,7 +67,7 @@ def demo_config(iterations: int) -> RunConfig:
             warmup=min(50, iterations // 5),
             ema=0.98,
             evaluate_every=150,
-            evaluate_pictures=25,
+            evaluate_images=25,
             checkpoint_every=0,
             log_every=25,
             loss_weights={"semseg": 3, "depth": 4, "normals": 5, "boundary": 20},  # evened out, for so short a run
@@ -78,13 +78,13 @@ def demo_config(iterations: int) -> RunConfig:
 class Constant(nn.Module):
     """A model that never looks: the best constant of each task, as raw predictions that decode to it."""
 
-    def __init__(self, dataset: LabelledPictures):
+    def __init__(self, dataset: LabelledImages):
         super().__init__()
         self.tasks, self.classes = dataset.tasks, dataset.classes
         self.constants = constant_predictions(dataset)
 
     def forward(self, images: Tensor, tasks: tuple[str, ...], *, full_size: bool = True) -> Output:  # noqa: ARG002
-        """Constant raw predictions (b channels 1 1), which enlarge to any size."""
+        """Constant raw predictions (b channels 1 1), which upsample to any size."""
         return Output({task: self.raw(task).expand(len(images), -1, 1, 1) for task in tasks}, {})
 
     def raw(self, task: str) -> Tensor:

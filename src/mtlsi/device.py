@@ -27,7 +27,7 @@ def find_device(name: str | None) -> torch.device:
 def choose_precision(wanted: str, device: str | None = None) -> str:
     """float32 or bf16; ``auto`` multiplies two matrices both ways and takes the faster.
 
-    On a GPU that knows bf16 and on processors with bf16 instructions bf16 wins; on others it is many times slower.
+    On a GPU that knows bf16 and on CPUs with bf16 instructions bf16 wins; on others it is many times slower.
     """
     if wanted in ("float32", "bf16"):
         return wanted
@@ -45,7 +45,7 @@ def choose_precision(wanted: str, device: str | None = None) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: handed back and taken anew, a step's large tensors cost page faults on a CPU."""
+    """Let glibc keep what is freed: handed back and taken again, a step's large tensors cost page faults on a CPU."""
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:  # absent in other C libraries than glibc

@@ -46,7 +46,7 @@ def l1(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
 def unit_l1(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
     """Absolute difference of directions: ``prediction`` (b 3 h w) is brought to unit length; the 3 channels add up.
 
-    Choice: predictions shorter than a thousandth are only enlarged a thousandfold, which keeps their gradients finite.
+    Choice: predictions shorter than a thousandth are only upsampled a thousandfold, which keeps their gradients finite.
     """
     target = torch.where(valid.unsqueeze(1), label, 0).float()
     direction = unit_length(prediction.float(), 1e-3)

@@ -1,4 +1,4 @@
-"""The same work for many pictures: in several processes, with progress."""
+"""The same work for many images: in several processes, with progress."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Task:
 
     name: str
     title: str
-    """What a person reads above a picture."""
+    """What a person reads above an image."""
     channels: int | None
     """Channels of the prediction; None: one for every class of the data set."""
     loss: Literal["cross_entropy", "balanced_cross_entropy", "l1", "unit_l1", "weighted_bce"]
@@ -51,10 +51,10 @@ class Task:
     shrink: Literal["nearest", "max"]
     """How a label map is brought to a coarser grid: thin lines survive only by the maximum."""
     zoom: Literal["keep", "divide"]
-    """What enlarging the picture does to the values: a closer look divides metres."""
+    """What upsampling the image does to the values: a closer look divides metres."""
     flip: Literal["keep", "negate_x"]
     """What a left-right flip does to the values, beyond moving them."""
-    picture: Literal["palette", "distance", "direction", "strength"]
+    image: Literal["palette", "distance", "direction", "strength"]
     """How a person is shown the prediction."""
 
     def valid(self, label: Any) -> Any:
@@ -72,33 +72,33 @@ TASKS: dict[str, Task] = {
         Task(
             name="semseg", title="semantic segmentation", channels=None, loss="cross_entropy", loss_weight=1.0,
             metric="miou", score="mIoU", higher_is_better=True, unit="%", label_dtype="uint8", label_channels=0,
-            invalid=255, output="class", shrink="nearest", zoom="keep", flip="keep", picture="palette",
+            invalid=255, output="class", shrink="nearest", zoom="keep", flip="keep", image="palette",
         ),
         Task(
             name="parsing", title="human parts", channels=None, loss="cross_entropy", loss_weight=2.0,
             metric="miou", score="mIoU", higher_is_better=True, unit="%", label_dtype="uint8", label_channels=0,
-            invalid=255, output="class", shrink="nearest", zoom="keep", flip="keep", picture="palette",
+            invalid=255, output="class", shrink="nearest", zoom="keep", flip="keep", image="palette",
         ),
         Task(
             name="saliency", title="saliency", channels=2, loss="balanced_cross_entropy", loss_weight=5.0,
             metric="max_f", score="maxF", higher_is_better=True, unit="%", label_dtype="uint8", label_channels=0,
-            invalid=255, output="foreground", shrink="nearest", zoom="keep", flip="keep", picture="strength",
+            invalid=255, output="foreground", shrink="nearest", zoom="keep", flip="keep", image="strength",
         ),
         Task(
             name="depth", title="depth", channels=1, loss="l1", loss_weight=1.0,
             metric="depth_error", score="RMSE", higher_is_better=False, unit="m", label_dtype="float32",
-            label_channels=0, invalid=0, output="value", shrink="nearest", zoom="divide", flip="keep", picture="distance",
+            label_channels=0, invalid=0, output="value", shrink="nearest", zoom="divide", flip="keep", image="distance",
         ),
         Task(
             name="normals", title="surface normals", channels=3, loss="unit_l1", loss_weight=10.0,
             metric="angular_error", score="mErr", higher_is_better=False, unit="deg", label_dtype="float32",
             label_channels=3, invalid=0, output="direction", shrink="nearest", zoom="keep", flip="negate_x",
-            picture="direction",
+            image="direction",
         ),
         Task(
             name="boundary", title="boundaries", channels=1, loss="weighted_bce", loss_weight=50.0,
             metric="boundary_f", score="odsF", higher_is_better=True, unit="%", label_dtype="uint8", label_channels=0,
-            invalid=255, output="probability", shrink="max", zoom="keep", flip="keep", picture="strength",
+            invalid=255, output="probability", shrink="max", zoom="keep", flip="keep", image="strength",
         ),
     )
 }  # fmt: skip
@@ -126,7 +126,7 @@ class TaskSet:
     size_hw: tuple[int, int]
     """The size at which the field trains and tests."""
     boundary_tolerance: float
-    """How far a boundary pixel may lie from its match, as a fraction of the picture's diagonal."""
+    """How far a boundary pixel may lie from its match, as a fraction of the image's diagonal."""
 
 
 TASK_SETS: dict[str, TaskSet] = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from mtlsi.data.labels import TYPES, as_tensors, as_tv_tensors
-from mtlsi.data.scenes import Scenes, scene_intrinsics
+from mtlsi.data.scenes.dataset import Scenes, scene_intrinsics
 from mtlsi.data.transforms import TrainTransform, cut, flip, resize
 from mtlsi.tasks import TASKS
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mtlsi.data import transforms
-from mtlsi.data.scenes import Scenes
+from mtlsi.data.scenes.dataset import Scenes
 from mtlsi.data.transforms import EvaluationTransform, TrainTransform, cut, distort_colours, flip, pad_centred, resize
 from mtlsi.tasks import TASKS
 
@@ -24,7 +24,7 @@ def room():
 
 @pytest.fixture
 def marked():
-    """A picture that tells where each of its pixels comes from: depth numbers them, grey rises with the column."""
+    """An image that tells where each of its pixels comes from: depth numbers them, grey rises with the column."""
     rows, columns = torch.meshgrid(torch.arange(48), torch.arange(64), indexing="ij")
     return {
         "image": (60 + 2 * columns).to(torch.uint8).expand(3, -1, -1).contiguous(),
@@ -105,7 +105,7 @@ def test_zoom_divides_metres_and_nothing_else(room):
         assert torch.equal(zoomed[name], plain[name]), name
 
 
-def test_shrinking_a_picture_by_a_whole_factor_is_close_to_the_mean_of_its_squares():
+def test_shrinking_an_image_by_a_whole_factor_is_close_to_the_mean_of_its_squares():
     smooth = {"image": torch.linspace(0, 255, 64).to(torch.uint8).expand(3, 48, 64)}
     small = resize(smooth, (24, 32))["image"].float()
     squares = smooth["image"].float().unflatten(1, (24, 2)).unflatten(3, (32, 2)).mean((2, 4))
@@ -115,7 +115,7 @@ def test_shrinking_a_picture_by_a_whole_factor_is_close_to_the_mean_of_its_squar
 # ---- padding
 
 
-def test_padding_surrounds_the_picture_with_pixels_that_no_task_knows(room):
+def test_padding_surrounds_the_image_with_pixels_that_no_task_knows(room):
     padded = pad_centred(room, (60, 81))
     inside = (slice(6, 54), slice(8, 72))
     outside = torch.ones(60, 81, dtype=torch.bool)
@@ -133,17 +133,17 @@ def test_padding_surrounds_the_picture_with_pixels_that_no_task_knows(room):
 
 
 def test_colours_stay_between_0_and_1():
-    pictures = torch.rand(40, 3, 8, 8, generator=seeded(0))
-    pictures[:, :, 0], pictures[:, :, 1] = 0, 1
-    for seed, picture in enumerate(pictures):
-        distorted = distort_colours(picture, seeded(seed))
+    images = torch.rand(40, 3, 8, 8, generator=seeded(0))
+    images[:, :, 0], images[:, :, 1] = 0, 1
+    for seed, image in enumerate(images):
+        distorted = distort_colours(image, seeded(seed))
         assert distorted.min() >= 0, seed
         assert distorted.max() <= 1, seed
 
 
 def test_each_of_four_distortions_is_left_out_half_of_the_time():
-    picture = torch.tensor([0.6, 0.4, 0.3]).view(3, 1, 1)
-    untouched = sum(torch.equal(distort_colours(picture, seeded(seed)), picture) for seed in range(800))
+    image = torch.tensor([0.6, 0.4, 0.3]).view(3, 1, 1)
+    untouched = sum(torch.equal(distort_colours(image, seeded(seed)), image) for seed in range(800))
     assert 25 <= untouched <= 75  # 800 / 2**4 = 50, deviation 6.8
 
 
@@ -159,7 +159,7 @@ def test_brightness_and_contrast_keep_within_their_range_on_grey():
 
 
 @pytest.mark.parametrize("zoom", [0.5, 1.0, 2.0])
-def test_one_geometry_for_picture_and_labels(marked, zoom):
+def test_one_geometry_for_image_and_labels(marked, zoom):
     transform = TrainTransform((32, 32), zoom=(zoom, zoom), class_limit=1)
     seen_flips, seen_corners = set(), set()
     for seed in range(12):
@@ -189,11 +189,11 @@ def test_one_geometry_for_picture_and_labels(marked, zoom):
         seen_flips.add(flipped)
         seen_corners.add((int(rows[0, 0]), int(left_to_right[0, 0])))
     assert seen_flips == {False, True}
-    assert len(seen_corners) > 3 or zoom == 0.5  # at half size the whole picture is shown
+    assert len(seen_corners) > 3 or zoom == 0.5  # at half size the whole image is shown
 
 
-def test_picture_hw_is_the_size_at_zoom_1_and_leaves_metres_alone(marked):
-    sample = TrainTransform((24, 32), picture_hw=(24, 32), zoom=(1, 1))(marked, seeded(0))
+def test_image_hw_is_the_size_at_zoom_1_and_leaves_metres_alone(marked):
+    sample = TrainTransform((24, 32), image_hw=(24, 32), zoom=(1, 1))(marked, seeded(0))
     numbers = sample["depth"].long() - 1
     assert torch.equal(numbers // 64, torch.arange(24)[:, None].expand(24, 32) * 2 + 1)
 
@@ -253,7 +253,7 @@ def test_crops_full_of_one_class_are_drawn_anew():
     assert sum(share > 0.75 for share in shares[1.0]) > 10
 
 
-def test_a_picture_of_one_class_is_taken_after_ten_tries(monkeypatch):
+def test_an_image_of_one_class_is_taken_after_ten_tries(monkeypatch):
     draws = []
     integer = transforms._integer
     monkeypatch.setattr(transforms, "_integer", lambda generator, high: draws.append(high) or integer(generator, high))
@@ -267,7 +267,7 @@ def test_unlabelled_pixels_count_for_no_class():
     sample = half_striped()
     sample["semseg"][:, :] = 255
     sample["semseg"][0:2, ::2], sample["semseg"][0:2, 1::2] = 0, 0
-    sample["semseg"][4:6] = 1  # of the few labelled pixels half are 0, half are 1: nothing to draw anew
+    sample["semseg"][4:6] = 1  # of the few labelled pixels half are 0, half are 1: nothing to draw again
     generators = [seeded(5), seeded(5)]
     for limit, generator in zip((0.75, 1.0), generators, strict=True):
         TrainTransform((32, 32), zoom=(1, 1), class_limit=limit)(sample, generator)
@@ -277,7 +277,7 @@ def test_unlabelled_pixels_count_for_no_class():
 # ---- testing
 
 
-def test_for_testing_the_picture_is_resized_and_normalised_and_the_labels_are_not_touched(room):
+def test_for_testing_the_image_is_resized_and_normalised_and_the_labels_are_not_touched(room):
     sample = EvaluationTransform((24, 32))(room)
     assert sample["image"].shape == (3, 24, 32)
     for name in room.keys() - {"image"}:

@@ -13,7 +13,7 @@ def build(name):
 
 
 def batch(name, num_images=2, seed=0):
-    """Decoded predictions and labels of random pictures, all pixels valid."""
+    """Decoded predictions and labels of random images, all pixels valid."""
     draw = torch.Generator().manual_seed(seed)
     shape = (num_images, 24, 32)
     valid = torch.ones(shape, dtype=torch.bool)

@@ -98,7 +98,7 @@ def test_depth_error_equals_a_loop():
     assert scores(DepthError(), (prediction, label, valid)) == pytest.approx(expected)
 
 
-def test_depth_error_pools_pixels_not_pictures():
+def test_depth_error_pools_pixels_not_images():
     label = torch.ones(2, 1, 4)
     prediction = label.clone()
     prediction[0, 0, 0] = 3.0

@@ -39,7 +39,7 @@ os._exit(0)  # gloo's threads now and then abort an orderly end, which says noth
 """
 
 
-def pictures(name, count, seed):
+def images(name, count, seed):
     draw = torch.Generator().manual_seed(seed)
     shape = (count, 20, 28)
     valid = torch.rand(shape, generator=draw) > 0.2
@@ -59,7 +59,7 @@ def pictures(name, count, seed):
 def test_two_processes_with_uneven_batches_score_as_one(tmp_path):
     alone = {}
     for name, task in TASKS.items():
-        shares = [[pictures(name, 3, 1), pictures(name, 1, 2)], [pictures(name, 2, 3)]]
+        shares = [[images(name, 3, 1), images(name, 1, 2)], [images(name, 2, 3)]]
         for rank, share in enumerate(shares):
             torch.save(share, tmp_path / f"{name}-{rank}.pt")
         metric = build_metric(task, MetricSettings(num_classes=5, boundary_tolerance=0.05, num_thresholds=9))

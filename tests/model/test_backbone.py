@@ -21,7 +21,7 @@ CHANNELS = {
 }
 
 
-def pictures(height=64, width=96, seed=0):
+def random_images(height=64, width=96, seed=0):
     return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -57,11 +57,11 @@ def test_vit_gives_four_depths_spread_evenly():
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
-def test_transformers_take_pictures_of_other_sizes_than_they_were_made_for(name):
+def test_transformers_take_images_of_other_sizes_than_they_were_made_for(name):
     backbone = Backbone(name).eval()
     with torch.no_grad():
         for height, width in ((64, 96), (32, 160)):
-            maps = backbone(pictures(height, width))
+            maps = backbone(random_images(height, width))
             assert [tuple(x.shape[2:]) for x in maps] == [(height // s, width // s) for s in (4, 8, 16, 32)]
             assert all(x.isfinite().all() for x in maps)
 
@@ -69,7 +69,7 @@ def test_transformers_take_pictures_of_other_sizes_than_they_were_made_for(name)
 def test_swin_maps_are_timms_own_with_the_channels_second():
     backbone = Backbone("swin_tiny_patch4_window7_224").eval()
     with torch.no_grad():
-        for ours, theirs in zip(backbone(pictures()), backbone.body(pictures()), strict=True):
+        for ours, theirs in zip(backbone(random_images()), backbone.body(random_images()), strict=True):
             assert torch.equal(ours[0, :, 1, 0], theirs[0, 1, 0])
 
 
@@ -101,12 +101,12 @@ def test_freeze_keeps_the_weights_upstream_of_a_map_and_no_others(stride, frozen
 def test_frozen_maps_survive_an_optimizer_step_and_the_others_move(name):
     backbone = Backbone(name)
     backbone.freeze(8, norm=True)
-    before = [x.detach() for x in backbone.eval()(pictures())]
+    before = [x.detach() for x in backbone.eval()(random_images())]
     backbone.train()
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=1e-2)
-    sum(x.square().mean() for x in backbone(pictures(seed=1))).backward()
+    sum(x.square().mean() for x in backbone(random_images(seed=1))).backward()
     optimizer.step()
-    after = backbone.eval()(pictures())
+    after = backbone.eval()(random_images())
     assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, True, False, False]
 
 
@@ -125,7 +125,7 @@ def test_frozen_norms_keep_their_statistics_in_training(norm):
     backbone.freeze(0, norm=norm)
     backbone.train()
     before = backbone.body.bn1.running_mean.clone()
-    backbone(pictures())
+    backbone(random_images())
     assert torch.equal(before, backbone.body.bn1.running_mean) == norm
 
 
@@ -159,9 +159,9 @@ def test_loaded_maps_equal_timms(tmp_path):
     backbone = Backbone(SMALL).eval()
     backbone.load(tmp_path / "backbone.safetensors")
     with torch.no_grad():
-        same_layout = pictures().contiguous(memory_format=torch.channels_last)
+        same_layout = random_images().contiguous(memory_format=torch.channels_last)
         expected = classifier.forward_intermediates(same_layout, intermediates_only=True)[1:]
-        for ours, theirs in zip(backbone(pictures()), expected, strict=True):
+        for ours, theirs in zip(backbone(random_images()), expected, strict=True):
             torch.testing.assert_close(ours, theirs)
 
 
@@ -232,7 +232,7 @@ def test_imagenet_weights_load():
     stem = load_file(WEIGHTS)["conv_stem.weight"].float()
     assert torch.equal(backbone.body.conv_stem.weight, stem)
     with torch.no_grad():
-        assert all(x.isfinite().all() for x in backbone(pictures()))
+        assert all(x.isfinite().all() for x in backbone(random_images()))
 
 
 def test_weights_are_taken_from_a_backbone_of_the_same_name_only():

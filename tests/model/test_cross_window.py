@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from mtlsi.model.cross_window import CrossWindowBlock
 from mtlsi.nn.layers import to_map, to_positions
-from mtlsi.nn.windows import join_windows, split_windows
+from mtlsi.nn.layout import join_windows, split_windows
 
 TASKS, CHANNELS, HEADS, WINDOW, TOKENS = 3, 6, 2, 4, 5
 WIDTH = CHANNELS // HEADS
@@ -15,7 +15,7 @@ SUBSET = [0, 2]
 
 
 def block():
-    """The block with every weight drawn anew."""
+    """The block with every weight drawn again."""
     torch.manual_seed(0)
     module = CrossWindowBlock(TASKS, CHANNELS, num_heads=HEADS, window=WINDOW, ffn_ratio=2)
     with torch.no_grad():
@@ -88,7 +88,7 @@ def naive_block(module, task, x, tokens, size_hw):
 
 @torch.no_grad()
 def assert_equals_naive(out, naive, *arguments):
-    """``out`` (b t n c) against ``naive(module, task, one picture's float64 arguments)``."""
+    """``out`` (b t n c) against ``naive(module, task, one image's float64 arguments)``."""
     exact = block().double()
     for b in range(out.shape[0]):
         for task in range(TASKS):

@@ -30,7 +30,7 @@ def normalised(token, norm, task):
 
 
 def naive_tokens(module, fused, task):
-    """One picture's tokens of one task (k c), float64, position by position: each is shared out over all tokens."""
+    """One image's tokens of one task (k c), float64, position by position: each is shared out over all tokens."""
     mlp = module.assign
     tokens = torch.zeros(TOKENS, CHANNELS, dtype=torch.float64)
     for position in fused:
@@ -54,7 +54,7 @@ def test_tokens_equal_a_loop_over_positions():
                 torch.testing.assert_close(out[b, task].double(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_picture_of_twice_the_size_makes_the_same_tokens():
+def test_an_image_of_twice_the_size_makes_the_same_tokens():
     module, fused = randomized(SemanticTokenDistiller(TASKS, CHANNELS, TOKENS)), fused_features()
     torch.testing.assert_close(module(fused.repeat(1, 1, 4, 1)), module(fused), atol=1e-5, rtol=1e-5)
 

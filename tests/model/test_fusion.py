@@ -16,7 +16,7 @@ SIZE = (5, 7)  # odd: the pooled squares at the edges are cut
 
 
 def block(scales=(1, 3, 5), *, queries="separable"):
-    """The block in evaluation, with every weight and statistic drawn anew."""
+    """The block in evaluation, with every weight and statistic drawn again."""
     torch.manual_seed(0)
     module = MultiQueryLinearFusion(CHANNELS, OUTPUTS, num_heads=HEADS, scales=scales, pool=POOL, queries=queries)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def naive_queries(module, x):
 
 
 def naive_fusion(module, features, coarse):
-    """One picture, float64, task by task and head by head, with the attention matrices written out: (t n c)."""
+    """One image, float64, task by task and head by head, with the attention matrices written out: (t n c)."""
     h, w = features.shape[-2:]
     d = CHANNELS // HEADS
     joined, keys, values, normed = [], [], [], []

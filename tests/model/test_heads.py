@@ -14,7 +14,7 @@ RAW_CHANNELS = {"semseg": 40, "parsing": 7, "saliency": 2, "depth": 1, "normals"
 
 
 def heads(*, at_stride_4, dense=False):
-    """Heads in evaluation, with every weight and statistic drawn anew."""
+    """Heads in evaluation, with every weight and statistic drawn again."""
     torch.manual_seed(0)
     module = TaskHeads(CHANNELS, FINE, OUTPUTS, width=WIDTH, at_stride_4=at_stride_4, dense=dense)
     with torch.no_grad():

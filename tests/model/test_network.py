@@ -20,7 +20,7 @@ RUNNABLE = [preset for preset in PRESETS if preset not in dict(TOO_LARGE_TO_RUN)
 SUBSETS = [s for size in (1, 2, 3) for s in itertools.combinations(CHANNELS["nyud"], size)]
 
 
-def pictures(height=64, width=96, batch=1, seed=0):
+def random_images(height=64, width=96, batch=1, seed=0):
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
@@ -62,19 +62,19 @@ def num_parameters(module):
 
 @pytest.fixture(scope="module")
 def tiny():
-    """In evaluation, with statistics that a few pictures have moved: fresh ones would leave the norms idle."""
+    """In evaluation, with statistics that a few images have moved: fresh ones would leave the norms idle."""
     model = seeded_model().train()
     with torch.no_grad():
         for seed in range(3):
-            model(pictures(batch=2, seed=seed))
+            model(random_images(batch=2, seed=seed))
     return model.eval()
 
 
 @pytest.mark.parametrize("dataset", TASK_SETS)
 @pytest.mark.parametrize("preset", RUNNABLE)
 def test_contract(preset, dataset):
-    """Every preset, for both sets of tasks, on one picture of an odd size: shapes, finite values, and it all trains."""
-    output = assert_trains(seeded_model(preset, dataset=dataset), pictures(70, 101))
+    """Every preset, for both sets of tasks, on one image of an odd size: shapes, finite values, and it all trains."""
+    output = assert_trains(seeded_model(preset, dataset=dataset), random_images(70, 101))
     expected = {task: (1, channels, 70, 101) for task, channels in CHANNELS[dataset].items()}
     assert shapes(output.final) == shapes(output.coarse) == expected
     assert all(x.isfinite().all() for x in (*output.final.values(), *output.coarse.values()))
@@ -82,7 +82,9 @@ def test_contract(preset, dataset):
 
 def test_contract_of_a_plain_vit():
     """The preset's ViT is too large to run here; a small one takes the same way through the network."""
-    output = assert_trains(seeded_model("vit_large", backbone="vit_tiny_patch16_224", channels=32), pictures(70, 101))
+    output = assert_trains(
+        seeded_model("vit_large", backbone="vit_tiny_patch16_224", channels=32), random_images(70, 101)
+    )
     assert shapes(output.final) == {task: (1, channels, 70, 101) for task, channels in CHANNELS["nyud"].items()}
 
 
@@ -115,9 +117,9 @@ def test_parameters_stay_below_the_papers(preset, dataset, decoder_limit, total_
 def test_any_subset_of_the_tasks_equals_their_part_of_the_whole(tiny, fusion):
     model = tiny if fusion else seeded_model(fusion=False).eval()
     with torch.no_grad():
-        whole = model(pictures(32, 64))
+        whole = model(random_images(32, 64))
         for subset in SUBSETS if fusion else SUBSETS[::3]:
-            some = model(pictures(32, 64), tasks=reversed(subset))
+            some = model(random_images(32, 64), tasks=reversed(subset))
             assert set(some.final) == set(some.coarse) == set(subset)
             for task in subset:
                 torch.testing.assert_close(some.final[task], whole.final[task], atol=1e-5, rtol=1e-4)
@@ -144,16 +146,16 @@ def test_what_a_subset_does_not_need_is_not_computed(fusion):
     predicted = []
     model.heads.predict.register_forward_hook(lambda *args: predicted.append(args[-1].shape[1]))
     with torch.no_grad():
-        model(pictures(32, 32), tasks=["normals", "depth"])
+        model(random_images(32, 32), tasks=["normals", "depth"])
     after = {"distiller": 2, "cross_window": 2, "heads": 2, "finish": 2}
     assert seen == {"preliminary": 4 if fusion else 2} | after
     assert predicted == [CHANNELS["nyud"]["depth"] + CHANNELS["nyud"]["normals"]]
 
 
 def test_a_subset_is_refused_while_training_and_unknown_tasks_always(tiny):
-    assert "call model.eval() first" in mistake(lambda: seeded_model().train()(pictures(32, 32), tasks=["depth"]))
-    assert "unknown task 'parsing'" in mistake(lambda: tiny(pictures(32, 32), tasks=["parsing"]))
-    assert "at least one" in mistake(lambda: tiny(pictures(32, 32), tasks=[]))
+    assert "call model.eval() first" in mistake(lambda: seeded_model().train()(random_images(32, 32), tasks=["depth"]))
+    assert "unknown task 'parsing'" in mistake(lambda: tiny(random_images(32, 32), tasks=["parsing"]))
+    assert "at least one" in mistake(lambda: tiny(random_images(32, 32), tasks=[]))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_a_subset_is_refused_while_training_and_unknown_tasks_always(tiny):
     ids=lambda sizes: ",".join(f"{name}={value}" for name, value in sizes.items()),
 )
 def test_ablations_build_run_and_train(sizes):
-    output = assert_trains(seeded_model(**sizes), pictures(40, 33))
+    output = assert_trains(seeded_model(**sizes), random_images(40, 33))
     assert shapes(output.final) == {task: (1, channels, 40, 33) for task, channels in CHANNELS["nyud"].items()}
 
 
@@ -189,9 +191,9 @@ def test_switched_off_parts_cost_nothing():
 
 
 @pytest.mark.parametrize("size", [(70, 101), (33, 64), (20, 31), (1, 1)])
-def test_any_size_equals_the_zero_padded_picture_cut_to_it(tiny, size):
+def test_any_size_equals_the_zero_padded_image_cut_to_it(tiny, size):
     height, width = size
-    images = pictures(height, width)
+    images = random_images(height, width)
     padded = torch.zeros(1, 3, -(-height // 32) * 32, -(-width // 32) * 32)
     padded[..., :height, :width] = images
     with torch.no_grad():
@@ -203,7 +205,7 @@ def test_any_size_equals_the_zero_padded_picture_cut_to_it(tiny, size):
 
 def test_full_size_predictions_are_the_networks_own_enlarged(tiny):
     with torch.no_grad():
-        own, full = tiny(pictures(64, 96), full_size=False), tiny(pictures(64, 96))
+        own, full = tiny(random_images(64, 96), full_size=False), tiny(random_images(64, 96))
     for small, large in ((own.final, full.final), (own.coarse, full.coarse)):
         for task in CHANNELS["nyud"]:
             expected = F.interpolate(small[task], size=(64, 96), mode="bilinear", align_corners=False)
@@ -211,15 +213,15 @@ def test_full_size_predictions_are_the_networks_own_enlarged(tiny):
 
 
 @pytest.mark.parametrize("decoder_stride", [4, 8, 16])
-def test_own_size_is_stride_4_and_the_decoders_stride_cut_to_the_picture(decoder_stride):
+def test_own_size_is_stride_4_and_the_decoders_stride_cut_to_the_image(decoder_stride):
     with torch.no_grad():
-        own = seeded_model(decoder_stride=decoder_stride).eval()(pictures(70, 101), full_size=False)
+        own = seeded_model(decoder_stride=decoder_stride).eval()(random_images(70, 101), full_size=False)
     assert {x.shape[2:] for x in own.final.values()} == {(18, 26)}
     assert {x.shape[2:] for x in own.coarse.values()} == {(-(-70 // decoder_stride), -(-101 // decoder_stride))}
 
 
-def test_pictures_of_a_batch_do_not_see_each_other(tiny):
-    batch = pictures(64, 64, batch=2)
+def test_images_of_a_batch_do_not_see_each_other(tiny):
+    batch = random_images(64, 64, batch=2)
     with torch.no_grad():
         together, alone = tiny(batch), tiny(batch[1:])
     for task in CHANNELS["nyud"]:
@@ -268,9 +270,11 @@ def largest_tensor(call):
     return sizes.largest
 
 
-def test_no_tensor_grows_faster_than_the_picture(tiny):
+def test_no_tensor_grows_faster_than_the_image(tiny):
     """Four times the pixels: nothing larger than about four times; a matrix of positions by positions would be 16."""
-    small, large = (largest_tensor(lambda s=s: tiny(pictures(*s), full_size=False)) for s in ((128, 192), (256, 384)))
+    small, large = (
+        largest_tensor(lambda s=s: tiny(random_images(*s), full_size=False)) for s in ((128, 192), (256, 384))
+    )
     assert large / small <= 4.3
 
 
@@ -284,9 +288,9 @@ def test_the_measure_sees_a_matrix_of_positions_by_positions():
 
 def test_bfloat16_stays_finite_and_close(tiny):
     with torch.no_grad():
-        exact = tiny(pictures(64, 64))
+        exact = tiny(random_images(64, 64))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            rough = tiny(pictures(64, 64))
+            rough = tiny(random_images(64, 64))
     for task in CHANNELS["nyud"]:
         assert rough.final[task].isfinite().all()
         error = (rough.final[task].float() - exact.final[task]).square().mean().sqrt()

@@ -13,7 +13,7 @@ from mtlsi.model import backbone as backbone_module
 from mtlsi.tasks import PARTS7
 
 
-def pictures(batch=1):
+def images(batch=1):
     return torch.randn(batch, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
@@ -23,13 +23,13 @@ def moved_model(**options):
     model = create_model("tiny", **options).train()
     with torch.no_grad():
         for _ in range(3):
-            model(pictures(batch=2))
+            model(images(batch=2))
     return model.eval()
 
 
 @torch.no_grad()
 def assert_same_outputs(ours, expected, tolerance=0.0):
-    ours, expected = ours(pictures()), expected(pictures())
+    ours, expected = ours(images()), expected(images())
     for task in expected.final:
         torch.testing.assert_close(ours.final[task], expected.final[task], atol=tolerance, rtol=tolerance)
         torch.testing.assert_close(ours.coarse[task], expected.coarse[task], atol=tolerance, rtol=tolerance)
@@ -150,4 +150,4 @@ def test_packaged_models_come_back_by_name():
     for name in names:
         model = MTLSINet.from_pretrained(name)
         with torch.no_grad():
-            assert all(x.isfinite().all() for x in model(pictures()).final.values())
+            assert all(x.isfinite().all() for x in model(images()).final.values())

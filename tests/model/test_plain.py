@@ -32,7 +32,7 @@ def network(**sizes):
     return model.eval()
 
 
-def pictures(batch, height, width):
+def random_images(batch, height, width):
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 
@@ -46,7 +46,7 @@ def assert_same(ours, plain, tolerance):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_predictions_are_those_of_the_plain_network_in_float64(form):
-    model, images = network(**FORMS[form]), pictures(2, 70, 101)
+    model, images = network(**FORMS[form]), random_images(2, 70, 101)
     with torch.no_grad():
         output = model(images)
         final, coarse = plain_forward(copy.deepcopy(model).double(), images.double())
@@ -57,7 +57,7 @@ def test_predictions_are_those_of_the_plain_network_in_float64(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_are_those_of_the_plain_network_in_float64(form):
     """In training, by the batch's own statistics."""
-    model, images = network(**FORMS[form]).train(), pictures(2, 64, 96)
+    model, images = network(**FORMS[form]).train(), random_images(2, 64, 96)
     model.backbone.eval()
     exact = copy.deepcopy(model).double()
     output = model(images)
@@ -91,7 +91,7 @@ def fastest(*calls, repeats=4):
 def test_it_is_three_times_as_fast_as_the_plain_network_and_trains_twice_as_fast():
     """On a decoder as large as that of ``hrnet_w18`` at stride 4; ``benchmarks/plain.py`` measures whole presets."""
     sizes = {"decoder_stride": 4, "context_pool": 4, "channels": 48, "num_heads": 1, "num_tokens": 512}
-    model, images = create_model("tiny", **sizes).eval(), pictures(1, 288, 352)
+    model, images = create_model("tiny", **sizes).eval(), random_images(1, 288, 352)
     with torch.no_grad():
         ours, plain = fastest(lambda: model(images), lambda: plain_forward(model, images))
     assert plain > 3 * ours

@@ -12,7 +12,7 @@ SUBSET = [0, 2]
 
 
 def randomized(module):
-    """``module`` in evaluation, with every weight and statistic drawn anew."""
+    """``module`` in evaluation, with every weight and statistic drawn again."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -55,7 +55,7 @@ def test_projection_is_a_convolution_and_a_norm_per_task():
 
 @pytest.mark.parametrize("skip", [0, 1, 2])
 def test_projecting_before_enlarging_equals_one_projection_of_all_enlarged_maps(skip):
-    """Float64: the maps enlarged step by step to the finest, concatenated, then one 1x1 convolution per task."""
+    """Float64: the maps upsampled step by step to the finest, concatenated, then one 1x1 convolution per task."""
     module, inputs = decoder(skip), maps()
     seen = []
     module.refine.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -63,12 +63,12 @@ def test_projecting_before_enlarging_equals_one_projection_of_all_enlarged_maps(
         module(inputs)
 
     used = [x.double() for x in inputs[skip:]]
-    enlarged = []
+    upsampled = []
     for level, x in enumerate(used):
         for finer in reversed(used[:level]):
             x = F.interpolate(x, size=finer.shape[-2:], mode="bilinear", align_corners=False)
-        enlarged.append(x)
-    together = torch.cat(enlarged, 1)
+        upsampled.append(x)
+    together = torch.cat(upsampled, 1)
     for task in range(len(OUTPUTS)):
         folded = [weights_with_norm(lateral, task) for lateral in module.lateral]
         weight = torch.cat([w for w, _ in folded], 1)[:, :, None, None]

@@ -94,13 +94,13 @@ def test_token_attention_equals_naive_loops(masked):
     if mask is not None:
         mask[..., 0] = True  # every query may look somewhere
     expected = torch.zeros(b, t, n, heads * d, dtype=torch.float64)
-    for picture, task, head, i in itertools.product(range(b), range(t), range(heads), range(n)):
+    for image, task, head, i in itertools.product(range(b), range(t), range(heads), range(n)):
         part = slice(head * d, (head + 1) * d)
-        seen = [j for j in range(k) if mask is None or mask[picture, 0, i, j]]
-        products = (float(queries[picture, task, i, part] @ keys[picture, task, j, part]) for j in seen)
+        seen = [j for j in range(k) if mask is None or mask[image, 0, i, j]]
+        products = (float(queries[image, task, i, part] @ keys[image, task, j, part]) for j in seen)
         scores = [math.exp(product / d**0.5) for product in products]
         for j, score in zip(seen, scores, strict=True):
-            expected[picture, task, i, part] += score / sum(scores) * values[picture, task, j, part]
+            expected[image, task, i, part] += score / sum(scores) * values[image, task, j, part]
     out = token_attention(queries.float(), keys.float(), values.float(), heads, mask)
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
 

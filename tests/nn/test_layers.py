@@ -8,9 +8,9 @@ from mtlsi.nn.layers import (
     TaskLayerNorm,
     TaskLinear,
     TaskMLP,
-    enlarge,
     linear_per_task,
     pick_tasks,
+    resize_maps,
     side_by_side,
     to_map,
     to_positions,
@@ -26,7 +26,7 @@ def _seed():
 
 
 def randomized(module):
-    """``module`` with every weight and statistic drawn anew, so that no gain of 1 or offset of 0 hides a fault."""
+    """``module`` with every weight and statistic drawn again, so that no gain of 1 or offset of 0 hides a fault."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_()
@@ -108,7 +108,7 @@ def test_task_convolution_is_convolution_norm_and_gelu_per_task(dense, training)
 
 
 @pytest.mark.parametrize("dense", [True, False])
-def test_task_convolution_trains_on_one_picture(dense):
+def test_task_convolution_trains_on_one_image(dense):
     layer = TaskConvolution(TASKS, IN, OUT, dense=dense)
     out = layer(torch.randn(1, TASKS, IN, *SIZE))
     out.square().sum().backward()
@@ -181,7 +181,7 @@ def test_every_layer_leaves_positions_tasks_and_channels_in_this_order_in_memory
             to_map(TaskLinear(TASKS, IN, OUT)(to_positions(x)), SIZE),
             to_map(TaskLayerNorm(TASKS, IN)(to_positions(x)), SIZE),
             to_map(pick_tasks(to_positions(x), SUBSET), SIZE),
-            enlarge(x, (10, 14)),
+            resize_maps(x, (10, 14)),
         ):
             together = side_by_side(out)
             assert together.data_ptr() == out.data_ptr()  # a view
@@ -222,7 +222,7 @@ def test_positions_run_row_by_row_and_back():
 def test_enlarge_samples_a_ramp_at_pixel_centres():
     """Twice the size: the centre of new pixel i lies at (i + 1/2) / 2 - 1/2 of the old grid, and a ramp stays a ramp."""
     ramp = torch.arange(6.0).expand(1, 1, 4, 6)
-    out = enlarge(ramp, (8, 12))
+    out = resize_maps(ramp, (8, 12))
     expected = torch.tensor([(i + 0.5) / 2 - 0.5 for i in range(12)]).clamp(0, 5)
     torch.testing.assert_close(out, expected.expand(1, 1, 8, 12))
-    assert enlarge(ramp, (4, 6)) is ramp
+    assert resize_maps(ramp, (4, 6)) is ramp

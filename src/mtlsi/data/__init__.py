@@ -1,1 +1,1 @@
-"""Pictures and their labels: generated scenes, data sets, transforms and batches."""
+"""Images and their labels: generated scenes, data sets, transforms and batches."""

@@ -1,4 +1,4 @@
-"""Labels as torchvision tv_tensors: any ``transforms.v2`` geometry moves picture and labels together, each by its rule.
+"""Labels as torchvision tv_tensors: any ``transforms.v2`` geometry moves image and labels together, each by its rule.
 
 ``as_tv_tensors(sample)`` wraps a sample; what a flip, a resize and padding do to a label is the record in ``tasks.py``:
 labels are resized to the nearest pixel (thin ones shrink by their maximum), a normal's x changes its sign in a left-right
@@ -34,7 +34,7 @@ TYPES: dict[str, type[TaskLabel]] = {
 
 
 def as_tv_tensors(sample: Sample) -> Sample:
-    """The picture as a ``tv_tensors.Image`` and every label as its type, sharing memory with ``sample``."""
+    """The image as a ``tv_tensors.Image`` and every label as its type, sharing memory with ``sample``."""
     return {name: TYPES[name](x) if name in TYPES else tv_tensors.Image(x) for name, x in sample.items()}
 
 

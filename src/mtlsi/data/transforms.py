@@ -1,4 +1,4 @@
-"""One geometry for a picture and all of its labels: zoom, crop, flip, colours, padding.
+"""One geometry for an image and all of its labels: zoom, crop, flip, colours, padding.
 
 A sample is a dictionary: ``image`` uint8 (3 H W) and labels by task, laid out as ``tasks.py`` says; torchvision's
 functions move both, by the rules of ``labels.py``. Every random draw comes from the generator that is handed in, so that
@@ -26,21 +26,21 @@ Box = tuple[int, int, int, int]
 class TrainTransform:
     """The field's augmentation (PROTOCOL of InvPT), as one call on a sample and a generator.
 
-    ``size_hw``: the crop. ``picture_hw``: a whole picture's size at zoom 1 (None: as stored). ``zoom``: range of the
-    enlargement; depth is divided by it. ``class_limit``: a crop is drawn anew, up to ten times, while one class fills
-    more than this share of it. Choice: the crop is cut from the stored picture and only then enlarged, which shows the
+    ``size_hw``: the crop. ``image_hw``: a whole image's size at zoom 1 (None: as stored). ``zoom``: range of the
+    zoom; depth is divided by it. ``class_limit``: a crop is drawn again, up to ten times, while one class fills
+    more than this share of it. Choice: the crop is cut from the stored image and only then upsampled, which shows the
     same part at a fraction of the work.
     """
 
     size_hw: tuple[int, int]
-    picture_hw: tuple[int, int] | None = None
+    image_hw: tuple[int, int] | None = None
     zoom: tuple[float, float] = (0.5, 2.0)
     class_limit: float = 0.75
 
     def __call__(self, sample: Sample, generator: Generator) -> Sample:
         zoom = _uniform(generator, *self.zoom)
         h, w = sample["image"].shape[-2:]
-        whole = self.picture_hw or (h, w)
+        whole = self.image_hw or (h, w)
         scale_y, scale_x = whole[0] * zoom / h, whole[1] * zoom / w
         size = (min(self.size_hw[0], round(h * scale_y)), min(self.size_hw[1], round(w * scale_x)))
         box = self._choose_box(sample, (min(h, round(size[0] / scale_y)), min(w, round(size[1] / scale_x))), generator)
@@ -68,29 +68,29 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvaluationTransform:
-    """The picture brought to ``picture_hw`` (None: as stored) and normalised; the labels stay as they are stored."""
+    """The image brought to ``image_hw`` (None: as stored) and normalised; the labels stay as they are stored."""
 
-    picture_hw: tuple[int, int] | None = None
+    image_hw: tuple[int, int] | None = None
 
     def __call__(self, sample: Sample) -> Sample:
         image = sample["image"]
-        if self.picture_hw is not None and image.shape[-2:] != torch.Size(self.picture_hw):
-            image = tv.resize(image, list(self.picture_hw), antialias=True)
+        if self.image_hw is not None and image.shape[-2:] != torch.Size(self.image_hw):
+            image = tv.resize(image, list(self.image_hw), antialias=True)
         return sample | {"image": normalise(image.float() / 255)}
 
 
 def normalise(image: Tensor) -> Tensor:
-    """An RGB picture (... 3 H W) in 0..1 with ImageNet's mean and deviation taken out."""
+    """An RGB image (... 3 H W) in 0..1 with ImageNet's mean and deviation taken out."""
     return tv.normalize(image, list(MEAN), list(STD))
 
 
 def cut(sample: Sample, box: Box) -> Sample:
-    """The part of the picture and of every label inside ``box``."""
+    """The part of the image and of every label inside ``box``."""
     return as_tensors({name: tv.crop(x, *box) for name, x in as_tv_tensors(sample).items()})
 
 
 def resize(sample: Sample, size_hw: tuple[int, int], *, zoom: float = 1.0) -> Sample:
-    """Picture bilinear, labels nearest, depth divided by ``zoom``; thin labels survive shrinking by their maximum."""
+    """Image bilinear, labels nearest, depth divided by ``zoom``; thin labels survive shrinking by their maximum."""
     resized = as_tensors(
         {name: tv.resize(x, list(size_hw), antialias=True) for name, x in as_tv_tensors(sample).items()}
     )
@@ -103,7 +103,7 @@ def flip(sample: Sample) -> Sample:
 
 
 def distort_colours(image: Tensor, generator: Generator) -> Tensor:
-    """Brightness, contrast, saturation and hue of a picture (3 H W) in 0..1, each changed with probability one half.
+    """Brightness, contrast, saturation and hue of an image (3 H W) in 0..1, each changed with probability one half.
 
     Brightness by up to 32/255, contrast and saturation by 0.5 to 1.5, hue by up to 18 degrees.
     """
@@ -119,7 +119,7 @@ def distort_colours(image: Tensor, generator: Generator) -> Tensor:
 
 
 def pad_centred(sample: Sample, size_hw: tuple[int, int]) -> Sample:
-    """Everything padded to ``size_hw``, picture in the middle: the picture with 0, every label with its invalid value."""
+    """Everything padded to ``size_hw``, image in the middle: the image with 0, every label with its invalid value."""
     h, w = sample["image"].shape[-2:]
     if (h, w) == size_hw:
         return sample

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torchmetrics import Metric
 
 from mtlsi.errors import MistakeError
-from mtlsi.metrics.boundary import BoundaryF, boundary_counts, count_pairs
+from mtlsi.metrics.boundary.curve import BoundaryCurve, Counts
+from mtlsi.metrics.boundary.score import BoundaryF, boundary_counts, count_pairs
 from mtlsi.metrics.delta import delta_m
 from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU
-from mtlsi.metrics.precision_recall import BoundaryCurve, Counts
 from mtlsi.tasks import Task
 
 __all__ = [
@@ -38,7 +38,7 @@ class MetricSettings:
     num_classes: int | None = None
     """For tasks with classes."""
     boundary_tolerance: float = 0.011
-    """How far a boundary pixel may lie from its match, as a fraction of the picture's diagonal."""
+    """How far a boundary pixel may lie from its match, as a fraction of the image's diagonal."""
     num_thresholds: int = 99
     """Of the boundary curve."""
     legacy_saliency: bool = False

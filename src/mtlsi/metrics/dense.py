@@ -20,7 +20,7 @@ class MeanIoU(Metric):
     ``update``: ``prediction`` and ``label`` (b H W) class indices below ``num_classes``.
     ``compute``: ``mIoU`` and ``pixel_acc``, both in percent.
     Choice: a class that neither labels nor predictions contain has no IoU and is left out of the mean. On the whole
-    test set of a benchmark no class is absent; on a few pictures an absent class must not count as a failure.
+    test set of a benchmark no class is absent; on a few images an absent class must not count as a failure.
     """
 
     full_state_update = False
@@ -61,7 +61,7 @@ class MeanIoU(Metric):
 
 
 class DepthError(Metric):
-    """Errors of depth, pooled over all valid pixels of the set rather than averaged over pictures.
+    """Errors of depth, pooled over all valid pixels of the set rather than averaged over images.
 
     ``update``: ``prediction`` and ``label`` (b H W) in metres.
     ``compute``: ``RMSE`` in metres; ``abs_rel``, the mean of |error| / label; ``log10``, the mean of |log10 ratio|;

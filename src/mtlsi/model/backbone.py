@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mtlsi.errors import MistakeError
-from mtlsi.nn.recompute import recomputed
+from mtlsi.kernels.recompute import recomputed
 
 STRIDES = (4, 8, 16, 32)
 
 
 class Backbone(nn.Module):
-    """ImageNet-normalised pictures (b 3 H W), H and W multiples of 32 -> four maps, ``channels[i]`` at stride 4 * 2**i.
+    """ImageNet-normalised images (b 3 H W), H and W multiples of 32 -> four maps, ``channels[i]`` at stride 4 * 2**i.
 
     Convolutional and windowed networks give their own four stages; HRNet its four plain branches (Choice: as the field
     uses HRNet-18, not timm's widened ones). A plain ViT has one stride only: four of its depths become a pyramid.
@@ -143,7 +143,7 @@ class Backbone(nn.Module):
 
 
 class ViTPyramid(nn.Module):
-    """Four maps (b c h w) of stride 16 -> strides 4, 8, 16, 32: narrowed first, then enlarged by transposed convolutions."""
+    """Four maps (b c h w) of stride 16 -> strides 4, 8, 16, 32: narrowed, then upsampled by transposed convolutions."""
 
     def __init__(self, in_channels: int):
         super().__init__()

@@ -19,7 +19,7 @@ class SemanticTokenDistiller(nn.Module):
 
     Paper: a light MLP and a softmax assign the n positions softly to k tokens; a token is the sum of the fused features
     assigned to it. Choice: the softmax runs over the tokens, so that every position is shared out completely; tokens
-    are normalised afterwards, so that a larger picture does not make larger tokens.
+    are normalised afterwards, so that a larger image does not make larger tokens.
     """
 
     def __init__(self, num_tasks: int, channels: int, num_tokens: int):
@@ -69,13 +69,13 @@ class _SharedInParts(torch.autograd.Function):
         of_hidden, of_fused = [], []
         of_weight, of_bias = torch.zeros_like(weight, dtype=of_sums.dtype), torch.zeros_like(bias)
         with torch.autocast(fused.device.type, enabled=False):
-            for i, of_picture in enumerate(of_sums):  # t c k; float32 up to the logits also where products are bf16
+            for i, of_image in enumerate(of_sums):  # t c k; float32 up to the logits also where products are bf16
                 for h, f in zip(_parts(hidden, i), _parts(fused, i), strict=True):
                     shares = _shares(h, weight, bias, of_sums.dtype)
-                    of_f = linear_per_task(shares, of_picture.mT)
+                    of_f = linear_per_task(shares, of_image.mT)
                     # the softmax's mean of the gradient over the tokens is the same sum over channels, which are fewer
                     mean = (f * of_f).sum(-1, keepdim=True)
-                    of_shares = linear_per_task(f.to(of_sums.dtype), of_picture)
+                    of_shares = linear_per_task(f.to(of_sums.dtype), of_image)
                     of_logits = of_shares.sub_(mean).mul_(shares).to(h.dtype)
                     of_fused.append(of_f.transpose(1, 2))
                     of_hidden.append(linear_per_task(of_logits, weight.mT).transpose(1, 2))
@@ -87,7 +87,7 @@ class _SharedInParts(torch.autograd.Function):
 
 
 def _parts(x: Tensor, i: int) -> tuple[Tensor, ...]:
-    """Picture ``i`` of positions (b t n c), some positions at a time: (1 t m c) each."""
+    """Image ``i`` of positions (b t n c), some positions at a time: (1 t m c) each."""
     return x[i : i + 1].split(POSITIONS_AT_ONCE, 2)
 
 

@@ -88,17 +88,17 @@ class MultiQueryLinearFusion(nn.Module):
     def attended(self, shares: Sequence[Tensor], context: Tensor) -> Tensor:
         """The shared context seen by every scale (b t n c), the scales joined and expanded by the merging MLP.
 
-        The context and the expansion are two linear maps in a row: their product is applied, one for each picture.
+        The context and the expansion are two linear maps in a row: their product is applied, one for each image.
         """
         bias = self.merge.expand.bias
         weights = [w.unflatten(1, context.shape[1:3]) for w in self.merge.expand.weight.chunk(len(shares), 1)]
-        pictures = []
-        for i, of_picture in enumerate(context):  # heads d e
+        images = []
+        for i, of_image in enumerate(context):  # heads d e
             with torch.autocast(context.device.type, enabled=False):  # small, and both are float32
-                seen = [torch.einsum("hde,theo->thdo", of_picture, weight).flatten(1, 2) for weight in weights]
+                seen = [torch.einsum("hde,theo->thdo", of_image, weight).flatten(1, 2) for weight in weights]
             products = (linear_per_task(x[i : i + 1], w) for x, w in zip(shares[1:], seen[1:], strict=True))
-            pictures.append(sum(products, linear_per_task(shares[0][i : i + 1], seen[0], bias)))
-        return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
+            images.append(sum(products, linear_per_task(shares[0][i : i + 1], seen[0], bias)))
+        return images[0] if len(images) == 1 else torch.cat(images)
 
 
 def build_queries(kind: str, channels: int, scales: Sequence[int]) -> nn.Module:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from mtlsi.model.preliminary import Predictions, TaskProjection
-from mtlsi.nn.layers import Index, TaskConvolution, enlarge, unit_length
+from mtlsi.nn.layers import Index, TaskConvolution, resize_maps, unit_length
 from mtlsi.tasks import TASKS
 
 
 class TaskHeads(nn.Module):
     """Refined features (b t c h w) -> the raw predictions at stride 4, as ``Predictions`` gives them.
 
-    Choice: where the decoder works at a coarser stride, its features are brought to ``width`` channels, enlarged to stride
+    Choice: where the decoder works at a coarser stride, its features are brought to ``width`` channels, upsampled to stride
     4 and joined by a projection of the backbone's finest map, so that outlines are drawn at the fine stride though tasks
     met at the coarse.
     """
@@ -39,7 +39,7 @@ class TaskHeads(nn.Module):
     def forward(self, x: Tensor, finest: Tensor, index: Index = None) -> Tensor:
         x = self.refine(x, index)
         if self.fine is not None and self.finish is not None:
-            x = enlarge(x, finest.shape[-2:]) + self.fine(finest, index)
+            x = resize_maps(x, finest.shape[-2:]) + self.fine(finest, index)
             x = self.finish(x, index)
         return self.predict(x, index)
 

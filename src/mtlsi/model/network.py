@@ -26,15 +26,15 @@ from torch import Tensor, nn
 from mtlsi.config import sizes_of
 from mtlsi.device import keep_freed_memory
 from mtlsi.errors import MistakeError
+from mtlsi.kernels.recompute import recomputed
 from mtlsi.model.backbone import STRIDES, Backbone
 from mtlsi.model.cross_window import CrossWindowBlock
 from mtlsi.model.distiller import PooledTokens, SemanticTokenDistiller
 from mtlsi.model.fusion import MultiQueryLinearFusion
 from mtlsi.model.heads import TaskHeads, decode
 from mtlsi.model.preliminary import PreliminaryDecoder
-from mtlsi.nn.layers import Index, enlarge, pick_tasks, to_map, to_positions
-from mtlsi.nn.recompute import recomputed
-from mtlsi.nn.windows import join_windows, split_windows
+from mtlsi.nn.layers import Index, pick_tasks, resize_maps, to_map, to_positions
+from mtlsi.nn.layout import join_windows, split_windows
 from mtlsi.tasks import TASK_SETS, check_tasks, num_channels
 
 __all__ = ["MTLSINet", "Output", "create_model", "decode"]
@@ -48,24 +48,24 @@ class Output:
 
     final: dict[str, Tensor]
     padded_coarse: dict[str, Tensor]
-    """The coarse predictions as the network makes them, at the decoder's stride on the padded picture."""
+    """The coarse predictions as the network makes them, at the decoder's stride on the padded image."""
     size_hw: tuple[int, int] | None = None
-    """The size of the picture to which they are still to be fitted; None: they fit."""
+    """The size of the image to which they are still to be fitted; None: they fit."""
     full_size: bool = True
 
     @cached_property
     def coarse(self) -> dict[str, Tensor]:
-        """The coarse predictions. They are enlarged when somebody first asks for them, which prediction does not."""
+        """The coarse predictions. They are upsampled when somebody first asks for them, which prediction does not."""
         if self.size_hw is None:
             return self.padded_coarse
-        return fit_to_picture(self.padded_coarse, self.size_hw, full_size=self.full_size)
+        return fit_to_image(self.padded_coarse, self.size_hw, full_size=self.full_size)
 
 
 class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="mit", tags=["multi-task-learning"]):
-    """One RGB picture in, every task out; the sizes are those of ``ModelConfig``.
+    """One RGB image in, every task out; the sizes are those of ``ModelConfig``.
 
     ``tasks`` fixes the task axis; ``classes`` names the classes of each task that has classes; ``input_size`` (h, w) is
-    the size of the pictures that the weights were trained on.
+    the size of the images that the weights were trained on.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         drop_path: float = 0.0,
     ):
         super().__init__()
-        keep_freed_memory()  # without it a large picture takes twice as long on a CPU, in page faults
+        keep_freed_memory()  # without it a large image takes twice as long on a CPU, in page faults
         if decoder_stride not in STRIDES[:3]:
             raise MistakeError(f"decoder_stride {decoder_stride}; expected 4, 8 or 16")
         if channels % num_heads:
@@ -135,9 +135,9 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         )
 
     def forward(self, images: Tensor, tasks: Iterable[str] | None = None, *, full_size: bool = True) -> Output:
-        """ImageNet-normalised pictures (b 3 H W), H and W of any size, to the raw predictions of ``tasks`` (None: all).
+        """ImageNet-normalised images (b 3 H W), H and W of any size, to the raw predictions of ``tasks`` (None: all).
 
-        Predictions are at the pictures' size, or as the network makes them with ``full_size=False``: final ones at stride
+        Predictions are at the images' size, or as the network makes them with ``full_size=False``: final ones at stride
         4 (b channels ceil(H/4) ceil(W/4)), coarse ones at the decoder's stride.
         What a subset of the tasks does not need is not computed; while training, all tasks are. Raises ``MistakeError``
         for an unknown task.
@@ -156,7 +156,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
 
         size_hw = (images.shape[-2], images.shape[-1])
         of_coarse = self.preliminary.predict.by_task(coarse, early)
-        of_final = fit_to_picture(self.heads.predict.by_task(final, index), size_hw, full_size=full_size)
+        of_final = fit_to_image(self.heads.predict.by_task(final, index), size_hw, full_size=full_size)
         return Output(of_final, {task: of_coarse[task] for task in of_final}, size_hw, full_size)
 
     def recompute(self, on: bool) -> None:
@@ -265,23 +265,23 @@ def create_model(
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """Pictures (b 3 H W) padded at the right and the bottom with zeros, the mean colour, to multiples of ``multiple``."""
+    """Images (b 3 H W) padded at the right and the bottom with zeros, the mean colour, to multiples of ``multiple``."""
     h, w = images.shape[-2:]
     return F.pad(images, (0, -w % multiple, 0, -h % multiple)) if h % multiple or w % multiple else images
 
 
-def fit_to_picture(predictions: Mapping[str, Tensor], size_hw: Sequence[int], *, full_size: bool) -> dict[str, Tensor]:
-    """Predictions (b c h w) on the padded picture, cut to the picture of ``size_hw``, at its size or at their own
+def fit_to_image(predictions: Mapping[str, Tensor], size_hw: Sequence[int], *, full_size: bool) -> dict[str, Tensor]:
+    """Predictions (b c h w) on the padded image, cut to the image of ``size_hw``, at its size or at their own
     stride.
 
-    Enlarged ones are float32: a processor takes twice as long in bf16.
+    Upsampled ones are float32: a CPU takes twice as long in bf16.
     """
     height, width = size_hw
     fitted = {}
     for task, x in predictions.items():
         stride = -(-height // STRIDES[-1]) * STRIDES[-1] // x.shape[-2]
         if full_size:
-            fitted[task] = enlarge(x.float(), (stride * x.shape[-2], stride * x.shape[-1]))[..., :height, :width]
+            fitted[task] = resize_maps(x.float(), (stride * x.shape[-2], stride * x.shape[-1]))[..., :height, :width]
         else:
             fitted[task] = x[..., : -(-height // stride), : -(-width // stride)]
     return fitted

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlsi.nn.layers import Index, TaskBatchNorm, TaskConvolution, apart, enlarge, pick, side_by_side
+from mtlsi.nn.layers import Index, TaskBatchNorm, TaskConvolution, apart, pick, resize_maps, side_by_side
 
 
 class PreliminaryDecoder(nn.Module):
     """Backbone maps -> features (b t c h w) at the decoder's stride and the coarse predictions, as ``Predictions`` gives
     them.
 
-    Paper: "a preliminary decoder per task". Choice: every map is projected at its own stride, then enlarged and added
-    from coarse to fine, which equals projecting the enlarged maps at a fraction of the work; a 3x3 convolution follows.
+    Paper: "a preliminary decoder per task". Choice: every map is projected at its own stride, then upsampled and added
+    from coarse to fine, which equals projecting the upsampled maps at a fraction of the work; a 3x3 convolution follows.
     Maps finer than the decoder's stride are not read here.
     """
 
@@ -36,13 +36,13 @@ class PreliminaryDecoder(nn.Module):
         used = maps[self.skip :]
         x = self.lateral[-1](used[-1], index)
         for lateral, finer in zip(reversed(self.lateral[:-1]), reversed(used[:-1]), strict=True):
-            x = enlarge(x, finer.shape[-2:]) + lateral(finer, index)
+            x = resize_maps(x, finer.shape[-2:]) + lateral(finer, index)
         features = self.refine(x, index)
         return features, self.predict(features, index)
 
 
 class TaskProjection(nn.Module):
-    """One map (b c h w) projected anew for every task: (b t d h w), batch-normalised.
+    """One map (b c h w) projected again for every task: (b t d h w), batch-normalised.
 
     After training the norm is part of the weights.
     """

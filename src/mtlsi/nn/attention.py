@@ -24,7 +24,7 @@ def kernel_features(x: Tensor) -> Tensor:
     """The positive feature map ``elu(x) + 1`` that stands in for the softmax; any shape.
 
     Paper: "a kernel feature map". Choice: elu + 1, which is positive and smooth. Its exponential is taken to the base 2:
-    on a processor torch's ``elu`` takes 50 times as long as ``exp2``, and its ``exp`` 3 times.
+    on a CPU torch's ``elu`` takes 50 times as long as ``exp2``, and its ``exp`` 3 times.
     """
     return torch.exp2(x.clamp_max(0).mul_(LOG2_E)) + x.relu()
 
@@ -86,7 +86,7 @@ def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention (b g n d) as two grouped products, some positions at a time, so that their scores stay in the cache."""
     g = q.shape[1]
     at_once = max(1, SCORES_AT_ONCE // (g * k.shape[2]))
-    pictures = []
+    images = []
     for i in range(len(q)):
         rows = q[i : i + 1].transpose(1, 2).flatten(2)  # 1 n (g d)
         to_scores, to_values = (k[i] * q.shape[-1] ** -0.5).flatten(0, 1), v[i].mT.flatten(0, 1)  # (g k) d, (g d) k
@@ -94,5 +94,5 @@ def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         for part in rows.split(at_once, 1):
             scores = grouped_product(part, to_scores, g).unflatten(2, (g, -1))
             parts.append(grouped_product(scores.softmax(-1).flatten(2), to_values, g))
-        pictures.append(torch.cat(parts, 1))
-    return torch.cat(pictures).unflatten(2, (g, -1)).transpose(1, 2)
+        images.append(torch.cat(parts, 1))
+    return torch.cat(images).unflatten(2, (g, -1)).transpose(1, 2)

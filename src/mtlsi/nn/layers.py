@@ -45,7 +45,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 def linear_per_task(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Positions (b t n c) times weights (t c d), plus bias (t 1 d): (b t n d).
 
-    On a processor a grouped convolution reads and writes the tasks side by side without a copy, at twice the speed of
+    On a CPU a grouped convolution reads and writes the tasks side by side without a copy, at twice the speed of
     torch's matrix products on AMD's; its own backward pass is slow, so that it has another one here.
     """
     if x.device.type == "cpu":
@@ -161,7 +161,7 @@ class TaskConvolution(nn.Module):
     """Convolve within each task, normalise over the batch, GELU: (b t c h w) -> (b t d h w).
 
     Separable (the default: 3x3 depthwise, then 1x1) or dense 3x3. Choice: separable, at an eighth of the multiplications.
-    Batch statistics are taken over positions as well as pictures, so that a batch of one picture trains too; after
+    Batch statistics are taken over positions as well as images, so that a batch of one image trains too; after
     training the norm is part of the weights.
     """
 
@@ -247,18 +247,18 @@ def to_map(x: Tensor, size_hw: Sequence[int]) -> Tensor:
     return x.transpose(1, 2).unflatten(1, (size_hw[0], size_hw[1])).permute(0, 3, 4, 1, 2)
 
 
-def enlarge(x: Tensor, size_hw: Sequence[int]) -> Tensor:
+def resize_maps(x: Tensor, size_hw: Sequence[int]) -> Tensor:
     """Maps (b c h w) or (b t c h w) brought to another size bilinearly."""
     if x.shape[-2:] == torch.Size(size_hw):
         return x
     if x.dim() == 5:
-        return apart(enlarge(side_by_side(x), size_hw), x.shape[1])
+        return apart(resize_maps(side_by_side(x), size_hw), x.shape[1])
     x = x.contiguous(memory_format=torch.channels_last)  # many channels take a quarter of the time so
     return F.interpolate(x, size=(size_hw[0], size_hw[1]), mode="bilinear", align_corners=False)
 
 
 def unit_length(x: Tensor, shortest: float) -> Tensor:
-    """Vectors (b 3 h w) brought to length 1; those shorter than ``shortest`` are enlarged as if they had that length.
+    """Vectors (b 3 h w) brought to length 1; those shorter than ``shortest`` are upsampled as if they had that length.
 
     torch's norm over a leading axis takes ten times as long.
     """

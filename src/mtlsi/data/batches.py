@@ -1,0 +1,115 @@
+"""Batches: samples read, augmented and stacked, in the sampler's order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mtlsi.config import DataConfig
+from mtlsi.data.datasets import LabelledImages
+from mtlsi.data.sampling import RunSampler, mix_seeds
+from mtlsi.data.transforms import EvaluationTransform, Sample, TrainTransform
+from mtlsi.errors import MistakeError
+from mtlsi.tasks import TASKS
+
+
+class TrainingImages(Dataset):
+    """Augmented samples by (position in the run, index in the data set)."""
+
+    def __init__(self, dataset: LabelledImages, transform: TrainTransform, seed: int, *, in_memory: bool = False):
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.kept: dict[int, Sample] | None = {} if in_memory else None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        position, index = key
+        generator = torch.Generator().manual_seed(mix_seeds(self.seed, 1, position))
+        return self.transform(self._read(index), generator)
+
+    def _read(self, index: int) -> Sample:
+        if self.kept is None:
+            return self.dataset[index]
+        if index not in self.kept:
+            self.kept[index] = self.dataset[index]
+        return self.kept[index]
+
+
+class EvaluationImages(Dataset):
+    """Samples for testing, by index; a label that an image lacks is filled with its task's invalid value."""
+
+    def __init__(self, dataset: LabelledImages, transform: EvaluationTransform):
+        self.dataset, self.transform = dataset, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.transform(self.dataset[index])
+        return {"image": sample["image"]} | {
+            task: sample[task] if task in sample else _no_label(task, sample) for task in self.dataset.tasks
+        }
+
+
+def training_batches(
+    dataset: LabelledImages, config: DataConfig, sampler: RunSampler, *, seed: int, pin_memory: bool = False
+) -> DataLoader:
+    """Batches of augmented samples in the sampler's order."""
+    transform = TrainTransform(config.size_hw, config.image_hw, config.zoom, config.class_limit)
+    return DataLoader(
+        TrainingImages(dataset, transform, seed, in_memory=config.in_memory),
+        batch_sampler=sampler,
+        collate_fn=Collate(dataset.tasks),
+        num_workers=config.num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread,
+    )
+
+
+def evaluation_batches(
+    dataset: LabelledImages, config: DataConfig, indices: Sequence[int], *, batch_size: int = 1
+) -> DataLoader:
+    """Lists of whole images, labels at their stored size, in the order of ``indices``."""
+    return DataLoader(
+        torch.utils.data.Subset(EvaluationImages(dataset, EvaluationTransform(config.image_hw)), list(indices)),
+        batch_size=batch_size,
+        collate_fn=list,
+        num_workers=config.num_workers,
+        worker_init_fn=_one_thread,
+    )
+
+
+class Collate:
+    """Samples of one size to a batch; a label that a sample lacks is filled with its task's invalid value."""
+
+    def __init__(self, tasks: Sequence[str]):
+        self.tasks = tuple(tasks)
+
+    def __call__(self, samples: list[Sample]) -> dict[str, Tensor]:
+        sizes = {tuple(sample["image"].shape[-2:]) for sample in samples}
+        if len(sizes) > 1:
+            raise MistakeError(f"images of sizes {sorted(sizes)} in one batch; give them one size")
+        batch = {"image": torch.stack([sample["image"] for sample in samples])}
+        for name in self.tasks:
+            labels = [s[name] if name in s else _no_label(name, s) for s in samples]
+            sizes = {tuple(label.shape[-2:]) for label in labels}
+            if len(sizes) > 1:
+                raise MistakeError(f"{name}: labels of sizes {sorted(sizes)} in one batch; give them one size")
+            batch[name] = torch.stack(labels)
+        return batch
+
+
+def _no_label(name: str, sample: Sample) -> Tensor:
+    task = TASKS[name]
+    others = [x for key, x in sample.items() if key != "image"]
+    size = (others[0] if others else sample["image"]).shape[-2:]
+    shape = (task.label_channels, *size) if task.label_channels else tuple(size)
+    return torch.full(shape, task.invalid, dtype=getattr(torch, task.label_dtype))
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)  # workers share the cores with the training process

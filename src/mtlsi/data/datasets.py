@@ -1,0 +1,132 @@
+"""Which data set a name or a folder stands for, and what the project asks of every data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtlsi.config import DataConfig
+from mtlsi.data.readers.files import FileDataset, holds
+from mtlsi.data.readers.folder import Folder, splits_of_folder
+from mtlsi.data.readers.nyud_official import open_nyud
+from mtlsi.data.readers.pascal import PASCALContext
+from mtlsi.data.readers.prepared import INDEX, Prepared
+from mtlsi.data.scenes.dataset import Scenes
+from mtlsi.data.transforms import Sample
+from mtlsi.errors import MistakeError
+from mtlsi.tasks import TASKS
+
+FIRST_VALIDATION_SCENE = 1_000_000
+"""Scenes from this index on are never trained on."""
+
+
+class LabelledImages(Protocol):
+    """What the project asks of a data set: samples by index, their names, its tasks and class names."""
+
+    tasks: tuple[str, ...]
+    classes: dict[str, tuple[str, ...]]
+    derived: tuple[str, ...]
+    """Tasks whose labels are worked out from others: tables say so."""
+    left_out: dict[str, str]
+    """Tasks without any label, and why: verbs say so."""
+    boundary_tolerance: float
+    """How far a boundary pixel may lie from its match, as a fraction of the image's diagonal."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+    def name(self, index: int, /) -> str: ...
+
+
+READERS: dict[str, Callable[..., FileDataset]] = {"nyud": open_nyud, "pascal": PASCALContext, "folder": Folder}
+"""By ``DataConfig.name``, called with (root, split, tasks=...)."""
+
+
+def open_dataset(config: DataConfig, split: str, seed: int = 0) -> LabelledImages:
+    """The data set that ``config`` names, ``split`` train or val. Raises ``MistakeError`` for an unknown name."""
+    if config.name == "scenes":
+        if split not in ("train", "val"):
+            raise MistakeError(f"unknown split {split!r} of scenes; expected train or val")
+        training = split == "train"
+        return Scenes(
+            config.num_train if training else config.num_val,
+            seed=seed,
+            size_hw=config.image_hw or config.size_hw,
+            label_set=config.label_set,
+            tasks=config.tasks,
+            first_index=0 if training else FIRST_VALIDATION_SCENE,
+        )
+    if config.name not in READERS:
+        raise MistakeError(f"unknown data set {config.name!r}; expected scenes, {', '.join(READERS)}")
+    if config.root is None:
+        raise MistakeError(f"data {config.name} needs its folder; give --data.root (train) or --root (evaluate)")
+    root = Path(config.root)
+    if (root / INDEX).is_file():
+        return Prepared(root, split, tasks=config.tasks)
+    return READERS[config.name](root, split, tasks=config.tasks)
+
+
+def recognise(root: Path) -> str:
+    """Which of ``READERS`` reads the folder ``root``, by what lies in it; ``MistakeError`` where none does."""
+    signs = {
+        "folder": ("dataset.yaml",),
+        "nyud": ("nyu_depth_v2_labeled.mat", "gt_sets"),
+        "pascal": ("JPEGImages", "ImageSets/Context"),
+    }
+    if (root / INDEX).is_file():
+        raise MistakeError(f"{root}: made by mtlsi data prepare; give the folder that it was made from")
+    if root.suffix == ".mat" and root.is_file():
+        return "nyud"
+    for name, files in signs.items():
+        if any((root / file).exists() for file in files):
+            return name
+    raise MistakeError(
+        f"{root}: {holds(root)}; expected dataset.yaml (your own data), gt_sets/ or nyu_depth_v2_labeled.mat (NYUDv2) or "
+        "JPEGImages/ (PASCAL-Context)"
+    )
+
+
+def open_folder(root: Path, split: str, **options: Any) -> FileDataset:
+    """One split of the data set in ``root``, whichever it is; ``options`` as its reader takes them."""
+    return READERS[recognise(root)](root, split, **options)
+
+
+def splits_of(root: Path) -> tuple[str, ...]:
+    """The splits that the data set in ``root`` has."""
+    return splits_of_folder(root) if recognise(root) == "folder" else ("train", "val")
+
+
+def spread(num_images: int, length: int) -> list[int]:
+    """Indices of ``num_images`` (0: all) spread evenly over ``length``: neighbours in a data set show the same room."""
+    count = min(num_images or length, length)
+    return [i * length // count for i in range(count)]
+
+
+def constant_predictions(dataset: LabelledImages, num_images: int = 50) -> dict[str, Tensor]:
+    """The best prediction per task that never looks at the image, from some labels of ``dataset`` (training ones).
+
+    The commonest class, the median depth, the mean direction, the share of ones; laid out as a decoded prediction of one
+    pixel: () or (3,). A task without labels is left out.
+    """
+    samples = [dataset[index] for index in spread(num_images, len(dataset))]
+    constants = {}
+    for name in dataset.tasks:
+        task, labels = TASKS[name], [sample[name] for sample in samples if name in sample]
+        values = torch.cat([label[..., task.valid(label)] for label in labels], -1) if labels else torch.empty(0)
+        if values.numel() == 0:
+            continue
+        if task.output == "class":
+            constants[name] = values.flatten().mode().values
+        elif task.output == "value":
+            constants[name] = values.median()
+        elif task.output == "direction":
+            constants[name] = F.normalize(values.mean(-1), dim=0)
+        else:
+            constants[name] = values.float().mean()
+    return constants

@@ -1,0 +1,1 @@
+"""Generated rooms with exact labels for every task."""

@@ -1,0 +1,213 @@
+"""Generated rooms with exact labels for every task: data that needs no download, a pure function of (seed, index).
+
+A room holds furniture of several parts, things on its walls, people and animals, lamps and their shadows; no two are
+alike in size, camera, furniture, materials or light. Labels come from the geometry and are valid at every pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtlsi.data.scenes.geometry import Floats, dot, gather
+from mtlsi.data.scenes.layout import SURFACES, Camera, build
+from mtlsi.data.scenes.raycast import cast, intrinsics
+from mtlsi.data.scenes.shading import photograph
+from mtlsi.data.scenes.shapes import Dice
+from mtlsi.errors import MistakeError
+from mtlsi.tasks import NYUD40, PARTS7, PASCAL21, TASK_SETS, TASKS, check_tasks
+
+CLASS_NAMES = {
+    # kind of object: (its NYUD class, its PASCAL class)
+    "wall": ("wall", "background"),
+    "floor": ("floor", "background"),
+    "ceiling": ("ceiling", "background"),
+    "door": ("door", "background"),
+    "window": ("window", "background"),
+    "curtain": ("curtain", "background"),
+    "blinds": ("blinds", "background"),
+    "picture": ("picture", "background"),
+    "mirror": ("mirror", "background"),
+    "whiteboard": ("whiteboard", "background"),
+    "rug": ("floor mat", "background"),
+    "bed": ("bed", "background"),
+    "pillow": ("pillow", "background"),
+    "sofa": ("sofa", "sofa"),
+    "chair": ("chair", "chair"),
+    "dining table": ("table", "dining table"),
+    "coffee table": ("table", "background"),
+    "desk": ("desk", "background"),
+    "cabinet": ("cabinet", "background"),
+    "dresser": ("dresser", "background"),
+    "night stand": ("night stand", "background"),
+    "refrigerator": ("refrigerator", "background"),
+    "bookshelf": ("bookshelf", "background"),
+    "shelves": ("shelves", "background"),
+    "television": ("television", "tv monitor"),
+    "lamp": ("lamp", "background"),
+    "box": ("box", "background"),
+    "books": ("books", "background"),
+    "bag": ("bag", "background"),
+    "vase": ("other prop", "background"),
+    "bottle": ("other prop", "bottle"),
+    "potted plant": ("other prop", "potted plant"),
+    "person": ("person", "person"),
+    "dog": ("other prop", "dog"),
+    "cat": ("other prop", "cat"),
+}
+FIXED = {"wall", "floor", "ceiling", "door", "window", "curtain", "blinds", "picture", "mirror", "whiteboard", "rug"}
+"""Kinds that belong to the room; they are never salient."""
+SALIENT_PERSON = 1 / 300
+"""The share of the image that a person must fill to be salient."""
+LABEL_SETS: dict[str, tuple[str, ...]] = {
+    **{name: tasks.tasks for name, tasks in TASK_SETS.items()},
+    "all": tuple(TASKS),
+}
+"""The tasks of each label set; ``all`` has every task, with NYUD's classes."""
+
+
+def label_set_of(classes: Mapping[str, Sequence[str]], tasks: Sequence[str]) -> str:
+    """The label set that ``tasks`` with these ``classes`` belong to: the first that has all of them."""
+    pascal = len(classes.get("semseg", ())) == len(PASCAL21)
+    order = ("pascal",) if pascal else ("nyud", "pascal", "all") if "semseg" not in classes else ("nyud", "all")
+    return next((name for name in order if set(tasks) <= set(LABEL_SETS[name])), "all")
+
+
+def _check(index: int, seed: int, size_hw: tuple[int, int], label_set: str) -> None:
+    if label_set not in LABEL_SETS:
+        raise MistakeError(f"label set given: {label_set!r}; expected one of {', '.join(LABEL_SETS)}")
+    if min(size_hw) < 2:
+        raise MistakeError(f"size given: {tuple(size_hw)}; expected height and width of at least 2 pixels")
+    if index < 0 or seed < 0:
+        raise MistakeError(f"scene index {index}, seed {seed} given; expected neither below 0")
+
+
+def outlines(instance: NDArray) -> NDArray[np.uint8]:
+    """Boundaries (H W) of an instance map (H W): 1 where a pixel and its right or lower one differ.
+
+    Choice: instances are whole objects and the single surfaces of the room (each wall, the floor, the ceiling), so a
+    chair's outline is a boundary and the crease between its seat and its back is not. A line is one pixel wide and lies
+    on the left or upper side of the change.
+    """
+    edge = np.zeros(instance.shape, np.uint8)
+    edge[:, :-1] |= instance[:, :-1] != instance[:, 1:]
+    edge[:-1] |= instance[:-1] != instance[1:]
+    return edge
+
+
+def _salient(instance: NDArray[np.int64], kinds: list[str]) -> NDArray[np.uint8]:
+    """The salient objects (H W): everybody who fills at least ``SALIENT_PERSON`` of the image; if nobody does, the
+    one object with the largest visible area, weighted towards the centre, that is no part of the room.
+
+    A pixel's weight is the product of its distances to the nearer side and to the nearer of top and bottom.
+    Choice: PASCAL's saliency labels are distilled from a network; this rule is exact and favours what people look at.
+    """
+    height, width = instance.shape
+    area = np.bincount(instance.ravel(), minlength=len(kinds))
+    chosen = np.array([kind == "person" for kind in kinds]) & (area >= SALIENT_PERSON * instance.size)
+    if not chosen.any():
+        rows, columns = (np.minimum(np.arange(size), np.arange(size)[::-1]) + 1 for size in (height, width))
+        weight = np.bincount(instance.ravel(), (rows[:, None] * columns).ravel(), minlength=len(kinds))
+        weight[[kind in FIXED for kind in kinds]] = 0
+        chosen = (np.arange(len(kinds)) == weight.argmax()) & (weight > 0)
+    return chosen.astype(np.uint8)[instance]
+
+
+def _in_camera(camera: Camera, normal: Floats) -> Floats:
+    """Room normals (3 n) as unit vectors in the camera's frame: x right, y up, z to the camera."""
+    axes = np.array((camera.right, camera.up, camera.back), np.float32)
+    turned = np.stack([dot(axis[:, None], normal) for axis in axes])
+    return turned / np.sqrt(dot(turned, turned))
+
+
+def render_scene(
+    index: int, *, seed: int = 0, size_hw: tuple[int, int] = (120, 160), label_set: str = "nyud"
+) -> dict[str, NDArray]:
+    """The image ``image`` (H W 3) uint8 and a label for each task of the label set, laid out as ``mtlsi.tasks`` says.
+
+    ``label_set``: ``nyud``, ``pascal``, or ``all`` (every task, NYUD's classes). The room depends neither on it nor on
+    ``size_hw`` (H W), which only samples the room: the longer side spans the field of view. All pixels are valid.
+    The same arguments give the same bytes everywhere, as long as NumPy draws the same random numbers.
+    Raises ``MistakeError`` for an unknown label set, a size below 2 pixels, or an index or seed below 0.
+    """
+    _check(index, seed, size_hw, label_set)
+    scene = build(Dice(seed, index))
+    geometry = gather(scene)
+    hits = cast(scene, geometry, size_hw)
+    instance = geometry.instance[hits.solid].reshape(size_hw)
+    kinds = [*SURFACES, *(item.kind for item in scene.items)]
+    pascal = label_set == "pascal"
+    names = PASCAL21 if pascal else NYUD40
+    classes = np.array([names.index(CLASS_NAMES[kind][int(pascal)]) for kind in kinds], np.uint8)
+    labels = {
+        "semseg": classes[instance],
+        "parsing": geometry.part[hits.solid].reshape(size_hw),
+        "saliency": _salient(instance, kinds),
+        "depth": hits.depth.reshape(size_hw),
+        "normals": _in_camera(scene.camera, hits.normal).reshape(3, *size_hw),
+        "boundary": outlines(instance),
+    }
+    image = photograph(scene, geometry, hits, Dice(seed, index, stream=1), size_hw)
+    return {"image": image, **{task: labels[task] for task in LABEL_SETS[label_set]}}
+
+
+def scene_intrinsics(
+    index: int, *, seed: int = 0, size_hw: tuple[int, int] = (120, 160)
+) -> tuple[float, float, float, float]:
+    """(fx, fy, cx, cy) in pixels of a scene's pinhole camera: pixel (column u, row v) of depth d is the point
+    ((u - cx) d / fx, (cy - v) d / fy, -d) in the frame of the normals (x right, y up, z to the camera).
+    """
+    _check(index, seed, size_hw, "all")
+    return intrinsics(build(Dice(seed, index)).camera, size_hw)
+
+
+class Scenes(torch.utils.data.Dataset):
+    """``length`` generated scenes, numbered from ``first_index``: sets with disjoint numbers never share a room.
+
+    An item holds ``image`` (3 H W) uint8 and one tensor for each of ``tasks`` (None: all of the label set), as
+    ``render_scene`` gives them. Raises ``MistakeError`` for a task that the label set has not.
+    """
+
+    derived: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int = 0,
+        size_hw: tuple[int, int] = (120, 160),
+        label_set: str = "nyud",
+        tasks: Sequence[str] | None = None,
+        first_index: int = 0,
+    ) -> None:
+        _check(first_index, seed, size_hw, label_set)
+        if length < 0:
+            raise MistakeError(f"number of scenes given: {length}; expected 0 or more")
+        self.length, self.seed, self.first_index = length, seed, first_index
+        self.size_hw, self.label_set = (int(size_hw[0]), int(size_hw[1])), label_set
+        self.tasks = check_tasks(LABEL_SETS[label_set] if tasks is None else tasks, among=LABEL_SETS[label_set])
+        self.left_out: dict[str, str] = {}
+        self.boundary_tolerance = TASK_SETS["pascal" if label_set == "pascal" else "nyud"].boundary_tolerance
+        known = {"semseg": PASCAL21 if label_set == "pascal" else NYUD40, "parsing": PARTS7}
+        self.classes: dict[str, tuple[str, ...]] = {task: known[task] for task in self.tasks if task in known}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def _number(self, index: int) -> int:
+        if not 0 <= index < self.length:
+            raise IndexError(f"scene {index} of {self.length}")
+        return self.first_index + index
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        arrays = render_scene(self._number(index), seed=self.seed, size_hw=self.size_hw, label_set=self.label_set)
+        sample = {name: torch.from_numpy(arrays[name]) for name in ("image", *self.tasks)}
+        sample["image"] = sample["image"].permute(2, 0, 1).contiguous()
+        return sample
+
+    def name(self, index: int) -> str:
+        """A file name, without ending, that tells the scene from every other."""
+        return f"scene_{self.seed}_{self._number(index):06d}"

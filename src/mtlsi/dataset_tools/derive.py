@@ -1,0 +1,112 @@
+"""Work out labels from others and write them as files: ``mtlsi data derive``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from mtlsi.data.datasets import open_folder, splits_of
+from mtlsi.data.readers.decoding import UNKNOWN
+from mtlsi.data.readers.derive import boundaries_from_labels, normals_from_depth
+from mtlsi.data.readers.files import FileDataset
+from mtlsi.errors import MistakeError
+from mtlsi.io import replace_array
+from mtlsi.parallel import for_each
+from mtlsi.tasks import TASKS
+
+SOURCES = {"boundary": "semseg", "normals": "depth", "saliency": "semseg"}
+"""Which label each derived one follows from."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Focal length and principal point, in pixels of the depth map."""
+
+    focal_xy: tuple[float, float]
+    centre_xy: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """What to make, and from what else than the labels."""
+
+    tasks: tuple[str, ...]
+    camera: Camera | None = None
+    """For normals."""
+    depth_step_m: float | None = None
+    """For normals: the step in which depth was stored, if that shows."""
+    salient: tuple[str, ...] = ()
+    """For saliency: the classes that are salient."""
+
+
+@dataclass(frozen=True)
+class _Deriver:
+    dataset: FileDataset
+    wanted: Derivation
+    out: Path
+
+    def __call__(self, index: int) -> int:
+        """Write what can be made for one image; gives the number of files."""
+        made = 0
+        for task in self.wanted.tasks:
+            if self.dataset.path(SOURCES[task], index) is not None:
+                label = self.dataset.read(SOURCES[task], index)
+                image = Image.fromarray(self._make(task, label))
+                replace_array(self.out / task / f"{self.dataset.name(index)}.png", image)
+                made += 1
+        return made
+
+    def _make(self, task: str, label: np.ndarray) -> np.ndarray:
+        if task == "boundary":
+            return np.array([0, 255, UNKNOWN], np.uint8)[np.minimum(boundaries_from_labels(label), 2)]
+        if task == "saliency":
+            names = self.dataset.classes["semseg"]
+            salient = np.isin(label, [names.index(name) for name in self.wanted.salient])
+            return np.where(TASKS["semseg"].valid(label), np.where(salient, 255, 0), UNKNOWN).astype(np.uint8)
+        assert self.wanted.camera is not None
+        normals = normals_from_depth(
+            label,
+            focal_xy=self.wanted.camera.focal_xy,
+            centre_xy=self.wanted.camera.centre_xy,
+            step_m=self.wanted.depth_step_m,
+        )
+        return np.rint((normals.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
+
+
+def derive(
+    root: Path, out: Path, wanted: Derivation, *, num_workers: int = 2, console: Console | None = None
+) -> dict[str, int]:
+    """Write labels of ``wanted`` for every image of the data set in ``root`` into ``out``/TASK; gives counts by split.
+
+    PNG files as ``Folder`` and package A read them: boundaries and saliency 0 or 255, 127 where unknown; normals c as
+    2 c / 255 - 1. Raises ``MistakeError`` where ``root`` lacks the labels that these follow from, or for a class or a
+    camera that is not given.
+    """
+    console = console or Console()
+    needed: Sequence[str] = sorted({SOURCES[task] for task in wanted.tasks})
+    if not needed:
+        raise MistakeError("nothing to derive; give one or more of --boundary, --normals and --saliency CLASS ...")
+    if "normals" in wanted.tasks and wanted.camera is None:
+        raise MistakeError("normals follow from depth and the camera; give --focal FX FY and --centre CX CY in pixels")
+    datasets = {split: open_folder(root, split, tasks=needed, may_lack=True) for split in splits_of(root)}
+    for dataset in datasets.values():
+        known = dataset.classes.get("semseg", ())
+        for name in wanted.salient:
+            if name not in known:
+                raise MistakeError(f"class {name!r} is not one of the data set's: {', '.join(known)}")
+    try:
+        for task in wanted.tasks:
+            (out / task).mkdir(parents=True, exist_ok=True)
+        counts = {}
+        for split, dataset in datasets.items():
+            work, title = _Deriver(dataset, wanted, out), f"deriving {split}"
+            counts[split] = sum(for_each(work, len(dataset), title=title, num_workers=num_workers, console=console))
+    except OSError as error:
+        raise MistakeError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
+    console.print(f"{sum(counts.values())} labels in {out}")
+    return counts

@@ -1,0 +1,100 @@
+"""Bring a data set of any layout into one that loads fast: ``mtlsi data prepare``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mtlsi.data.datasets import open_folder, splits_of
+from mtlsi.data.readers.files import IMAGE, FileDataset
+from mtlsi.data.readers.prepared import INDEX, VERSION, image_path, pack
+from mtlsi.data.transforms import resize
+from mtlsi.errors import MistakeError
+from mtlsi.io import replace_bytes, replace_text
+from mtlsi.parallel import for_each
+
+
+@dataclass(frozen=True)
+class _Packer:
+    """Writes the images of one split, each whole or not at all; what is there already is left as it is."""
+
+    dataset: FileDataset
+    out: Path
+    size_hw: tuple[int, int] | None
+
+    def __call__(self, index: int) -> int:
+        path = image_path(self.out, self.dataset.name(index))
+        if not path.exists():
+            torch.set_num_threads(1)
+            sample, jpeg = self.dataset[index], None
+            source = self.dataset.path(IMAGE, index)
+            if self.size_hw is not None:
+                sample = resize(sample, self.size_hw)
+            elif source is not None and source.suffix.lower() in (".jpg", ".jpeg"):
+                jpeg = source.read_bytes()
+            replace_bytes(path, pack(sample, jpeg))
+        return path.stat().st_size
+
+
+def prepare(
+    root: Path,
+    out: Path,
+    *,
+    size_hw: tuple[int, int] | None = None,
+    num_workers: int = 2,
+    console: Console | None = None,
+) -> None:
+    """Write every split of the data set in ``root`` into ``out``; goes on where an earlier call stopped.
+
+    ``size_hw`` None: images keep their sizes and JPEG files their bytes. Else images and labels are brought to that
+    size, as training does; scores on such labels are not scores on the benchmark's. Raises ``MistakeError`` for a data set
+    that cannot be read and for an ``out`` that holds something else.
+    """
+    console = console or Console()
+    splits = {split: open_folder(root, split) for split in splits_of(root)}
+    index = _describe(splits, size_hw)
+    try:
+        _claim(out, index)
+        total = 0
+        for split, dataset in splits.items():
+            work, title = _Packer(dataset, out, size_hw), f"preparing {split}"
+            total += sum(for_each(work, len(dataset), title=title, num_workers=num_workers, console=console))
+        replace_text(out / INDEX, json.dumps(index | {"complete": True}, indent=1) + "\n")
+    except OSError as error:
+        raise MistakeError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
+    console.print(f"{sum(map(len, splits.values()))} images, {total / 1e6:.0f} MB in {out}")
+
+
+def _describe(splits: Mapping[str, FileDataset], size_hw: tuple[int, int] | None) -> dict[str, Any]:
+    first = next(iter(splits.values()))
+    index = {
+        "version": VERSION,
+        "complete": False,
+        "layout": first.layout,
+        "size_hw": size_hw,
+        "tasks": {split: dataset.tasks for split, dataset in splits.items()},
+        "classes": first.classes,
+        "derived": sorted({task for dataset in splits.values() for task in dataset.derived}),
+        "boundary_tolerance": first.boundary_tolerance,
+        "splits": {split: dataset.names for split, dataset in splits.items()},
+    }
+    return json.loads(json.dumps(index))  # as it will be read
+
+
+def _claim(out: Path, index: Mapping[str, Any]) -> None:
+    """Make ``out`` and write down what it will hold, or refuse a folder that holds something else."""
+    if out.exists() and any(out.iterdir()):
+        there = json.loads((out / INDEX).read_text()) if (out / INDEX).is_file() else None
+        if there is None or there | {"complete": False} != index:
+            raise MistakeError(
+                f"{out} holds something else than this data set with these settings; give an empty folder"
+            )
+        return
+    (out / "pictures").mkdir(parents=True, exist_ok=True)
+    replace_text(out / INDEX, json.dumps(index, indent=1) + "\n")

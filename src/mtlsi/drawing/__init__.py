@@ -1,0 +1,1 @@
+"""Images and plots for people."""

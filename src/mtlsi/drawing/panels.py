@@ -1,0 +1,304 @@
+"""Images for people: every task in colours, with the names and the numbers that the colours stand for.
+
+Arrays everywhere in this file, at any size ``H W``: semseg and parsing ``(H W) uint8``, depth ``(H W) float32`` in
+metres, normals ``(H W 3) float32`` (or ``(3 H W)``, as labels have them), boundary and saliency ``(H W)`` in 0..1.
+Labels may hold invalid pixels as ``mtlsi.tasks`` defines them: they are drawn in one flat grey.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mtlsi.errors import MistakeError
+from mtlsi.tasks import TASKS, Task, palette
+
+PAPER, INK, FAINT = (255, 255, 255), (32, 33, 36), (110, 113, 118)
+FRAME, UNKNOWN = (208, 210, 214), (168, 168, 172)
+TILE_WIDTH, TILE_HEIGHT, NARROWEST = 480, 640, 300
+"""An image in a panel fits in the first two; no cell is narrower than the third, so that its legend can be read."""
+MARGIN, GAP, TEXT, TITLE, LEGEND_LINES = 20, 8, 15, 19, 6
+
+Classes = Mapping[str, Sequence[str]]
+
+
+def colours(task: str, array: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """The map in colours, ``(H W 3) uint8``, at its own size and with nothing written on it.
+
+    Classes take the colours of ``tasks.palette``; depth runs from blue (near) to red (far) between ``limits`` in metres
+    (by default ``depth_limits``); a normal's x, y, z become red, green, blue; strength is white on black.
+    """
+    record, array = TASKS[task], _rows_first(np.asarray(array))
+    if record.image == "palette":
+        table = np.asarray([*palette(255), UNKNOWN], np.uint8)
+        return table[array]
+    if record.image == "direction":
+        shown = np.round((np.clip(array, -1, 1) + 1) * 127.5).astype(np.uint8)
+        known = (array * array).sum(-1) > 0.25
+    elif record.image == "distance":
+        low, high = limits or depth_limits(array)
+        known = np.isfinite(array) & (array > record.invalid)
+        step = np.clip((np.where(known, array, low) - low) / (high - low), 0, 1) * 255
+        shown = _turbo()[step.astype(np.uint8)]
+    else:
+        known = (array <= 1) if array.dtype.kind == "f" else (array != record.invalid)
+        shown = np.round(np.where(known, array, 0) * 255.0).astype(np.uint8)[..., None].repeat(3, -1)
+    shown[~known] = UNKNOWN
+    return shown
+
+
+def depth_limits(*arrays: np.ndarray) -> tuple[float, float]:
+    """The nearest and farthest metres that the colours tell apart, over all valid pixels of the maps given.
+
+    Choice: the 0.5th and 99.5th percentiles, so that one stray pixel does not flatten the image.
+    """
+    values = np.concatenate([a[np.isfinite(a) & (a > TASKS["depth"].invalid)] for a in map(np.asarray, arrays)])
+    if not values.size:
+        return 0.0, 10.0
+    low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
+    return low, max(high, low + 0.1)
+
+
+def draw_task(task: str, array: np.ndarray, classes: Sequence[str] | None = None, longest: int = 1600) -> np.ndarray:
+    """One task for a person to look at, ``(H' W' 3) uint8``: the map in colours with its legend or scale below.
+
+    The map's longer side is brought to at most ``longest`` pixels, and a small map is upsampled to a legible size.
+    """
+    box = _fit(_size(array), (longest, longest), smallest=TILE_WIDTH)
+    return np.asarray(_grid([[_cell(task, array, classes, box, title=None)]]))
+
+
+def panel(
+    image: np.ndarray,
+    prediction: Mapping[str, np.ndarray],
+    classes: Classes | None = None,
+    titles: Mapping[str, str] | None = None,
+) -> np.ndarray:
+    """The image and every task of ``prediction`` side by side on one sheet, ``(H' W' 3) uint8``.
+
+    ``image (H W 3) uint8``; ``classes`` the names of each task that has classes; ``titles`` replaces the headings by
+    task name (``"image"`` for the image's own).
+    """
+    classes, box = classes or {}, _fit(image.shape[:2], (TILE_HEIGHT, TILE_WIDTH))
+    cells = [_photo_cell(image, box, (titles or {}).get("image", "image"))]
+    for task, array in prediction.items():
+        title = (titles or {}).get(task, TASKS[task].title)
+        cells.append(_cell(task, array, classes.get(task), box, title))
+    columns = _columns(len(cells), cells[0].width / cells[0].height)
+    return np.asarray(_grid([cells[i : i + columns] for i in range(0, len(cells), columns)]))
+
+
+def compare_panel(
+    image: np.ndarray,
+    prediction: Mapping[str, np.ndarray],
+    truth: Mapping[str, np.ndarray],
+    classes: Classes | None = None,
+    titles: tuple[str, str] = ("prediction", "truth"),
+) -> np.ndarray:
+    """Predictions above the labels they should equal, the image at the left, ``(H' W' 3) uint8``.
+
+    One column for each task that both hold; both rows share one depth scale, the truth's.
+    """
+    classes, box = classes or {}, _fit(image.shape[:2], (TILE_HEIGHT, TILE_WIDTH))
+    tasks = [task for task in prediction if task in truth]
+    if not tasks:
+        raise MistakeError(f"nothing to compare: predictions of {list(prediction)}, labels of {list(truth)}")
+    limits = depth_limits(truth["depth"]) if "depth" in tasks else None
+    rows = []
+    for row, (maps, word) in enumerate(zip((prediction, truth), titles, strict=True)):
+        first = _photo_cell(image, box, "image") if row == 0 else Image.new("RGB", (max(box[1], NARROWEST), 1), PAPER)
+        cells = [_cell(t, maps[t], classes.get(t), box, f"{TASKS[t].title}: {word}", limits) for t in tasks]
+        rows.append([first, *cells])
+    return np.asarray(_grid(rows))
+
+
+def _cell(
+    task: str,
+    array: np.ndarray,
+    classes: Sequence[str] | None,
+    box: tuple[int, int],
+    title: str | None,
+    limits: tuple[float, float] | None = None,
+) -> Image.Image:
+    """A title, the map brought to ``box`` (height, width), and below it what its colours mean."""
+    record, array = TASKS[task], _thin_out(_rows_first(np.asarray(array)), box)
+    if record.image == "distance":
+        limits = limits or depth_limits(array)
+    tile = _resize(colours(task, array, limits), box, record)
+    return _stack(title, tile, _key(record, array, classes, limits, max(box[1], NARROWEST)))
+
+
+def _photo_cell(image: np.ndarray, box: tuple[int, int], title: str) -> Image.Image:
+    tile = _resize(_thin_out(image, box), box, None)
+    ImageDraw.Draw(tile).rectangle((0, 0, tile.width - 1, tile.height - 1), outline=FRAME)
+    return _stack(title, tile, None)
+
+
+def _stack(title: str | None, tile: Image.Image, key: Image.Image | None) -> Image.Image:
+    """The parts of a cell from top to bottom, the tile centred where the cell is wider."""
+    width = max(tile.width, NARROWEST)
+    top = TITLE + 2 * GAP if title else 0
+    cell = Image.new("RGB", (width, top + tile.height + (key.height + GAP if key else 0)), PAPER)
+    if title:
+        ImageDraw.Draw(cell).text((0, GAP // 2), _shorten(title, TITLE, width), INK, _font(TITLE))
+    cell.paste(tile, ((width - tile.width) // 2, top))
+    if key:
+        cell.paste(key, (0, top + tile.height + GAP))
+    return cell
+
+
+def _key(
+    record: Task,
+    array: np.ndarray,
+    classes: Sequence[str] | None,
+    limits: tuple[float, float] | None,
+    width: int,
+) -> Image.Image:
+    """What the colours mean: names of the classes present, a scale, or the three directions."""
+    if record.image == "palette":
+        return _legend(_entries(array, classes), width)
+    if record.image == "direction":
+        red, green, blue = (214, 66, 66), (52, 158, 72), (66, 96, 214)
+        return _legend([(red, "right"), (green, "up"), (blue, "towards the camera")], width)
+    if record.image == "distance":
+        low, high = limits or depth_limits(array)
+        marks, digits = (5 if width >= TILE_WIDTH else 3), (1 if high - low >= 1 else 2)
+        return _scale(_turbo(), [f"{v:.{digits}f} m" for v in np.linspace(low, high, marks)], width)
+    grey = np.arange(256, dtype=np.uint8)[:, None].repeat(3, 1)
+    return _scale(grey, ["0", "0.5", "1"], width)
+
+
+def _entries(array: np.ndarray, classes: Sequence[str] | None) -> list[tuple[tuple[int, int, int], str]]:
+    """Colour and name of each class present, the largest first."""
+    counts, names, table = np.bincount(array.ravel(), minlength=256), classes or (), palette(255)
+    present = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+    entries = [(table[i], names[i] if i < len(names) else f"class {i}") for i in present if i != 255]
+    return entries + [(UNKNOWN, "not labelled")] * bool(counts[255])
+
+
+def _legend(entries: list[tuple[tuple[int, int, int], str]], width: int) -> Image.Image:
+    """Colour chips with names, in as many lines as they need; what does not fit in ``LEGEND_LINES`` is counted."""
+    font, chip, line_height, gap = _font(TEXT), TEXT, TEXT + 8, 16
+    lines: list[list[tuple[int, tuple[int, int, int], str]]] = [[]]
+    x, rest = 0, ""
+    for number, (colour, name) in enumerate(entries):
+        name = _shorten(name, TEXT, width - chip - 6)
+        length = chip + 6 + math.ceil(font.getlength(name))
+        last, left = len(lines) == LEGEND_LINES, len(entries) - number
+        if last and x + length + (gap + font.getlength(f"and {left} more") if left > 1 else 0) > width:
+            rest = f"and {left} more"
+            break
+        if x + length > width:
+            lines.append([])
+            x = 0
+        lines[-1].append((x, colour, name))
+        x += length + gap
+    strip = Image.new("RGB", (width, len(lines) * line_height), PAPER)
+    draw = ImageDraw.Draw(strip)
+    for number, line in enumerate(lines):
+        top = number * line_height + 3
+        for left, colour, name in line:
+            draw.rounded_rectangle((left, top, left + chip - 1, top + chip - 1), 3, colour, FAINT)
+            draw.text((left + chip + 6, top + chip / 2), name, INK, font, anchor="lm")
+    draw.text((x, (len(lines) - 1) * line_height + 3 + chip / 2), rest, FAINT, font, anchor="lm")
+    return strip
+
+
+def _scale(table: np.ndarray, marks: Sequence[str], width: int) -> Image.Image:
+    """A bar of the colours ``table`` (256 3) with the values ``marks`` spread evenly below it."""
+    bar, font = 12, _font(TEXT)
+    strip = Image.new("RGB", (width, bar + TEXT + 12), PAPER)
+    strip.paste(Image.fromarray(table[None]).resize((width, bar), Image.Resampling.BILINEAR), (0, 0))
+    draw = ImageDraw.Draw(strip)
+    for number, mark in enumerate(marks):
+        share = number / (len(marks) - 1)
+        x, anchor = share * (width - 1), "lt" if share == 0 else "rt" if share == 1 else "mt"
+        draw.line((x, bar, x, bar + 4), FAINT)
+        draw.text((x, bar + 7), mark, INK, font, anchor=anchor)
+    return strip
+
+
+def _grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Cells in rows, each column as wide as its widest cell, each row as high as its highest."""
+    widths = [max(row[c].width for row in rows if c < len(row)) for c in range(max(map(len, rows)))]
+    heights = [max(cell.height for cell in row) for row in rows]
+    sheet = Image.new("RGB", (sum(widths) + MARGIN * (len(widths) + 1), sum(heights) + MARGIN * (len(rows) + 1)), PAPER)
+    for r, row in enumerate(rows):
+        for c, cell in enumerate(row):
+            sheet.paste(cell, (MARGIN + sum(widths[:c]) + MARGIN * c, MARGIN + sum(heights[:r]) + MARGIN * r))
+    return sheet
+
+
+def _columns(num_cells: int, aspect: float) -> int:
+    """How many cells in a row bring the sheet nearest to a screen's shape (3:2), with the fewest holes."""
+
+    def cost(columns: int) -> float:
+        rows = math.ceil(num_cells / columns)
+        return abs(math.log(columns * aspect / rows / 1.5)) + 0.25 * (rows * columns - num_cells)
+
+    return min(range(1, num_cells + 1), key=cost)
+
+
+def _fit(size_hw: tuple[int, int], most_hw: tuple[int, int], smallest: int = 0) -> tuple[int, int]:
+    """The height and width at which a map is drawn: its own shape inside ``most_hw``, no side below 8 pixels.
+
+    With ``smallest``, only a map whose longer side is below that is upsampled, to that longer side.
+    """
+    scale = min(most / own for most, own in zip(most_hw, size_hw, strict=True))
+    if smallest:
+        scale = min(scale, max(1.0, smallest / max(size_hw)))
+    height, width = (max(8, round(own * scale)) for own in size_hw)
+    return height, width
+
+
+def _thin_out(array: np.ndarray, box: tuple[int, int]) -> np.ndarray:
+    """Every n-th row and column, still at least twice ``box``: what a huge image costs stays small."""
+    rows, columns = (max(1, own // (2 * drawn)) for own, drawn in zip(array.shape, box, strict=False))
+    return array[::rows, ::columns]
+
+
+def _resize(pixels: np.ndarray, box: tuple[int, int], record: Task | None) -> Image.Image:
+    """``pixels`` at ``box``; classes keep hard edges when upsampled."""
+    upsampled = record is not None and record.image == "palette" and pixels.shape[0] <= box[0]
+    how = Image.Resampling.NEAREST if upsampled else Image.Resampling.BILINEAR
+    return Image.fromarray(np.ascontiguousarray(pixels)).resize((box[1], box[0]), how)
+
+
+def _rows_first(array: np.ndarray) -> np.ndarray:
+    """Vectors laid out ``(3 H W)`` become ``(H W 3)``; everything else stays."""
+    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
+        return array.transpose(1, 2, 0)
+    return array
+
+
+def _size(array: np.ndarray) -> tuple[int, int]:
+    height, width = _rows_first(np.asarray(array)).shape[:2]
+    return height, width
+
+
+def _shorten(text: str, size: int, width: int) -> str:
+    """``text``, cut with an ellipsis where it is longer than ``width`` pixels."""
+    if _font(size).getlength(text) <= width:
+        return text
+    while text and _font(size).getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+@cache
+def _font(size: int) -> Any:
+    """DejaVu Sans, which comes with matplotlib: the same letters on every machine."""
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+
+
+@cache
+def _turbo() -> np.ndarray:
+    """The 256 colours of the depth scale, ``(256 3) uint8``."""
+    return np.round(matplotlib.colormaps["turbo"](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)

@@ -1,0 +1,136 @@
+"""Curves for people: how a training went, how precision falls as recall rises, how costs grow."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from mtlsi.errors import MistakeError
+from mtlsi.io import replace_bytes
+from mtlsi.tasks import TASKS
+
+
+def plot_precision_recall(
+    recall: Sequence[float], precision: Sequence[float], out_png: str | os.PathLike, *, ods: tuple[float, float]
+) -> Path:
+    """The curve over the thresholds, as PNG; ``ods`` (recall, precision) is its best point; lines of equal F behind."""
+    figure = Figure(figsize=(5.2, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for f in np.arange(0.1, 1.0, 0.1):
+        along = np.linspace(f / (2 - f), 1, 200)  # from where the precision is 1
+        axes.plot(along, f * along / (2 * along - f), color="0.85", lw=0.8, zorder=0)
+        axes.annotate(
+            f"F {f:.1f}", (1, f / (2 - f)), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center"
+        )
+    axes.plot(recall, precision, color="#2b6cb0", lw=2)
+    best = 2 * ods[0] * ods[1] / max(sum(ods), 1e-12)
+    axes.plot(*ods, "o", color="#c53030", label=f"F {best:.3f}")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision", title="boundaries", aspect="equal")
+    axes.legend(frameon=False, loc="lower left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, Path(out_png))
+
+
+def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike) -> Path:
+    """Draws a run's ``metrics.jsonl`` into ``out_png``: the loss of each task and each task's headline score.
+
+    A line is a JSON object with ``step`` and any of ``loss``, ``loss/<task>``, ``val/<task>/<score>``; other keys are
+    left out. A later line for the same step replaces the earlier one (a resumed run), and a line cut short by a stopped
+    run is passed over.
+    Raises ``MistakeError`` where the file is missing or holds nothing to draw.
+    """
+    series = _read_series(Path(metrics))
+    losses = [key for key in ("loss", *(f"loss/{task}" for task in TASKS)) if key in series]
+    scores = [(task, key) for task in TASKS.values() if (key := f"val/{task.name}/{task.score}") in series]
+    if not losses and not scores:
+        raise MistakeError(f'{metrics}: no loss and no score in it; expected lines such as {{"step": 1, "loss": 2.5}}')
+    tints = dict(zip(TASKS, matplotlib.colormaps["tab10"].colors, strict=False))  # pyright: ignore
+    plots = bool(losses) + len(scores)
+    columns = min(plots, 3)
+    lines = math.ceil(plots / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    if losses:
+        for key in losses:
+            task = key.partition("/")[2]
+            style = {"color": tints[task], "lw": 1.1} if task else {"color": "0.15", "lw": 1.6}
+            axes[0].plot(*series[key], label=TASKS[task].title if task else "sum", **style)
+        axes[0].set(title="training loss", yscale="log")
+        axes[0].legend(frameon=False, fontsize=8)
+    for axis, (task, key) in zip(axes[bool(losses) :], scores, strict=False):
+        arrow = "higher" if task.higher_is_better else "lower"
+        axis.plot(*series[key], color=tints[task.name], marker="o", ms=3.5)
+        axis.set(title=f"{task.title}: {task.score} ({task.unit}), {arrow} is better")
+    for axis in axes[:plots]:
+        axis.set(xlabel="iteration")
+        axis.title.set_fontsize(10)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[plots:]:
+        axis.set_axis_off()
+    return _save(figure, Path(out_png))
+
+
+def plot_scaling(
+    pixels: Sequence[int], series: Mapping[str, tuple[Sequence[float], float, float]], out_png: str | os.PathLike
+) -> Path:
+    """How costs grow with the number of pixels, both axes logarithmic, as PNG.
+
+    ``series`` holds, by title, the cost at each of ``pixels`` and the line fitted to it, ``factor * pixels ** exponent``,
+    as (costs, exponent, factor).
+    """
+    figure = Figure(figsize=(4.6 * len(series), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, (costs, exponent, factor)) in zip(
+        figure.subplots(1, len(series), squeeze=False).flat, series.items(), strict=True
+    ):
+        line = [factor * count**exponent for count in pixels]
+        axes.plot(pixels, line, color="#2b6cb0", lw=1.4, label=f"pixels^{exponent:.2f}", zorder=1)
+        axes.plot(pixels, costs, "o", color="#c53030", label="measured", zorder=2)
+        axes.set(xscale="log", yscale="log", xlabel="pixels", title=title)
+        axes.set_xticks(pixels, [f"{count / 1000:.0f} k" for count in pixels], fontsize=8)
+        axes.set_yticks(costs, [f"{cost:.1f}" if cost < 10 else f"{cost:.0f}" for cost in costs], fontsize=8)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(NullFormatter())
+        axes.title.set_fontsize(10)
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.25, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, Path(out_png))
+
+
+def _save(figure: Figure, out_png: Path) -> Path:
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=130)
+    replace_bytes(out_png, drawn.getvalue())
+    return out_png
+
+
+def _read_series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """The steps and the values of each key, in the order of the steps."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise MistakeError(f"{path}: cannot be read ({error.strerror}); expected the metrics.jsonl of a run") from error
+    found: dict[str, dict[int, float]] = {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        for key, value in entry.items():
+            if key != "step" and isinstance(value, int | float):
+                found.setdefault(key, {})[entry["step"]] = value
+    return {key: (sorted(values), [values[s] for s in sorted(values)]) for key, values in found.items()}

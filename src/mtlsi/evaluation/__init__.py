@@ -1,0 +1,1 @@
+"""Measure a network on labelled images, and write what was measured."""

@@ -1,0 +1,120 @@
+"""Figures of an evaluation: on the screen, as the papers' row, as JSON, and image by image as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mtlsi.errors import MistakeError
+from mtlsi.io import check_writable, replace_text
+from mtlsi.metrics.delta import delta_m
+from mtlsi.tasks import TASKS
+
+Scores = dict[str, dict[str, float]]
+"""Every figure by task and name: the headline ``TASKS[task].score``, the others, ``IoU/<class>``; NaN: undefined."""
+
+
+def headline(scores: Scores) -> dict[str, float]:
+    """The one figure per task that tables compare."""
+    return {task: values[TASKS[task].score] for task, values in scores.items()}
+
+
+def score_table(scores: Scores, *, derived: Sequence[str] = (), others: Mapping[str, Scores] | None = None) -> Table:
+    """All figures on one screen; ``derived`` marks tasks whose labels were computed, ``others`` adds columns to compare."""
+    table = Table(title="scores")
+    table.add_column("task")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name in others or {}:
+        table.add_column(name, justify="right")
+    for task, values in scores.items():
+        record = TASKS[task]
+        for name, value in values.items():
+            if "/" in name:  # one class among many: for the JSON file
+                continue
+            best = name == record.score
+            arrow = ("^" if record.higher_is_better else "v") + f" {record.unit}" if best else ""
+            label = record.title + (" (derived labels)" if task in derived else "") if best else ""
+            row = [f"{value:.4g}"] + [
+                f"{other.get(task, {}).get(name, float('nan')):.4g}" for other in (others or {}).values()
+            ]
+            table.add_row(label, f"{name} {arrow}".strip(), *row, style="bold" if best else None)
+    return table
+
+
+def paper_row(scores: Scores, *, derived: Sequence[str] = (), delta_percent: float | None = None) -> Table:
+    """The row that papers print: one headline figure per task, and Delta_m where it is given."""
+    table = Table(title="the papers' row")
+    cells = []
+    for task, value in headline(scores).items():
+        record = TASKS[task]
+        arrow = "higher is better" if record.higher_is_better else "lower is better"
+        note = ", derived labels" if task in derived else ""
+        table.add_column(f"{task} {record.score} ({record.unit})\n{arrow}{note}", justify="right")
+        cells.append(f"{value:.4f}" if record.unit == "m" else f"{value:.2f}")
+    if delta_percent is not None:
+        table.add_column("Delta_m (%)\nhigher is better", justify="right")
+        cells.append(f"{delta_percent:+.2f}")
+    table.add_row(*cells)
+    return table
+
+
+def write_scores(scores: Scores, path: Path, **context: Any) -> None:
+    """``scores`` and what they were measured on as JSON, written whole or not at all."""
+    check_writable(path)
+    defined = {task: {name: None if isnan(v) else v for name, v in of.items()} for task, of in scores.items()}
+    try:
+        replace_text(path, json.dumps({**context, "scores": defined}, indent=2) + "\n")
+    except OSError as error:
+        raise MistakeError(
+            f"cannot write {path} ({error.strerror}); give a file in a folder you may write to"
+        ) from error
+
+
+def write_images(rows: Sequence[tuple[str, Scores]], path: Path) -> None:
+    """One line per image with every figure measured on it alone, as CSV; an undefined figure is an empty cell."""
+    names = [(task, name) for task, values in rows[0][1].items() for name in values] if rows else []
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", *(f"{task}/{name}" for task, name in names)])
+    for image, scores in rows:
+        values = [scores[task][name] for task, name in names]
+        writer.writerow([image, *("" if isnan(value) else f"{value:.6g}" for value in values)])
+    check_writable(path)
+    replace_text(path, text.getvalue())
+
+
+def compare_single_task(scores: Scores, path: Path) -> float:
+    """Delta_m in percent against the single-task scores in the JSON file ``path``: {task: headline figure}.
+
+    Also reads the files of ``write_scores``. Raises ``MistakeError`` for a file that is neither.
+    """
+    try:
+        stored = json.loads(path.read_text())
+        single = headline(stored["scores"]) if "scores" in stored else {task: float(v) for task, v in stored.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise MistakeError(f'{path}: {error}; expected JSON such as {{"semseg": 40.1, "depth": 0.61}}') from error
+    return delta_m(headline(scores), single)
+
+
+def introduce(dataset: Any, console: Console) -> None:
+    """One line on what a data set on disk is, and what it could not offer."""
+    if hasattr(dataset, "layout"):
+        derived = f", derived labels: {', '.join(dataset.derived)}" if dataset.derived else ""
+        text = f"data: {dataset.layout}, {len(dataset)} images of {dataset.split}{derived}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say_left_out(dataset, console)
+
+
+def say_left_out(dataset: Any, console: Console) -> None:
+    """One line for each task that a data set could not offer."""
+    for task, reason in dataset.left_out.items():
+        console.print(f"left out: {task} ({reason})", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,44 @@
+"""Files that are whole at any moment: written beside, then exchanged."""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mtlsi.errors import MistakeError
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Give ``path`` this content. Of several processes that do so at once the last one wins; raises ``OSError``."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Give ``path`` this content, in UTF-8."""
+    replace_bytes(path, text.encode())
+
+
+def replace_array(path: Path, content: np.ndarray | Image.Image) -> None:
+    """Give ``path`` an array as a NumPy file, or an image as a PNG file."""
+    buffer = io.BytesIO()
+    if isinstance(content, Image.Image):
+        content.save(buffer, format="PNG", compress_level=3)
+    else:
+        np.save(buffer, content)
+    replace_bytes(path, buffer.getvalue())
+
+
+def check_writable(path: Path) -> None:
+    """Raises ``MistakeError`` where ``path`` is a folder or its folder is not there or may not be written to."""
+    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise MistakeError(f"cannot write {path}; give a file in a folder that is there and may be written to")

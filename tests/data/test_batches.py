@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+
+from mtlsi.config import DataConfig
+from mtlsi.data.batches import Collate, TrainingImages, evaluation_batches, training_batches
+from mtlsi.data.datasets import constant_predictions, open_dataset
+from mtlsi.data.sampling import RunSampler
+from mtlsi.data.transforms import TrainTransform
+from mtlsi.errors import MistakeError
+from mtlsi.tasks import TASKS
+
+SMALL = DataConfig(num_train=5, num_val=3, size_hw=(32, 32), image_hw=(32, 48), num_workers=0)
+
+
+def sampler(length=7, batch_size=3, *, seed=0, start=0, stop=20, **more):
+    return RunSampler(length, batch_size, seed=seed, start=start, stop=stop, **more)
+
+
+class Counting:
+    """Samples of numbers, and how often each has been read."""
+
+    def __init__(self, tasks: tuple[str, ...] = ("depth",)):
+        self.tasks, self.reads = tasks, [0] * 4
+        self.classes: dict[str, tuple[str, ...]] = {}
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        image = (torch.arange(3 * 40 * 40).view(3, 40, 40) * (index + 1) % 256).to(torch.uint8)
+        return {"image": image, "depth": torch.full((40, 40), float(index + 1))}
+
+    def name(self, index):
+        return str(index)
+
+
+# ---- the order
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(7, 3), (3, 8), (6, 2)])
+def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(length, batch_size):
+    keys = list(chain(*sampler(length, batch_size, stop=6 * length)))
+    assert [position for position, _ in keys] == list(range(len(keys)))
+    indices = [index for _, index in keys]
+    epochs = [tuple(indices[first : first + length]) for first in range(0, len(indices), length)]
+    assert all(sorted(epoch) == list(range(length)) for epoch in epochs)
+    assert len(set(epochs)) > 1
+
+
+@pytest.mark.parametrize("start", [1, 5, 13, 20])
+def test_starting_later_gives_the_rest_of_an_unbroken_run(start):
+    whole, rest = list(sampler()), list(sampler(start=start))
+    assert rest == whole[start:]
+    assert len(sampler(start=start)) == len(rest)
+
+
+def test_several_processes_share_out_the_batches_of_one():
+    parts = [list(sampler(batch_size=2, process=process, num_processes=3)) for process in range(3)]
+    together = [list(chain(*batches)) for batches in zip(*parts, strict=True)]
+    assert together == list(sampler(batch_size=6))
+
+
+def test_another_seed_gives_another_order():
+    orders = {tuple(index for _, index in chain(*sampler(length=50, seed=seed, stop=16))) for seed in range(5)}
+    assert len(orders) == 5
+
+
+# ---- the samples
+
+
+def test_a_training_sample_depends_on_seed_position_and_index_alone():
+    images = TrainingImages(Counting(), TrainTransform((16, 16)), seed=0)
+    first = images[5, 2]
+    _ = images[6, 1]
+    again = TrainingImages(Counting(), TrainTransform((16, 16)), seed=0)[5, 2]
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    others = [images[6, 2], TrainingImages(Counting(), TrainTransform((16, 16)), seed=1)[5, 2]]
+    assert not any(torch.equal(first["image"], other["image"]) for other in others)
+
+
+def test_images_kept_in_memory_are_read_once_and_are_the_same():
+    dataset = Counting()
+    kept = TrainingImages(dataset, TrainTransform((16, 16)), seed=0, in_memory=True)
+    read = TrainingImages(Counting(), TrainTransform((16, 16)), seed=0)
+    for position in range(12):
+        sample, expected = kept[position, position % 3], read[position, position % 3]
+        assert all(torch.equal(sample[name], expected[name]) for name in expected), position
+    assert dataset.reads == [1, 1, 1, 0]
+
+
+def test_a_loader_process_gives_the_same_batches_as_none():
+    dataset = open_dataset(SMALL, "train")
+
+    def read(num_workers):
+        config = DataConfig(**{**vars(SMALL), "num_workers": num_workers})
+        return list(training_batches(dataset, config, sampler(5, 2, stop=3), seed=0))
+
+    for here, there in zip(read(0), read(1), strict=True):
+        assert here.keys() == {"image", "semseg", "depth", "normals", "boundary"}
+        assert here["image"].shape == (2, 3, 32, 32)
+        assert all(torch.equal(here[name], there[name]) for name in here)
+
+
+def test_evaluation_batches_hold_the_images_asked_for_with_labels_as_stored():
+    dataset = open_dataset(SMALL, "val")
+    config = DataConfig(**{**vars(SMALL), "image_hw": (16, 24)})
+    batches = list(evaluation_batches(dataset, config, [2, 0, 1], batch_size=2))
+    assert [len(samples) for samples in batches] == [2, 1]
+    assert batches[0][0]["image"].shape[-2:] == (16, 24)
+    for place, index in enumerate((2, 0)):
+        for task in dataset.tasks:
+            assert torch.equal(batches[0][place][task], dataset[index][task]), task
+
+
+# ---- batches
+
+
+def test_a_label_that_a_sample_lacks_is_invalid_everywhere():
+    whole = {"image": torch.zeros(3, 8, 8), **{name: _label(task) for name, task in TASKS.items()}}
+    poor = {"image": torch.zeros(3, 8, 8), "semseg": whole["semseg"]}
+    batch = Collate(tuple(TASKS))([whole, poor, {"image": torch.zeros(3, 8, 8)}])
+    for name, task in TASKS.items():
+        assert torch.equal(batch[name][0], whole[name])
+        assert batch[name].shape == (3, 3, 8, 8) if task.label_channels else (3, 8, 8)
+        known = task.valid(batch[name]).flatten(1)
+        assert known.all(1).tolist() == [True, name == "semseg", False]
+        assert not known[2].any()
+
+
+def _label(task):
+    shape = (3, 8, 8) if task.label_channels else (8, 8)
+    return torch.ones(shape, dtype=getattr(torch, task.label_dtype))
+
+
+@pytest.mark.parametrize("task", ["semseg", None])
+def test_images_of_several_sizes_in_a_batch_are_refused_in_one_line(task):
+    sizes = [(8, 8), (8, 10)]
+    if task is None:
+        samples = [{"image": torch.zeros(3, *size)} for size in sizes]
+    else:  # shown at one size, labelled at their own
+        samples = [{"image": torch.zeros(3, 8, 8), task: torch.zeros(size, dtype=torch.uint8)} for size in sizes]
+    with pytest.raises(MistakeError, match="size") as caught:
+        Collate(("semseg",))(samples)
+    assert "\n" not in str(caught.value)
+
+
+# ---- opening
+
+
+def test_training_and_validation_scenes_are_different_rooms():
+    config = DataConfig(num_train=30, num_val=20, size_hw=(32, 32))
+    train, val = open_dataset(config, "train"), open_dataset(config, "val")
+    assert (len(train), len(val)) == (30, 20)
+    names = [[dataset.name(i) for i in range(len(dataset))] for dataset in (train, val)]
+    assert len({*names[0], *names[1]}) == 50
+    assert not torch.equal(train[0]["image"], val[0]["image"])
+    assert not torch.equal(train[0]["image"], open_dataset(config, "train", seed=1)[0]["image"])
+
+
+def test_scenes_have_the_tasks_asked_for():
+    config = DataConfig(num_train=2, size_hw=(32, 32), tasks=("depth", "boundary"))
+    dataset = open_dataset(config, "train")
+    assert dataset.tasks == ("depth", "boundary")
+    assert Collate(dataset.tasks)([dataset[0]]).keys() == {"image", "depth", "boundary"}
+
+
+@pytest.mark.parametrize(
+    ("config", "split", "told"),
+    [
+        (DataConfig(name="scene"), "train", "'scene'"),
+        (DataConfig(name="nyud"), "train", "root"),
+        (DataConfig(name="nyud", root="not/there"), "val", "not/there"),
+        (DataConfig(label_set="cityscapes"), "train", "cityscapes"),
+        (DataConfig(tasks=("depth", "smell")), "train", "smell"),
+        (DataConfig(), "test", "test"),
+    ],
+)
+def test_a_data_set_that_cannot_be_opened_is_a_mistake_in_one_line(config, split, told):
+    with pytest.raises(MistakeError, match=told) as caught:
+        open_dataset(config, split)
+    assert "\n" not in str(caught.value)
+
+
+# ---- constants
+
+
+@pytest.mark.parametrize("label_set", ["nyud", "pascal"])
+def test_constant_predictions_are_the_labels_commonest_middle_or_mean(label_set):
+    dataset = open_dataset(DataConfig(num_train=9, size_hw=(32, 40), label_set=label_set), "train")
+    samples = [dataset[index] for index in (0, 2, 4, 6)]  # four of nine, evenly spread: floor(9 i / 4)
+    pixels = {
+        task: np.concatenate([s[task].numpy().reshape(TASKS[task].label_channels or 1, -1) for s in samples], 1)
+        for task in dataset.tasks
+    }
+    constants = {task: value.numpy() for task, value in constant_predictions(dataset, 4).items()}
+    assert set(constants) == set(dataset.tasks)
+    for task in {"semseg", "parsing"} & set(constants):
+        counts = np.bincount(pixels[task][0])
+        assert constants[task] == counts.argmax(), task
+    for task in {"saliency", "boundary"} & set(constants):
+        assert constants[task] == pytest.approx((pixels[task] == 1).mean(), rel=1e-5), task
+    mean = pixels["normals"].astype(np.float64).mean(1)
+    np.testing.assert_allclose(constants["normals"], mean / np.sqrt((mean**2).sum()), atol=1e-4)
+    if "depth" in constants:
+        assert constants["depth"] == np.sort(pixels["depth"][0])[(pixels["depth"].size - 1) // 2]
+
+
+def test_constant_predictions_look_at_labelled_pixels_only():
+    class Half(Counting):
+        def __getitem__(self, index):
+            depth = torch.zeros(40, 40)
+            depth[0, :3] = torch.tensor([1.0, 2.0, 30.0])
+            return {"image": torch.zeros(3, 40, 40), "depth": depth}
+
+    constants = constant_predictions(Half(("depth", "semseg")))
+    assert constants.keys() == {"depth"}
+    assert constants["depth"] == 2

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from io import StringIO
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from mtlsi.data.datasets import open_folder
+from mtlsi.data.readers.decoding import edges_png, normals_png
+from mtlsi.data.readers.derive import boundaries_from_labels, normals_from_depth
+from mtlsi.dataset_tools.derive import Camera, Derivation, derive
+from mtlsi.errors import MistakeError
+from mtlsi.tasks import NYUD40
+
+CAMERA = Camera((50.0, 51.0), (32.0, 24.0))
+
+
+def run(root, out, wanted):
+    return derive(root, out, wanted, num_workers=1, console=Console(file=StringIO()))
+
+
+def test_every_image_gets_the_labels_that_its_others_say(nyud_root, tmp_path, untouched):
+    untouched()
+    salient = ("bed", "person", NYUD40[7])
+    wanted = Derivation(("boundary", "normals", "saliency"), camera=CAMERA, salient=salient)
+    assert run(nyud_root, tmp_path / "out", wanted) == {"train": 6, "val": 6}
+    for split in ("train", "val"):
+        dataset = open_folder(nyud_root, split)
+        for index, name in enumerate(dataset.names):
+            semseg, depth = dataset.read("semseg", index), dataset.read("depth", index)
+            path = tmp_path / f"out/boundary/{name}.png"
+            np.testing.assert_array_equal(edges_png(path, path.read_bytes()), boundaries_from_labels(semseg))
+            path = tmp_path / f"out/normals/{name}.png"
+            expected = normals_from_depth(depth, focal_xy=CAMERA.focal_xy, centre_xy=CAMERA.centre_xy, step_m=None)
+            np.testing.assert_allclose(normals_png(path, path.read_bytes()), expected, atol=0.01)
+            seen = np.array(Image.open(tmp_path / f"out/saliency/{name}.png"))
+            classes = {NYUD40.index(of) for of in salient}
+            naive = np.vectorize(lambda c, classes=classes: 127 if c == 255 else 255 * (int(c) in classes))(semseg)
+            np.testing.assert_array_equal(seen, naive)
+
+
+def test_an_image_without_the_label_gets_none(nyud_root, tmp_path):
+    (nyud_root / "segmentation/0002.png").unlink()
+    assert run(nyud_root, tmp_path / "out", Derivation(("boundary",))) == {"train": 1, "val": 2}
+    assert not (tmp_path / "out/boundary/0002.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Derivation(()), "nothing to derive"),
+        (Derivation(("normals",)), "give --focal FX FY and --centre CX CY"),
+        (Derivation(("saliency",), salient=("cat",)), "class 'cat' is not one of the data set's: wall"),
+    ],
+)
+def test_what_cannot_be_derived_is_told_before_anything_is_written(nyud_root, tmp_path, wanted, message):
+    with pytest.raises(MistakeError, match=message):
+        run(nyud_root, tmp_path / "out", wanted)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_without_the_source_is_told(nyud_root, tmp_path):
+    for path in (nyud_root / "depth").iterdir():
+        path.unlink()
+    with pytest.raises(MistakeError, match=r"depth.*missing"):
+        run(nyud_root, tmp_path / "out", Derivation(("normals",), camera=CAMERA))

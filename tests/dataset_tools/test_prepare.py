@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+from io import StringIO
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from mtlsi.config import DataConfig
+from mtlsi.data.datasets import open_dataset, open_folder
+from mtlsi.data.readers.prepared import Prepared, image_path, pack, unpack
+from mtlsi.data.scenes.dataset import Scenes
+from mtlsi.data.transforms import resize
+from mtlsi.dataset_tools.prepare import prepare
+from mtlsi.errors import MistakeError
+from mtlsi.tasks import TASKS
+
+
+def run(root, out, **options):
+    prepare(root, out, num_workers=1, console=Console(file=StringIO()), **options)
+
+
+def assert_alike(sample, expected):
+    """Equal where it is exact, within the steps that ``prepared`` promises where it is not."""
+    assert sample.keys() == expected.keys()
+    for name, x in expected.items():
+        assert (sample[name].dtype, sample[name].shape) == (x.dtype, x.shape), name
+        if name == "depth":
+            assert (sample[name] - x).abs().max() <= x.max() / 65535
+            assert torch.equal(sample[name] > 0, x > 0)
+        elif name == "normals":
+            cosine = (sample[name] * x).sum(0)[x.norm(dim=0) > 0]
+            assert torch.rad2deg(torch.acos(cosine.clamp(-1, 1))).max() < 0.5
+            assert torch.equal(sample[name].norm(dim=0) > 0.5, x.norm(dim=0) > 0.5)
+        else:
+            assert torch.equal(sample[name], x), name
+
+
+def test_every_split_is_what_the_original_is(nyud_root, tmp_path, untouched):
+    originals = {split: open_folder(nyud_root, split) for split in ("train", "val")}
+    expected = {split: [dataset[i] for i in range(2)] for split, dataset in originals.items()}
+    untouched()
+    run(nyud_root, tmp_path / "fast")
+    for split, original in originals.items():
+        # recipes go on naming the data set as before
+        dataset = open_dataset(DataConfig(name="nyud", root=str(tmp_path / "fast")), split)
+        assert isinstance(dataset, Prepared)
+        assert (dataset.names, dataset.tasks, dataset.classes) == (original.names, original.tasks, original.classes)
+        assert (dataset.derived, dataset.boundary_tolerance) == (original.derived, original.boundary_tolerance)
+        assert original.layout in dataset.layout
+        for index, sample in enumerate(expected[split]):
+            jpeg = dict(dataset[index])
+            # torchvision's and Pillow's JPEG decoders may round a pixel differently
+            assert (jpeg.pop("image").int() - sample["image"].int()).abs().max() <= 3
+            assert_alike(jpeg, {name: x for name, x in sample.items() if name != "image"})
+    assert set(Prepared(tmp_path / "fast", tasks=("depth",))[0]) == {"image", "depth"}
+
+
+def test_all_six_tasks_and_images_without_a_file_go_through(tmp_path):
+    room = Scenes(1, label_set="all", size_hw=(60, 80))[0]
+    room["semseg"][:9], room["depth"][:9], room["normals"][:, :9] = 255, 0, 0
+    assert_alike(unpack(tmp_path, pack(room), tuple(TASKS)), room)
+    without = {"image": room["image"], "depth": torch.zeros(60, 80)}
+    assert_alike(unpack(tmp_path, pack(without), tuple(TASKS)), without)
+
+
+def test_a_size_shrinks_images_and_labels_as_training_does(nyud_root, tmp_path):
+    expected = resize(open_folder(nyud_root, "train")[1], (24, 32))
+    run(nyud_root, tmp_path / "fast", size_hw=(24, 32))
+    assert_alike(Prepared(tmp_path / "fast", "train")[1], expected)
+
+
+def test_what_was_begun_is_finished_and_what_is_finished_stays(nyud_root, tmp_path):
+    out = tmp_path / "fast"
+    run(nyud_root, out)
+    whole = {path.name: path.read_bytes() for path in (out / "pictures").iterdir()}
+    image_path(out, "0003").unlink()
+    index = json.loads((out / "prepared.json").read_text())
+    (out / "prepared.json").write_text(json.dumps(index | {"complete": False}))
+    with pytest.raises(MistakeError, match="not finished; run the same mtlsi data prepare again"):
+        Prepared(out, "train")
+    times = {path.name: path.stat().st_mtime_ns for path in (out / "pictures").iterdir()}
+    run(nyud_root, out)
+    assert {path.name: path.read_bytes() for path in (out / "pictures").iterdir()} == whole
+    assert {name: (out / "pictures" / name).stat().st_mtime_ns for name in times} == times
+    assert len(Prepared(out, "val")) == 2
+
+
+def test_another_folder_is_not_written_into(nyud_root, tmp_path):
+    run(nyud_root, tmp_path / "fast")
+    with pytest.raises(MistakeError, match="holds something else"):
+        run(nyud_root, tmp_path / "fast", size_hw=(24, 32))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/letter.txt").write_text("dear")
+    with pytest.raises(MistakeError, match="holds something else"):
+        run(nyud_root, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_a_broken_file_is_named_and_the_folder_is_not_called_finished(nyud_root, tmp_path):
+    (nyud_root / "images/0002.jpg").write_bytes(b"no image")
+    with pytest.raises(MistakeError, match=r"0002.jpg: not a whole image"):
+        run(nyud_root, tmp_path / "fast")
+    with pytest.raises(MistakeError, match="not finished"):
+        Prepared(tmp_path / "fast")
+
+
+def test_a_broken_prepared_folder_is_named(nyud_root, tmp_path):
+    out = tmp_path / "fast"
+    run(nyud_root, out)
+    with pytest.raises(MistakeError, match="split 'test': unknown"):
+        Prepared(out, "test")
+    with pytest.raises(MistakeError, match="unknown task 'saliency'"):
+        Prepared(out, tasks=("saliency",))
+    path = image_path(out, "0001")
+    content = path.read_bytes()
+    for broken in (b"", content[: len(content) // 2], content[:8] + b"x" * (len(content) - 8)):
+        path.write_bytes(broken)
+        with pytest.raises(MistakeError, match=r"0001.safetensors: not a whole prepared image"):
+            Prepared(out)[0]
+    path.unlink()
+    with pytest.raises(MistakeError, match=r"0001.safetensors: cannot be read"):
+        Prepared(out)[0]
+    (out / "prepared.json").write_text('{"version": 0}')
+    with pytest.raises(MistakeError, match="version 0; expected 1"):
+        Prepared(out)
+    np.testing.assert_equal((out / "prepared.json").write_text("{"), 1)
+    with pytest.raises(MistakeError, match=r"prepared.json: cannot be read"):
+        Prepared(out)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtlsi.drawing.panels import UNKNOWN, colours, compare_panel, depth_limits, draw_task, panel
+from mtlsi.errors import MistakeError
+from mtlsi.tasks import TASK_SETS, palette
+
+CLASSES = TASK_SETS["pascal"].classes
+
+
+def scene(height: int, width: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    normals = rng.normal(size=(height, width, 3)).astype(np.float32)
+    return {
+        "semseg": rng.integers(0, 21, (height, width)).astype(np.uint8),
+        "parsing": rng.integers(0, 7, (height, width)).astype(np.uint8),
+        "saliency": rng.random((height, width)).astype(np.float32),
+        "depth": rng.uniform(1, 9, (height, width)).astype(np.float32),
+        "normals": normals / np.linalg.norm(normals, axis=-1, keepdims=True),
+        "boundary": rng.random((height, width)).astype(np.float32),
+    }
+
+
+def labels(height: int, width: int) -> dict[str, np.ndarray]:
+    maps = scene(height, width)
+    whole = {task: (maps[task] > 0.5).astype(np.uint8) for task in ("saliency", "boundary")}
+    truth = {**maps, **whole, "normals": maps["normals"].transpose(2, 0, 1).copy()}
+    for task, invalid in {"semseg": 255, "parsing": 255, "saliency": 255, "depth": 0, "boundary": 255}.items():
+        truth[task][0, 0] = invalid
+    truth["normals"][:, 0, 0] = 0
+    return truth
+
+
+def holds(sheet: np.ndarray, colour: tuple[int, int, int]) -> bool:
+    return bool((sheet == np.asarray(colour)).all(-1).any())
+
+
+def test_classes_take_the_palettes_colours():
+    maps = np.array([[0, 5], [20, 255]], np.uint8)
+    table = palette(21)
+    np.testing.assert_array_equal(colours("semseg", maps), [[table[0], table[5]], [table[20], UNKNOWN]])
+
+
+def test_normals_become_red_green_blue_in_either_layout():
+    axes = np.array([[[1, 0, 0], [0, 1, 0], [0, 0, 1], [-1, 0, 0], [0, 0, 0]]], np.float32)
+    expected = [[[255, 128, 128], [128, 255, 128], [128, 128, 255], [0, 128, 128], list(UNKNOWN)]]
+    np.testing.assert_array_equal(colours("normals", axes), expected)
+    np.testing.assert_array_equal(colours("normals", axes.transpose(2, 0, 1)), expected)
+
+
+def test_strength_is_white_on_black_for_predictions_and_labels():
+    np.testing.assert_array_equal(colours("boundary", np.array([[0, 0.5, 1]], np.float32))[0, :, 0], [0, 128, 255])
+    seen = colours("saliency", np.array([[0, 1, 255]], np.uint8))
+    np.testing.assert_array_equal(seen, [[[0, 0, 0], [255, 255, 255], UNKNOWN]])
+
+
+def test_depth_runs_from_blue_to_red_and_missing_metres_stay_out_of_the_scale():
+    metres = np.linspace(2, 6, 1000, dtype=np.float32)[None]
+    holes = np.concatenate([metres, np.array([[0, np.nan]], np.float32)], 1)
+    assert depth_limits(holes) == pytest.approx((2.02, 5.98), abs=0.01)
+    seen = colours("depth", holes).astype(int)
+    assert seen[0, 150, 2] > seen[0, 150, 0] + 50
+    assert seen[0, 850, 0] > seen[0, 850, 2] + 50
+    np.testing.assert_array_equal(seen[0, 1000:], [UNKNOWN, UNKNOWN])
+
+
+@pytest.mark.parametrize("values", [[3.0], [0.0], [np.nan]])
+def test_depth_without_a_range_still_has_limits(values):
+    low, high = depth_limits(np.array([values], np.float32))
+    assert 0 <= low < high
+
+
+def test_a_legend_names_the_classes_present_and_no_others():
+    maps = np.full((60, 80), 15, np.uint8)
+    maps[:20] = 7
+    plain, table = draw_task("semseg", maps, CLASSES["semseg"]), palette(21)
+    below = plain[-40:]  # lower than the map itself
+    assert holds(below, table[15])
+    assert holds(below, table[7])
+    assert not any(holds(below, table[i]) for i in range(1, 21) if i not in (7, 15))
+    renamed = [*CLASSES["semseg"][:15], "another name", *CLASSES["semseg"][16:]]
+    other = draw_task("semseg", maps, renamed)
+    height = len(plain) - 40 if plain.shape == other.shape else 0
+    assert height
+    np.testing.assert_array_equal(plain[:height], other[:height])
+    assert (plain[height:] != other[height:]).any()
+
+
+def test_long_legends_unknown_indices_and_missing_names_are_drawn():
+    many = np.arange(250, dtype=np.uint8).repeat(40).reshape(100, 100)
+    for names in (None, (), ["a name that goes on " * 20] * 200):
+        assert draw_task("semseg", many, names).shape[0] < 1000
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 900), (900, 1), (7, 5), (300, 40), (1700, 900)])
+def test_sheets_of_any_image_are_drawn_and_legible(size):
+    image = np.zeros((*size, 3), np.uint8)
+    maps = scene(*size)
+    for sheet in (panel(image, maps, CLASSES), compare_panel(image, maps, labels(*size), CLASSES)):
+        assert sheet.dtype == np.uint8
+        assert sheet.shape[1] >= 300
+        assert max(sheet.shape[:2]) < 4500
+    for task, array in maps.items():
+        assert 300 <= max(draw_task(task, array, CLASSES.get(task)).shape[:2]) <= 1800
+
+
+def test_a_panel_shows_the_image_itself():
+    image = np.zeros((480, 640, 3), np.uint8)
+    image[:, :, 0] = np.arange(640) // 4
+    sheet = panel(image, {"depth": scene(480, 640)["depth"]})
+    small = np.asarray(Image.fromarray(image).resize((480, 360), Image.Resampling.BILINEAR))
+    found = np.lib.stride_tricks.sliding_window_view(sheet[60:75, 100:180], (4, 40, 3))
+    assert (np.abs(found.astype(int) - small[100:104, 100:140]).max((-3, -2, -1)) <= 1).any()
+
+
+def test_both_rows_of_a_comparison_share_the_truths_metres():
+    truth = np.linspace(1, 2, 4800, dtype=np.float32).reshape(60, 80)
+    image = np.zeros((60, 80, 3), np.uint8)
+    equal = compare_panel(image, {"depth": truth}, {"depth": truth})
+    wrong = compare_panel(image, {"depth": truth * 3}, {"depth": truth})
+    half = equal.shape[0] // 2
+    assert equal.shape == wrong.shape
+    np.testing.assert_array_equal(equal[half + 60 :], wrong[half + 60 :])
+    assert (equal[:half] != wrong[:half]).any()
+    with pytest.raises(MistakeError, match="nothing to compare"):
+        compare_panel(image, {"depth": truth}, {"semseg": np.zeros((60, 80), np.uint8)})

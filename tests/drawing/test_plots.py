@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtlsi.drawing.plots import plot_curves, plot_precision_recall
+from mtlsi.errors import MistakeError
+
+
+def write_metrics(path: Path, lines: list[dict], end: str = "") -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + end)
+    return path
+
+
+def test_curves_are_drawn_from_a_run_that_was_stopped_and_resumed(tmp_path):
+    lines = [{"step": s, "loss": 5 / s, "loss/depth": 2 / s, "lr": 1e-3} for s in (1, 2, 3, 2, 3, 4)]
+    scores = [{"step": 4, "val/depth/RMSE": 0.8, "val/depth/absRel": 0.2, "note": "words"}]
+    drawn = plot_curves(
+        write_metrics(tmp_path / "metrics.jsonl", lines + scores, '{"step": 5, "lo'), tmp_path / "a.png"
+    )
+    with Image.open(drawn) as image:
+        seen = np.asarray(image.convert("RGB"))
+    assert seen.shape[1] > 2 * seen.shape[0]  # two plots beside each other: losses, depth
+    assert seen.std() > 5
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "a.png"}
+
+
+def test_a_later_line_for_a_step_replaces_the_earlier(tmp_path):
+    once = write_metrics(tmp_path / "once.jsonl", [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.0}])
+    again = write_metrics(
+        tmp_path / "again.jsonl", [{"step": s, "loss": v} for s, v in ((1, 9.0), (2, 7.0), (1, 3.0), (2, 1.0))]
+    )
+    images = [plot_curves(path, path.with_suffix(".png")).read_bytes() for path in (once, again)]
+    assert images[0] == images[1]
+
+
+def test_metrics_with_nothing_to_draw_are_refused(tmp_path):
+    with pytest.raises(MistakeError, match="cannot be read"):
+        plot_curves(tmp_path / "missing.jsonl", tmp_path / "a.png")
+    with pytest.raises(MistakeError, match="no loss and no score"):
+        plot_curves(write_metrics(tmp_path / "m.jsonl", [{"step": 1, "lr": 0.1}]), tmp_path / "a.png")
+
+
+def test_a_precision_recall_curve_runs_where_its_points_say(tmp_path):
+    recall = np.linspace(0.05, 0.95, 60)
+    flat, falling = (tmp_path / name for name in ("flat.png", "falling.png"))
+    plot_precision_recall(recall, np.full(60, 0.6), flat, ods=(0.95, 0.6))
+    plot_precision_recall(recall, 1 - recall, falling, ods=(0.5, 0.5))
+
+    def rows_of_the_line(path):
+        with Image.open(path) as image:
+            seen = np.asarray(image.convert("RGB")).astype(int)
+        blue = np.abs(seen - (0x2B, 0x6C, 0xB0)).max(-1) < 40
+        columns = np.flatnonzero(blue.any(0))
+        return [np.flatnonzero(blue[:, c]).mean() for c in columns[20:-20]]
+
+    assert np.ptp(rows_of_the_line(flat)) < 4
+    rows = rows_of_the_line(falling)
+    assert rows[-1] - rows[0] > 200  # downwards to the right
+    assert {path.name for path in tmp_path.iterdir()} == {"flat.png", "falling.png"}

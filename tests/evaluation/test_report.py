@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from mtlsi.data.readers.nyud import NYUD
+from mtlsi.errors import MistakeError
+from mtlsi.evaluation.report import compare_single_task, introduce, paper_row, score_table, write_images, write_scores
+
+SCORES = {"semseg": {"mIoU": 40.0, "pixel_acc": 70.0}, "depth": {"RMSE": 0.6, "abs_rel": float("nan")}}
+
+
+def test_scores_are_written_whole_with_what_they_were_measured_on(tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_text("from before")
+    write_scores(SCORES, path, data="scenes", images=3)
+    expected = {"semseg": SCORES["semseg"], "depth": {"RMSE": 0.6, "abs_rel": None}}
+    assert json.loads(path.read_text()) == {"data": "scenes", "images": 3, "scores": expected}
+    assert os.listdir(tmp_path) == ["scores.json"]
+
+
+def test_scores_that_cannot_be_written_are_a_mistake_and_leave_nothing(tmp_path):
+    (tmp_path / "a file").touch()
+    (tmp_path / "a folder").mkdir()
+    before = sorted(os.listdir(tmp_path))
+    for path in (tmp_path / "a file" / "scores.json", tmp_path / "nowhere" / "scores.json", tmp_path / "a folder"):
+        with pytest.raises(MistakeError, match="cannot write"):
+            write_scores(SCORES, path)
+        assert sorted(os.listdir(tmp_path)) == before, path
+
+
+def test_delta_m_reads_plain_figures_and_the_files_of_write_scores(tmp_path):
+    expected = 100 * ((40 - 50) / 50 - (0.6 - 0.8) / 0.8) / 2  # depth: lower is better
+    plain, written = tmp_path / "plain.json", tmp_path / "written.json"
+    plain.write_text('{"semseg": 50, "depth": 0.8}')
+    write_scores({"semseg": {"mIoU": 50.0}, "depth": {"RMSE": 0.8}}, written, data="scenes")
+    for path in (plain, written):
+        assert compare_single_task(SCORES, path) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[1, 2]", "7", '{"semseg": "much", "depth": 1}', '{"semseg": 40}', '{"semseg": 40, "depth": 0}', "\x00",
+        '{"scores": {"semseg": {"acc": 1}}}', '{"scores": {"smell": {"mIoU": 1}}}', '{"semseg": null, "depth": 1}',
+    ],
+)  # fmt: skip
+def test_single_task_scores_that_cannot_be_used_are_a_mistake_in_one_line(tmp_path, text):
+    (tmp_path / "single.json").write_text(text)
+    with pytest.raises(MistakeError) as caught:
+        compare_single_task(SCORES, tmp_path / "single.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_single_task_scores_that_is_not_there_is_a_mistake(tmp_path):
+    with pytest.raises(MistakeError, match=r"single\.json"):
+        compare_single_task(SCORES, tmp_path / "single.json")
+
+
+def test_the_table_has_every_figure_its_unit_and_the_columns_to_compare(tmp_path):
+    others = {"constant": {"depth": {"RMSE": 1.25}}}
+    scores = {**SCORES, "semseg": {**SCORES["semseg"], "IoU/wall": 77.77}}
+    with (tmp_path / "table").open("w") as file:
+        Console(file=file, width=120).print(score_table(scores, derived=("depth",), others=others))
+    lines = {line.split("│")[2].strip(): line for line in (tmp_path / "table").read_text().splitlines() if "│" in line}
+    assert lines.keys() == {"mIoU ^ %", "pixel_acc", "RMSE v m", "abs_rel"}
+    assert "semantic segmentation" in lines["mIoU ^ %"]
+    assert "40" in lines["mIoU ^ %"]
+    assert "depth (derived labels)" in lines["RMSE v m"]
+    assert "0.6" in lines["RMSE v m"]
+    assert "1.25" in lines["RMSE v m"]
+
+
+def test_the_papers_row_has_one_figure_per_task_and_says_what_is_derived():
+    said = StringIO()
+    Console(file=said, width=120).print(paper_row(SCORES, derived=("depth",), delta_percent=-1.25))
+    text = said.getvalue()
+    assert "semseg mIoU (%)" in text
+    assert "derived labels" in text
+    cells = [cell.strip() for cell in text.splitlines()[-2].strip("│").split("│")]
+    assert cells == ["40.00", "0.6000", "-1.25"]
+
+
+def test_images_are_written_line_by_line_with_undefined_figures_empty(tmp_path):
+    other = {"semseg": {"mIoU": 12.5, "pixel_acc": 1 / 3}, "depth": {"RMSE": 2.0, "abs_rel": 0.25}}
+    write_images([("0001", SCORES), ("0, 2", other)], tmp_path / "images.csv")
+    rows = list(csv.reader((tmp_path / "images.csv").read_text().splitlines()))
+    assert rows == [
+        ["image", "semseg/mIoU", "semseg/pixel_acc", "depth/RMSE", "depth/abs_rel"],
+        ["0001", "40", "70", "0.6", ""],
+        ["0, 2", "12.5", "0.333333", "2", "0.25"],
+    ]
+    assert os.listdir(tmp_path) == ["images.csv"]
+
+
+def test_a_data_set_is_introduced_with_its_layout_and_what_it_lacks(nyud_root):
+    for path in (nyud_root / "segmentation").iterdir():
+        path.unlink()
+    said = StringIO()
+    introduce(NYUD(nyud_root, "val"), Console(file=said, width=300))
+    first, *others = said.getvalue().splitlines()
+    assert first == (
+        "data: NYUDv2 with 8-bit depth (normals and boundaries derived), 2 images of val, derived labels: normals"
+    )
+    assert [line.split("(")[0] for line in others] == ["left out: semseg ", "left out: boundary "]

@@ -1,0 +1,391 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.console import Console
+from torch import nn
+
+from mtlsi.errors import MistakeError
+from mtlsi.model.network import decode
+from mtlsi.prediction import predictor as predict
+from mtlsi.prediction.predictor import Predictor, find_device, fit_size, predict_paths, read_image, save_prediction
+
+CLASSES = {"semseg": ("left", "right", "never")}
+
+
+class ByColour(nn.Module):
+    """Raw outputs that are plain functions of the image: class by red against green, metres by blue."""
+
+    tasks = ("semseg", "depth", "normals", "boundary")
+    classes = CLASSES
+    input_size = (48, 64)
+
+    def forward(self, images: torch.Tensor, tasks: tuple[str, ...], *, full_size: bool) -> SimpleNamespace:
+        self.seen, self.full_size = images, full_size
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        red, green, blue = (images.float() * std.view(3, 1, 1) + mean.view(3, 1, 1)).unbind(1)
+        raw = {
+            "semseg": torch.stack([red, green, red - 9], 1),
+            "depth": 10 * blue[:, None],
+            "normals": torch.stack([red - 0.5, green - 0.5, 3 * (blue + 0.1)], 1),
+            "boundary": 8 * (red - 0.5)[:, None],
+        }
+        return SimpleNamespace(final={task: raw[task] for task in tasks})
+
+
+def predictor(**options: Any) -> Predictor:
+    return Predictor(ByColour(), device="cpu", **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    pixels = np.zeros((96, 128, 3), np.uint8)
+    pixels[:, :64, 0] = 230
+    pixels[:, 64:, 1] = 230
+    pixels[..., 2] = np.linspace(51, 204, 96).astype(np.uint8)[:, None]
+    return pixels
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photo: np.ndarray) -> Path:
+    place = tmp_path / "photos"
+    place.mkdir()
+    for name in ("room10.png", "room2.png", "Room1.png"):
+        Image.fromarray(photo).save(place / name)
+    return place
+
+
+# ---- predicting
+
+
+def test_predictions_have_the_images_own_size_and_the_promised_units(photo):
+    prediction = predictor()(photo)
+    assert {task: (a.shape, a.dtype.name) for task, a in prediction.items()} == {
+        "semseg": ((96, 128), "uint8"),
+        "depth": ((96, 128), "float32"),
+        "normals": ((96, 128, 3), "float32"),
+        "boundary": ((96, 128), "float32"),
+    }
+    columns = np.r_[0:60, 68:128]  # the two halves, away from the seam that resizing blurs
+    np.testing.assert_array_equal(prediction["semseg"][:, columns], photo[..., 1][:, columns] > 100)
+    np.testing.assert_allclose(prediction["depth"][4:-4], photo[4:-4, :, 2] / 25.5, atol=0.12)
+    np.testing.assert_allclose(np.linalg.norm(prediction["normals"], axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose(prediction["boundary"][:, 0], 1 / (1 + np.exp(-8 * (230 / 255 - 0.5))), atol=1e-4)
+
+
+def test_a_path_an_image_and_an_array_give_the_same(photo, tmp_path):
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    expected = predictor()(photo)
+    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.open(tmp_path / "a.png")):
+        for task, array in predictor()(given).items():
+            np.testing.assert_array_equal(array, expected[task])
+
+
+def test_only_the_tasks_asked_for_are_computed(photo):
+    assert list(predictor()(photo, ["normals", "depth"])) == ["normals", "depth"]
+    with pytest.raises(MistakeError, match="unknown task 'parsing'; expected some of semseg, depth"):
+        predictor()(photo, ["parsing"])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 2)])
+def test_tiny_and_thin_images(size):
+    prediction = predictor()(np.full((*size, 3), 102, np.uint8))
+    assert prediction["normals"].shape == (*size, 3)
+    np.testing.assert_allclose(prediction["depth"], 4.0, atol=1e-3)
+
+
+def test_the_network_sees_the_training_area_in_the_images_shape():
+    for height, width in [(480, 640), (640, 480), (4000, 6000), (50, 50)]:
+        h, w = fit_size((height, width), (448, 576))
+        assert h * w == pytest.approx(448 * 576, rel=0.01)
+        assert h / w == pytest.approx(height / width, rel=0.01)
+    assert fit_size((1, 10_000), (448, 576)) == (1, 4 * 576)
+    model = ByColour()
+    Predictor(model, device="cpu", working_size=(20, 80))(np.zeros((100, 100, 3), np.uint8))  # type: ignore[arg-type]
+    assert model.seen.shape == (1, 3, 40, 40)
+
+
+@pytest.mark.parametrize("band", [1, 7 * 5 * 41, 10**9])
+def test_rows_in_bands_equal_one_resize(band, monkeypatch):
+    raw = torch.randn(1, 5, 13, 17, generator=torch.Generator().manual_seed(0))
+    whole = F.interpolate(raw.double(), (37, 41), mode="bilinear")
+    monkeypatch.setattr(predict, "BAND_VALUES", band)
+    sizes = []
+    monkeypatch.setattr(predict, "decode", lambda task, part: (sizes.append(part.numel()), decode(task, part))[1])
+    np.testing.assert_array_equal(predict._at_own_size("semseg", raw, (37, 41)), whole.argmax(1)[0].numpy())
+    assert max(sizes) <= max(band, 5 * 41)
+    unit = whole[:, :3] / whole[:, :3].norm(dim=1, keepdim=True)
+    np.testing.assert_allclose(
+        predict._at_own_size("normals", raw[:, :3], (37, 41)), unit[0].permute(1, 2, 0), atol=1e-4
+    )
+
+
+def test_lower_precision_changes_little(photo):
+    exact, mixed = predictor()(photo), predictor(dtype="bfloat16")(photo)
+    np.testing.assert_allclose(mixed["depth"], exact["depth"], atol=0.1)
+
+
+def test_settings_that_cannot_be_met_are_refused(photo):
+    with pytest.raises(MistakeError, match="unknown dtype 'int8'; expected one of float32"):
+        predictor(dtype="int8")
+    with pytest.raises(MistakeError, match="working size"):
+        predictor(working_size=(0, 64))
+    with pytest.raises(MistakeError, match="'abacus' is not there; expected auto or one of cpu"):
+        find_device("abacus")
+    with pytest.raises(MistakeError, match=r"shape \(96, 128\), uint8"):
+        predictor()(photo[..., 0])
+    with pytest.raises(MistakeError, match="float64"):
+        predictor()(photo / 255)
+
+
+def test_a_network_that_gives_no_numbers_is_named(photo, monkeypatch):
+    broken = SimpleNamespace(final={"depth": torch.full((1, 1, 48, 64), torch.nan)})
+    monkeypatch.setattr(ByColour, "forward", lambda *_, **__: broken)
+    with pytest.raises(MistakeError, match="depth is not finite"):
+        predictor()(photo, ["depth"])
+
+
+# ---- reading
+
+
+def saved(image: Image.Image, path: Path, **options: Any) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_reading_turns_the_image_upright(tmp_path, photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it a quarter turn clockwise
+    path = saved(Image.fromarray(photo), tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_image(path), np.rot90(photo, -1))
+
+
+def test_reading_kinds_of_images(tmp_path):
+    grey = np.array([[0, 100, 255]], np.uint8)
+    expected = np.repeat(grey[..., None], 3, -1)
+    for name, image in {
+        "grey.png": Image.fromarray(grey),
+        "sixteen.png": Image.fromarray(grey.astype(np.uint16) * 257),
+        "sixteen.tif": Image.fromarray(grey.astype(np.uint16) * 257),
+        "palette.png": Image.fromarray(grey).convert("P"),
+        "cmyk.tif": Image.fromarray(expected).convert("CMYK"),
+        "colour.bmp": Image.fromarray(expected),
+    }.items():
+        np.testing.assert_array_equal(read_image(saved(image, tmp_path / name)), expected, err_msg=name)
+    bits = read_image(saved(Image.fromarray(grey > 50), tmp_path / "bits.png"))
+    np.testing.assert_array_equal(bits[0, :, 0], [0, 255, 255])
+
+
+def test_transparent_parts_become_white(tmp_path):
+    rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 0, 0, 51]]], np.uint8)
+    seen = read_image(saved(Image.fromarray(rgba), tmp_path / "a.png"))
+    np.testing.assert_array_equal(seen, [[[10, 20, 30], [255, 255, 255], [204, 204, 204]]])
+    key = read_image(saved(Image.fromarray(rgba[..., :3]), tmp_path / "key.png", transparency=(0, 0, 0)))
+    np.testing.assert_array_equal(key, [[[10, 20, 30], [10, 20, 30], [255, 255, 255]]])
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    path = saved(frames[0], tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(read_image(path), np.asarray(frames[0]))
+
+
+def test_reading_names_what_is_wrong(tmp_path, photo, monkeypatch):
+    whole = io.BytesIO()
+    Image.fromarray(photo).save(whole, "JPEG")
+    contents = {
+        "text.jpg": (b"these are words", "not an image that can be read"),
+        "cut.jpg": (whole.getvalue()[:600], "damaged"),
+        "empty.jpg": (b"", "an empty file"),
+        "clip.mp4": (b"film", "videos are not supported yet"),
+    }
+    for name, (content, message) in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(MistakeError, match=f"{name}: .*{message}") as caught:
+            read_image(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    Image.fromarray(photo.astype(np.float32)[..., 0]).save(tmp_path / "float.tif")
+    for path, message in (
+        (tmp_path, "a folder"),
+        (tmp_path / "no.jpg", "not there"),
+        (tmp_path / "float.tif", "16 bits"),
+    ):
+        with pytest.raises(MistakeError, match=message):
+            read_image(path)
+    (tmp_path / "big.jpg").write_bytes(whole.getvalue())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8000)  # the photo has 12288: between the limit and its double
+    with pytest.raises(MistakeError, match="more than 8000 pixels"):
+        read_image(tmp_path / "big.jpg")
+
+
+# ---- writing
+
+
+def test_files_hold_exactly_what_was_predicted(tmp_path, photo):
+    prediction = predictor()(photo)
+    files = save_prediction(prediction, photo, tmp_path / "new" / "out", "room", CLASSES)
+    names = {path.name for path in files}
+    assert names == {path.name for path in (tmp_path / "new" / "out").iterdir()}
+    ends = "semseg.npy semseg.png semseg_index.png depth.npy depth.png depth_mm.png normals.npy normals.png"
+    assert names == {f"room_{end}" for end in [*ends.split(), "boundary.npy", "boundary.png", "panel.png"]}
+    out = tmp_path / "new" / "out"
+    for task, array in prediction.items():
+        np.testing.assert_array_equal(np.load(out / f"room_{task}.npy"), array)
+    with Image.open(out / "room_semseg_index.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), prediction["semseg"])
+    with Image.open(out / "room_depth_mm.png") as image:
+        np.testing.assert_allclose(np.asarray(image) / 1000, prediction["depth"], atol=0.0005001)
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path, photo, monkeypatch):
+    prediction = predictor()(photo, ["depth"])
+    (tmp_path / "a_depth.npy").write_bytes(b"from before")
+
+    def full(file, _):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(MistakeError, match=r"a_depth\.npy: cannot be written \(No space left"):
+        save_prediction(prediction, photo, tmp_path, "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a_depth.npy"]
+    assert (tmp_path / "a_depth.npy").read_bytes() == b"from before"
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_computing(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Predictor, "__call__", lambda *_: pytest.fail("computed"))
+    (tmp_path / "file").write_text("here")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(MistakeError, match="no folder to write to"):
+            predict_paths([folder], predictor(), out)
+
+
+# ---- folders
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=300)
+
+
+def test_a_folder_in_natural_order(folder, tmp_path):
+    (folder / "notes.txt").write_text("not an image")
+    (folder / "._room1.png").write_bytes(b"hidden")
+    outcome = predict_paths([folder, folder / "room2.png"], predictor(), tmp_path / "out", ["depth"], console=quiet())
+    panels = [path.name for path in outcome.written if path.name.endswith("panel.png")]
+    assert panels == ["Room1_panel.png", "room2_panel.png", "room10_panel.png"]
+    assert not outcome.failed
+
+
+def test_a_broken_image_is_passed_over_and_named(folder, tmp_path):
+    (folder / "room3 [b].png").write_bytes(b"broken")
+    console = quiet()
+    outcome = predict_paths([folder], predictor(), tmp_path / "out", ["depth"], console=console)
+    assert [path.name for path, _ in outcome.failed] == ["room3 [b].png"]
+    assert len(outcome.written) == 3 * 4
+    assert "1 of 4 images could not be read" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "room3 [b].png: not an image" in console.file.getvalue()  # type: ignore[attr-defined]
+    with pytest.raises(MistakeError, match=r"^\S*room3 \[b\]\.png: not an image"):
+        predict_paths([folder / "room3 [b].png"], predictor(), tmp_path / "out", console=quiet())
+
+
+def test_equal_names_do_not_replace_each_other(tmp_path):
+    places = ["one/a.png", "one/a.jpg", "two/a.jpg", "two/b.jpg", "x/two/a.jpg", "one/B.bmp"]
+    stems = predict._name_results([tmp_path / place for place in places])
+    assert list(stems.values()) == ["a_png", "one_a_jpg", "two_a_jpg_3", "b_jpg", "two_a_jpg_5", "B_bmp"]
+    assert list(predict._name_results([tmp_path / "one/a.png", tmp_path / "two/b.png"]).values()) == ["a", "b"]
+
+
+def test_inputs_that_cannot_be_predicted_are_refused(folder, tmp_path):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "clip.MOV").write_bytes(b"film")
+    for given, message in (
+        ([tmp_path / "bare"], "no images in this folder"),
+        ([folder, tmp_path / "nowhere.jpg"], "nowhere.jpg: not there"),
+        ([tmp_path / "clip.MOV"], "videos are not supported yet"),
+        ([], "no images given"),
+    ):
+        with pytest.raises(MistakeError, match=message):
+            predict_paths(given, predictor(), tmp_path / "out", console=quiet())
+    with pytest.raises(MistakeError, match="unknown task 'saliency'"):
+        predict_paths([folder], predictor(), tmp_path / "out", ["saliency"], console=quiet())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_never_replaces_an_image_given(folder):
+    Image.new("RGB", (4, 4)).save(folder / "room2_panel.png")
+    with pytest.raises(MistakeError, match=r"room2_panel\.png: would be replaced"):
+        predict_paths([folder], predictor(), folder, console=quiet())
+
+
+# ---- the real network
+
+
+@pytest.mark.parametrize("dataset", ["nyud", "pascal"])
+def test_the_network_predicts_a_photo(dataset, photo):
+    from mtlsi.model import create_model
+
+    torch.manual_seed(0)
+    model = create_model("tiny", dataset=dataset, input_size=(64, 96))
+    prediction = Predictor(model, device="cpu")(photo)
+    assert tuple(prediction) == model.tasks
+    for task, array in prediction.items():
+        assert array.shape == ((96, 128, 3) if task == "normals" else (96, 128))
+        if task in model.classes:
+            assert array.max() < len(model.classes[task])
+        elif task in ("boundary", "saliency"):
+            assert 0 <= array.min() <= array.max() <= 1
+
+
+def test_predictions_go_to_the_images_size_in_one_step_where_their_grid_fits(photo):
+    model = ByColour()
+    for working_size, whole in (((48, 64), True), ((96, 128), False)):  # below 64 pixels a side is not rounded
+        model.input_size = working_size
+        Predictor(model, device="cpu")(photo[:95])  # type: ignore[arg-type]
+        assert model.full_size == (whole and model.seen.shape[-2] % 4 != 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": True}, {"dtype": "bfloat16", "compile": True}], ids=str)
+def test_what_makes_it_faster_leaves_the_predictions_as_they_are(photo, options):
+    """Folded norms, compiled, in bf16: against the model's own raw outputs, upsampled in float64."""
+    from mtlsi.data.transforms import normalise
+    from mtlsi.model import create_model
+
+    torch.manual_seed(0)
+    model = create_model("tiny", tasks=("depth", "normals"), input_size=(96, 128)).eval()
+    for module in model.backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen = Predictor(model, device="cpu", **options)(photo)
+    with torch.no_grad():
+        raw = model(normalise(torch.from_numpy(photo).permute(2, 0, 1)[None] / 255), full_size=False).final["depth"]
+    expected = F.interpolate(raw.double(), photo.shape[:2], mode="bilinear")[0, 0].clamp_min(0)
+    tolerance = 0.05 if "dtype" in options else 1e-5
+    assert np.abs(seen["depth"] - expected.numpy()).max() < tolerance * max(expected.abs().max(), 1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_linear_layers_are_convolutions_only_where_these_are_faster(photo, monkeypatch, faster):
+    from mtlsi.model import create_model
+
+    torch.manual_seed(0)
+    model = create_model("swin_tiny", tasks=("depth",), input_size=(64, 96), num_tokens=16).eval()
+    monkeypatch.setattr(predict, "convolutions_are_faster", lambda: False)
+    expected = Predictor(model, device="cpu")(photo)["depth"]
+    monkeypatch.setattr(predict, "convolutions_are_faster", lambda: faster)
+    made = Predictor(model, device="cpu")
+    assert (type(made.network) is type(model) and made.network is not model) == faster
+    np.testing.assert_allclose(made(photo)["depth"], expected, atol=1e-5)
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    assert all(parameter.data_ptr() in own for parameter in made.network.parameters())  # no second set of weights
+    assert Predictor(model, device="cpu", dtype="bfloat16").network is model

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import nn
+
+from mtlsi import run_folder
+from mtlsi.config import DataConfig, RunConfig, TrainConfig
+from mtlsi.errors import MistakeError
+from mtlsi.run_folder import (
+    MovingAverage,
+    Position,
+    append_metrics,
+    forget_metrics_after,
+    load_config,
+    pack_model,
+    prepare_run_folder,
+    recover_state,
+    save_config,
+    save_state,
+)
+
+
+def small_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+
+def randomise(module):
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            tensor.copy_(torch.randn(tensor.shape) if tensor.is_floating_point() else tensor + 1)
+
+
+class OneFile:
+    """What ``save_state`` asks of accelerate, writing one file that holds a number."""
+
+    is_main_process = True
+
+    def __init__(self, number):
+        self.number = number
+
+    def wait_for_everyone(self): ...
+
+    def save_state(self, folder, *, safe_serialization):
+        assert safe_serialization
+        os.mkdir(folder)
+        with open(os.path.join(folder, "number"), "w") as file:
+            file.write(str(self.number))
+
+
+def number_in(out):
+    return int((out / "state" / "number").read_text())
+
+
+# ---- the moving average
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.3, 0.0])
+def test_the_moving_average_is_that_of_a_loop_over_numbers(decay):
+    module = small_network()
+    average = MovingAverage(module, decay)
+    expected = {name: tensor.double().tolist() for name, tensor in module.state_dict().items()}
+    for update in range(1, 15):
+        randomise(module)
+        average.update(module)
+        share = min(decay, (1 + update) / (10 + update)) if decay else 0
+        for name, tensor in module.state_dict().items():
+            new = tensor.double()
+            old = torch.tensor(expected[name], dtype=torch.float64)
+            expected[name] = (share * old + (1 - share) * new if tensor.is_floating_point() else new).tolist()
+    for name, tensor in average.state.items():
+        target = torch.tensor(expected[name], dtype=torch.float64)
+        torch.testing.assert_close(tensor.double(), target, rtol=0, atol=0 if decay == 0 else 1e-6)
+    assert average.state["1.num_batches_tracked"] == 14
+
+
+def test_averaged_weights_are_lent_and_returned_even_after_an_error():
+    module = small_network()
+    average = MovingAverage(module, 0.5)
+    averaged = {name: tensor.clone() for name, tensor in average.state.items()}
+    randomise(module)
+    own = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    parameters = list(module.parameters())
+
+    def check(expected):
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in module.state_dict().items())
+
+    def fail():
+        with average.lent_to(module):
+            check(averaged)
+            raise RuntimeError("the evaluation failed")
+
+    with pytest.raises(RuntimeError, match="the evaluation failed"):
+        fail()
+    check(own)
+    assert all(a is b for a, b in zip(parameters, module.parameters(), strict=True))  # the optimizer's own
+
+
+def test_the_average_and_the_position_continue_from_their_state():
+    module = small_network()
+    one, other = MovingAverage(module, 0.9), MovingAverage(small_network(), 0.9)
+    position, restored = Position(), Position()
+    for _ in range(3):
+        randomise(module)
+        one.update(module)
+        position.step += 1
+    other.load_state_dict(one.state_dict())
+    restored.load_state_dict(position.state_dict())
+    assert restored.step == 3
+    randomise(module)
+    one.update(module)
+    other.update(module)
+    assert all(torch.equal(tensor, other.state[name]) for name, tensor in one.state.items())
+
+
+# ---- the state
+
+
+def test_a_saved_state_replaces_the_last_one_and_leaves_nothing_beside(tmp_path):
+    for number in (1, 2, 3):
+        save_state(OneFile(number), tmp_path)
+        assert number_in(tmp_path) == number
+        assert os.listdir(tmp_path) == ["state"]
+
+
+@pytest.mark.parametrize(("renames", "survivor"), [(0, 1), (1, 1), (2, 2)])
+def test_a_run_killed_while_saving_keeps_a_whole_state(tmp_path, monkeypatch, renames, survivor):
+    save_state(OneFile(1), tmp_path)
+    done = []
+
+    def replace_or_die(source, target):
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(target)
+        os_replace(source, target)
+
+    os_replace = os.replace
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder.os, "replace", replace_or_die)
+        patched.setattr(run_folder.shutil, "rmtree", lambda *_, **__: None)  # nor does it come to cleaning up
+        if renames < 2:
+            with pytest.raises(KeyboardInterrupt):
+                save_state(OneFile(2), tmp_path)
+        else:
+            save_state(OneFile(2), tmp_path)
+    recover_state(tmp_path)
+    assert number_in(tmp_path) == survivor
+    prepare_run_folder(tmp_path, resume=True)
+    save_state(OneFile(3), tmp_path)
+    assert number_in(tmp_path) == 3
+    assert os.listdir(tmp_path) == ["state"]
+
+
+def test_there_is_nothing_to_recover_in_a_whole_run(tmp_path):
+    recover_state(tmp_path)
+    assert os.listdir(tmp_path) == []
+    save_state(OneFile(1), tmp_path)
+    recover_state(tmp_path)
+    assert number_in(tmp_path) == 1
+
+
+# ---- metrics
+
+
+def test_the_metrics_of_steps_to_come_are_forgotten(tmp_path):
+    lines = [{"step": step, "loss": step / 7} for step in (1, 2, 2, 3, 4)]
+    for line in lines:
+        append_metrics(tmp_path, line)
+    forget_metrics_after(tmp_path, 2)
+    stored = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert stored == lines[:3]
+    append_metrics(tmp_path, {"step": 3})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1]) == {"step": 3}
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_without_metrics_there_is_nothing_to_forget(tmp_path):
+    forget_metrics_after(tmp_path, 2)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
+    append_metrics(tmp_path, {"step": 1})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')  # the disk was full, or the power went
+    forget_metrics_after(tmp_path, 5)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+# ---- the run folder
+
+
+def test_a_new_folder_is_made_with_its_parents_and_left_empty(tmp_path):
+    prepare_run_folder(tmp_path / "runs" / "new", resume=False)
+    assert os.listdir(tmp_path / "runs" / "new") == []
+
+
+def test_a_folder_with_other_things_in_it_may_be_used(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    prepare_run_folder(tmp_path, resume=False)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_folders_that_cannot_be_used_are_mistakes(tmp_path, monkeypatch):
+    save_config(RunConfig(), tmp_path)
+    with pytest.raises(MistakeError, match="nothing to resume"):
+        prepare_run_folder(tmp_path, resume=True)
+    with pytest.raises(MistakeError, match="holds a run already") as caught:
+        prepare_run_folder(tmp_path, resume=False)
+    assert "--resume" not in str(caught.value)  # what cannot be done is not advised
+    save_state(OneFile(1), tmp_path)
+    with pytest.raises(MistakeError, match=r"holds a run already.* --resume"):
+        prepare_run_folder(tmp_path, resume=False)
+    with pytest.raises(MistakeError, match="cannot write"):
+        prepare_run_folder(tmp_path / "config.yaml" / "below", resume=False)
+    with pytest.raises(MistakeError, match="cannot write"):
+        prepare_run_folder(tmp_path / "config.yaml", resume=False)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(run_folder.Path, "touch", refuse)  # root may write anywhere: play it
+    with pytest.raises(MistakeError, match="Permission denied"):
+        prepare_run_folder(tmp_path / "new", resume=False)
+
+
+# ---- the configuration
+
+
+def test_a_configuration_comes_back_the_same(tmp_path):
+    config = RunConfig(
+        preset="mobilenetv2_100",
+        model={"channels": 32, "fusion": False},
+        backbone_weights="weights.safetensors",
+        seed=7,
+        data=DataConfig(root="somewhere", tasks=("depth", "normals"), image_hw=(96, 128), zoom=(0.8, 1.25)),
+        train=TrainConfig(lr=1e-5, loss_weights={"depth": 2.0}, tracker="tensorboard"),
+    )
+    for one in (config, RunConfig(), replace(config, data=replace(config.data, tasks=None))):
+        save_config(one, tmp_path)
+        assert load_config(tmp_path) == one
+    assert os.listdir(tmp_path) == ["config.yaml"]
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]["image_hw"] == [96, 128]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "- 1", "a: [", "preset: tiny", "data: {}\ntrain: {speed: 1}", "data: 3\ntrain: {}", "\x00"],
+    ids=["empty", "a list", "no YAML", "too little", "unknown key", "wrong kind", "not text"],
+)
+def test_a_damaged_configuration_is_a_mistake(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(MistakeError, match=r"config\.yaml.*expected the folder of a started run"):
+        load_config(tmp_path)
+
+
+def test_a_configuration_of_other_bytes_than_text_is_a_mistake(tmp_path):
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(MistakeError, match=r"config\.yaml"):
+        load_config(tmp_path)
+
+
+def test_a_folder_without_a_configuration_is_a_mistake(tmp_path):
+    with pytest.raises(MistakeError, match=r"config\.yaml"):
+        load_config(tmp_path / "nowhere")
+
+
+# ---- packing
+
+
+def test_a_packed_model_is_half_as_large_and_keeps_its_vectors_exactly(tiny_run, tmp_path):
+    pack_model(tiny_run.out, tmp_path / "packed")
+    whole, packed = (load_file(folder / "model.safetensors") for folder in (tiny_run.out, tmp_path / "packed"))
+    assert whole.keys() == packed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(packed[name], tensor.half() if tensor.dim() >= 2 else tensor), name
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tiny_run.out, tmp_path / "packed")]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert (tmp_path / "packed" / "config.json").read_text() == (tiny_run.out / "config.json").read_text()
