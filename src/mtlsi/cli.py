@@ -255,7 +255,8 @@ def _evaluate(options: Namespace) -> int:
 
 def _predict(options: Namespace) -> int:
     from mtlsi.model.network import MTLSINet
-    from mtlsi.prediction.predictor import Predictor, predict_paths
+    from mtlsi.prediction.files import predict_paths
+    from mtlsi.prediction.predictor import Predictor
 
     model = MTLSINet.from_pretrained(options.model)
     predictor = Predictor(model, device=options.device, dtype=options.dtype, compile=options.compile)

@@ -15,8 +15,11 @@ from torch import nn
 
 from mtlsi.errors import MistakeError
 from mtlsi.model.network import decode
+from mtlsi.prediction import files
 from mtlsi.prediction import predictor as predict
-from mtlsi.prediction.predictor import Predictor, find_device, fit_size, predict_paths, read_image, save_prediction
+from mtlsi.prediction.files import predict_paths, save_prediction
+from mtlsi.prediction.images import read_image
+from mtlsi.prediction.predictor import Predictor, find_device, fit_size
 
 CLASSES = {"semseg": ("left", "right", "never")}
 
@@ -298,9 +301,9 @@ def test_a_broken_image_is_passed_over_and_named(folder, tmp_path):
 
 def test_equal_names_do_not_replace_each_other(tmp_path):
     places = ["one/a.png", "one/a.jpg", "two/a.jpg", "two/b.jpg", "x/two/a.jpg", "one/B.bmp"]
-    stems = predict._name_results([tmp_path / place for place in places])
+    stems = files._name_results([tmp_path / place for place in places])
     assert list(stems.values()) == ["a_png", "one_a_jpg", "two_a_jpg_3", "b_jpg", "two_a_jpg_5", "B_bmp"]
-    assert list(predict._name_results([tmp_path / "one/a.png", tmp_path / "two/b.png"]).values()) == ["a", "b"]
+    assert list(files._name_results([tmp_path / "one/a.png", tmp_path / "two/b.png"]).values()) == ["a", "b"]
 
 
 def test_inputs_that_cannot_be_predicted_are_refused(folder, tmp_path):

@@ -1,0 +1,186 @@
+"""What was predicted, as files: which images a command names, and what is written for each."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from mtlsi.drawing.panels import draw_task, panel
+from mtlsi.errors import MistakeError
+from mtlsi.io import replace_array
+from mtlsi.prediction.images import IMAGE_ENDINGS, FilePath, check_file, read_image
+from mtlsi.prediction.predictor import Predictor
+from mtlsi.tasks import TASKS, check_tasks, palette
+
+
+def save_prediction(
+    prediction: Mapping[str, np.ndarray],
+    image: np.ndarray,
+    out_dir: FilePath,
+    stem: str,
+    classes: Mapping[str, Sequence[str]] | None = None,
+) -> list[Path]:
+    """Writes what ``Predictor`` gave for ``image (H W 3) uint8`` into ``out_dir`` and gives the files' paths.
+
+    ==========================  =======================================================================
+    ``<stem>_<task>.npy``       the exact array
+    ``<stem>_<task>.png``       an image to look at, with its legend or scale, 1600 pixels at most
+    ``<stem>_semseg_index.png`` the class indices, 8 bits, shown in the classes' colours (also parsing)
+    ``<stem>_depth_mm.png``     depth in whole millimetres, 16 bits, at most 65.535 m
+    ``<stem>_panel.png``        the image and all tasks on one sheet
+    ==========================  =======================================================================
+
+    Each file appears whole or not at all; files of those names from before are replaced.
+    Raises ``MistakeError`` where the folder or a file cannot be written.
+    """
+    folder, classes = _prepare_folder(out_dir), classes or {}
+    written = [
+        _write_whole(folder / f"{stem}_{ending}", render(array, classes.get(task)))
+        for task, array in prediction.items()
+        for ending, render in _files_of(task).items()
+    ]
+    return [*written, _write_whole(folder / f"{stem}_panel.png", Image.fromarray(panel(image, prediction, classes)))]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What ``predict_paths`` wrote, and the images that it could not read, each with the reason."""
+
+    written: list[Path]
+    failed: list[tuple[Path, str]]
+
+
+def predict_paths(
+    paths: Iterable[FilePath],
+    predictor: Predictor,
+    out_dir: FilePath,
+    tasks: Iterable[str] | None = None,
+    *,
+    console: Console | None = None,
+) -> Outcome:
+    """Predicts every image given and every image in the folders given, and writes the files of ``save_prediction``.
+
+    A folder's own images are taken in natural order (2 before 10), not its subfolders'. The results for ``a.jpg``
+    begin with ``a``; where two images share that name, their endings, then their folders, then a number are added.
+    An image that cannot be read is passed over and named at the end on ``console`` (by default stderr).
+    Raises ``MistakeError`` for a path that is not there, a folder without images, a video, an unknown task, a folder
+    that cannot be written, results that would replace an image given (all before computing), or no readable image.
+    """
+    console = console or Console(stderr=True)
+    names = check_tasks(predictor.model.tasks if tasks is None else tasks, among=predictor.model.tasks)
+    stems = _name_results(_find_images(paths))
+    folder = _prepare_folder(out_dir)
+    _keep_sources(stems, folder, names)
+    outcome = Outcome([], [])
+    for path, stem in track(stems.items(), "predicting", console=console, transient=True, disable=len(stems) == 1):
+        try:
+            image = read_image(path)
+        except MistakeError as error:
+            outcome.failed.append((path, str(error)))
+            continue
+        files = save_prediction(predictor(image, names), image, folder, stem, predictor.model.classes)
+        outcome.written.extend(files)
+    if not outcome.written:
+        several = f"none of {len(stems)} images can be read; the first: " if len(stems) > 1 else ""
+        raise MistakeError(several + outcome.failed[0][1])
+    if outcome.failed:
+        console.print(f"{len(outcome.failed)} of {len(stems)} images could not be read:", highlight=False)
+        for _, reason in outcome.failed:
+            console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
+    return outcome
+
+
+def _find_images(paths: Iterable[FilePath]) -> list[Path]:
+    """Every image file that ``paths`` name, each once, in the order given."""
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            check_file(path)
+            found.setdefault(path.resolve(), path)
+            continue
+        try:
+            files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS and file.name[0] != "."]
+        except OSError as error:
+            raise MistakeError(f"{path}: cannot be read ({error.strerror}); expected a folder of images") from error
+        if not files:
+            raise MistakeError(f"{path}: no images in this folder itself; expected .jpg, .png or the like in it")
+        found |= {file.resolve(): file for file in sorted(files, key=_natural) if file.resolve() not in found}
+    if not found:
+        raise MistakeError("no images given; expected image files or folders of them")
+    return list(found.values())
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A sorting key that reads numbers as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part.casefold()) for part in re.split(r"(\d+)", path.name)]
+
+
+def _name_results(images: Sequence[Path]) -> dict[Path, str]:
+    """What the results of each image begin with: as short as keeps them apart, on any file system."""
+    spellings: tuple[Callable[[Path], str], ...] = (
+        lambda p: p.stem,
+        lambda p: f"{p.stem}_{p.suffix[1:]}",
+        lambda p: f"{p.resolve().parent.name}_{p.stem}_{p.suffix[1:]}",
+    )
+    stems: dict[Path, str] = {}
+    for spell in spellings:
+        waiting = [path for path in images if path not in stems]
+        counts = Counter(name.casefold() for name in (*stems.values(), *map(spell, waiting)))
+        stems |= {path: spell(path) for path in waiting if counts[spell(path).casefold()] == 1}
+    for number, path in enumerate(images, 1):
+        stems.setdefault(path, f"{spellings[-1](path)}_{number}")
+    assert len({stem.casefold() for stem in stems.values()}) == len(images)
+    return {path: stems[path] for path in images}
+
+
+def _keep_sources(stems: Mapping[Path, str], folder: Path, tasks: Sequence[str]) -> None:
+    """Raises ``MistakeError`` where a result would be written over an image that is still to be read."""
+    sources = {path.resolve() for path in stems}
+    endings = [*(ending for task in tasks for ending in _files_of(task)), "panel.png"]
+    for result in (folder.resolve() / f"{stem}_{ending}" for stem in stems.values() for ending in endings):
+        if result in sources:
+            raise MistakeError(f"{result}: would be replaced by a result of the same name; write to another folder")
+
+
+def _prepare_folder(out_dir: FilePath) -> Path:
+    """The folder, made where it is missing; ``MistakeError`` where it cannot be written."""
+    try:
+        Path(out_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out_dir):
+            return Path(out_dir)
+    except OSError as error:
+        raise MistakeError(f"{out_dir}: no folder to write to ({error.strerror}); give another one") from error
+
+
+def _write_whole(path: Path, content: np.ndarray | Image.Image) -> Path:
+    """Writes an array or an image: what is there is always whole."""
+    try:
+        replace_array(path, content)
+    except OSError as error:
+        raise MistakeError(f"{path}: cannot be written ({error.strerror or error}); give another folder") from error
+    return path
+
+
+def _files_of(task: str) -> dict[str, Callable[[np.ndarray, Sequence[str] | None], np.ndarray | Image.Image]]:
+    """The end of each file's name for one task, and what goes into it."""
+    files = {f"{task}.npy": lambda a, _: a, f"{task}.png": lambda a, names: Image.fromarray(draw_task(task, a, names))}
+    if TASKS[task].output == "class":
+        files[f"{task}_index.png"] = _to_index
+    if TASKS[task].unit == "m":
+        files[f"{task}_mm.png"] = lambda a, _: Image.fromarray(np.clip(np.round(a * 1000), 0, 65535).astype(np.uint16))
+    return files
+
+
+def _to_index(array: np.ndarray, _: Sequence[str] | None) -> Image.Image:
+    image = Image.fromarray(array)
+    image.putpalette(np.asarray(palette(256), np.uint8).tobytes())
+    return image
