@@ -18,7 +18,7 @@ from typing import Any
 
 from mtlsi.cli import main as mtlsi
 from mtlsi.config import PRESETS
-from mtlsi.model import create_model
+from mtlsi.model.build import create_model
 from mtlsi.tasks import TASK_SETS, TASKS
 
 RECIPES = Path(__file__).parent.parent / "recipes"

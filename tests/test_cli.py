@@ -13,7 +13,7 @@ from mtlsi.cli import main
 from mtlsi.config import DataConfig, RunConfig
 from mtlsi.data.datasets import open_dataset
 from mtlsi.data.scenes.dataset import LABEL_SETS
-from mtlsi.model.network import create_model
+from mtlsi.model.build import create_model
 from mtlsi.tasks import NYUD40, PARTS7, TASK_SETS, TASKS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,8 @@ import torch
 from mtlsi.errors import MistakeError
 from mtlsi.losses import LOSSES, MultiTaskLoss
 from mtlsi.metrics import METRICS, MetricSettings, build_metric
-from mtlsi.model import create_model, decode
+from mtlsi.model.build import create_model
+from mtlsi.model.heads import decode
 from mtlsi.tasks import NYUD40, PASCAL21, TASK_SETS, TASKS, check_tasks, num_channels, palette
 
 CLASSES = {"semseg": tuple("abcde"), "parsing": tuple("abc")}

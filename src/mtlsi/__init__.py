@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from mtlsi.config import ModelConfig, RunConfig
     from mtlsi.errors import MistakeError
     from mtlsi.evaluation.evaluate import evaluate
-    from mtlsi.model.network import MTLSINet, create_model, decode
+    from mtlsi.model.build import create_model
+    from mtlsi.model.heads import decode
+    from mtlsi.model.network import MTLSINet
     from mtlsi.prediction.predictor import Predictor
     from mtlsi.training.loop import train
 
 _HOMES = {
     "MTLSINet": "mtlsi.model.network",
-    "create_model": "mtlsi.model.network",
-    "decode": "mtlsi.model.network",
+    "create_model": "mtlsi.model.build",
+    "decode": "mtlsi.model.heads",
     "Predictor": "mtlsi.prediction.predictor",
     "ModelConfig": "mtlsi.config",
     "RunConfig": "mtlsi.config",

@@ -48,6 +48,25 @@ class ModelConfig:
     """CWIB on; off: the heads read the fused features directly."""
     drop_path: float = 0.0
     """Stochastic depth rate of the backbone in training."""
+    decoder: str = "mtlsi"
+    """mtlsi, heads_only (no interaction), or one registered with mtlsi.register_decoder."""
+    decoder_options: dict[str, Any] = field(default_factory=dict)
+    """What a registered decoder reads besides the sizes above."""
+
+    @classmethod
+    def of(cls, sizes: Mapping[str, Any]) -> ModelConfig:
+        """The sizes given, those of ``config.json`` say, checked; ``MistakeError`` names an unknown or impossible one."""
+        check_sizes(sizes)
+        for name in cls.__dataclass_fields__:
+            if name not in sizes and name not in ("drop_path", "decoder", "decoder_options"):  # older files lack these
+                raise MistakeError(f"model size {name} is missing; expected every field of ModelConfig")
+        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
+        config = cls(**lists)
+        if config.channels % config.num_heads:
+            raise MistakeError(
+                f"channels {config.channels} are not a multiple of num_heads {config.num_heads}; change one of them"
+            )
+        return config
 
 
 PRESETS: dict[str, ModelConfig] = {
@@ -68,11 +87,16 @@ def sizes_of(preset: str, changes: Mapping[str, Any]) -> ModelConfig:
     """The preset's sizes with ``changes``; ``MistakeError`` for an unknown preset or size."""
     if preset not in PRESETS:
         raise MistakeError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
+    check_sizes(changes)
+    return replace(PRESETS[preset], **changes)
+
+
+def check_sizes(sizes: Mapping[str, Any]) -> None:
+    """Raises ``MistakeError`` for a name that is no field of ``ModelConfig``."""
     known = [field.name for field in fields(ModelConfig)]
-    for name in changes:
+    for name in sizes:
         if name not in known:
             raise MistakeError(f"unknown model size {name!r}; expected some of {', '.join(known)}")
-    return replace(PRESETS[preset], **changes)
 
 
 @dataclass(frozen=True)

@@ -42,3 +42,10 @@ def check_writable(path: Path) -> None:
     """Raises ``MistakeError`` where ``path`` is a folder or its folder is not there or may not be written to."""
     if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
         raise MistakeError(f"cannot write {path}; give a file in a folder that is there and may be written to")
+
+
+def default_cache_dir() -> Path:
+    """Where what is slow to make is kept: ``$MTLSI_CACHE``, else ``$XDG_CACHE_HOME/mtlsi``, else ``~/.cache/mtlsi``."""
+    if chosen := os.environ.get("MTLSI_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mtlsi"

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -169,16 +168,6 @@ def ways_to_square(a: Tensor) -> dict[str, Callable[[], Tensor]]:
     return {"product": lambda: a @ a, "convolution": lambda: F.conv2d(rows, a[..., None, None])}
 
 
-@cache
-def convolutions_are_faster() -> bool:
-    """Whether this CPU does a 1x1 convolution in float32 faster than the matrix product that it equals.
-
-    torch has them from two libraries, of which that for products holds back on AMD's CPUs.
-    """
-    taken = time_calls(ways_to_square(torch.ones(512, 512)), repeats=5, warmup=1)
-    return taken["convolution"].lowest_s < 0.8 * taken["product"].lowest_s
-
-
 def copy_rate(device: torch.device, num_bytes: int = 2**28) -> float:
     """Bytes per second, read and written together, of copying a tensor of ``num_bytes``, far more than a cache holds."""
     source = torch.ones(num_bytes // 4, device=device)
@@ -191,7 +180,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     """What a figure depends on: CPU, accelerator, threads, versions, and how busy the machine is."""
     described = {
         "device": str(device),
-        "CPU": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
@@ -206,10 +195,11 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     return described
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The CPU's model, as the system names it."""
     if Path("/proc/cpuinfo").exists():
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
             if name.strip() == "model name":
                 return value.strip()
-    return platform.CPU() or platform.machine()
+    return platform.processor() or platform.machine()

@@ -20,7 +20,8 @@ from mtlsi.benchmarking.runs import Measured, random_labels
 from mtlsi.cli import main
 from mtlsi.errors import MistakeError
 from mtlsi.losses import MultiTaskLoss
-from mtlsi.model.network import MTLSINet, Output, create_model
+from mtlsi.model.build import create_model
+from mtlsi.model.network import MTLSINet, Output
 from mtlsi.tasks import TASKS
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtlsi.benchmarking.parts import PARTS, REST, count_bytes, count_flops, part_costs, parts_of, time_parts
-from mtlsi.model.network import create_model
+from mtlsi.model.build import create_model
 
 CPU = torch.device("cpu")
 

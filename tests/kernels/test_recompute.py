@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mtlsi.kernels.recompute import recomputed
-from mtlsi.model import create_model
+from mtlsi.model.build import create_model
 
 
 def statistics_of(module):

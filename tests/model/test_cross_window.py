@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mtlsi.model.cross_window import CrossWindowBlock
-from mtlsi.nn.layers import to_map, to_positions
-from mtlsi.nn.layout import join_windows, split_windows
+from mtlsi.nn.layout import join_windows, split_windows, to_map, to_positions
 
 TASKS, CHANNELS, HEADS, WINDOW, TOKENS = 3, 6, 2, 4, 5
 WIDTH = CHANNELS // HEADS

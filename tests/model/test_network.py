@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtlsi.config import PRESETS
 from mtlsi.errors import MistakeError
-from mtlsi.model import create_model
+from mtlsi.model.build import create_model
 from mtlsi.tasks import NYUD40, PARTS7, PASCAL21, TASK_SETS
 
 CHANNELS = {

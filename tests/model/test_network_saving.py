@@ -8,8 +8,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from safetensors.torch import load_file, save_file
 
 from mtlsi.errors import MistakeError
-from mtlsi.model import MTLSINet, create_model, packaged_models
 from mtlsi.model import backbone as backbone_module
+from mtlsi.model.build import create_model
+from mtlsi.model.network import MTLSINet
+from mtlsi.model.pretrained import packaged_models
 from mtlsi.tasks import PARTS7
 
 

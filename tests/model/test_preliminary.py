@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mtlsi.model.preliminary import Predictions, PreliminaryDecoder, TaskProjection
+from mtlsi.model.preliminary import PreliminaryDecoder
+from mtlsi.nn.layers import Predictions, TaskProjection
 
 OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
 IN_CHANNELS = (3, 4, 5, 6)

@@ -10,11 +10,8 @@ from mtlsi.nn.layers import (
     TaskMLP,
     linear_per_task,
     pick_tasks,
-    resize_maps,
-    side_by_side,
-    to_map,
-    to_positions,
 )
+from mtlsi.nn.layout import resize_maps, side_by_side, to_map, to_positions
 
 TASKS, IN, OUT, SIZE = 3, 6, 4, (5, 7)
 SUBSET = [0, 2]

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from mtlsi.errors import MistakeError
-from mtlsi.model.network import decode
+from mtlsi.model.heads import decode
 from mtlsi.prediction import files
 from mtlsi.prediction import predictor as predict
 from mtlsi.prediction.files import predict_paths, save_prediction
@@ -333,7 +333,7 @@ def test_a_result_never_replaces_an_image_given(folder):
 
 @pytest.mark.parametrize("dataset", ["nyud", "pascal"])
 def test_the_network_predicts_a_photo(dataset, photo):
-    from mtlsi.model import create_model
+    from mtlsi.model.build import create_model
 
     torch.manual_seed(0)
     model = create_model("tiny", dataset=dataset, input_size=(64, 96))
@@ -359,7 +359,7 @@ def test_predictions_go_to_the_images_size_in_one_step_where_their_grid_fits(pho
 def test_what_makes_it_faster_leaves_the_predictions_as_they_are(photo, options):
     """Folded norms, compiled, in bf16: against the model's own raw outputs, upsampled in float64."""
     from mtlsi.data.transforms import normalise
-    from mtlsi.model import create_model
+    from mtlsi.model.build import create_model
 
     torch.manual_seed(0)
     model = create_model("tiny", tasks=("depth", "normals"), input_size=(96, 128)).eval()
@@ -379,7 +379,7 @@ def test_what_makes_it_faster_leaves_the_predictions_as_they_are(photo, options)
 
 @pytest.mark.parametrize("faster", [True, False])
 def test_linear_layers_are_convolutions_only_where_these_are_faster(photo, monkeypatch, faster):
-    from mtlsi.model import create_model
+    from mtlsi.model.build import create_model
 
     torch.manual_seed(0)
     model = create_model("swin_tiny", tasks=("depth",), input_size=(64, 96), num_tokens=16).eval()

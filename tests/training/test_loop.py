@@ -18,7 +18,8 @@ from torch import nn
 from mtlsi.config import RunConfig, TrainConfig
 from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
-from mtlsi.model.network import MTLSINet, Output, create_model
+from mtlsi.model.build import create_model
+from mtlsi.model.network import MTLSINet, Output
 from mtlsi.run_folder import MovingAverage, Position, load_config
 from mtlsi.training import loop as train_module
 from mtlsi.training.loop import (

@@ -22,7 +22,8 @@ from mtlsi.cli import main
 from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate
-from mtlsi.model.network import MTLSINet, create_model
+from mtlsi.model.build import create_model
+from mtlsi.model.network import MTLSINet
 from mtlsi.run_folder import load_config
 from mtlsi.tasks import TASKS
 from mtlsi.training import loop as train_module

@@ -16,15 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtlsi.model.network import MTLSINet
 from mtlsi.timing import Timing, synchronise
 
-PARTS = {
-    "backbone": "backbone",
-    "preliminary": "preliminary",
-    "MT-MQLFB": "fusion",
-    "distiller": "distiller",
-    "CWIB": "cross_window",
-    "heads": "heads",
-}
-"""The paper's parts and where the network keeps them."""
+TITLES = {"fusion": "MT-MQLFB", "cross_window": "CWIB"}
+"""What tables call a decoder's part, where that is not its attribute's name."""
 REST = "resizing and rest"
 """What the network does between its parts."""
 
@@ -51,7 +44,7 @@ class PartCost:
 def part_costs(
     model: MTLSINet, forward: Callable[[], Any], *, repeats: int, warmup: int = 2, device: torch.device
 ) -> list[PartCost]:
-    """The cost of every part that ``model`` has, then of ``REST``; ``forward`` is to run the model once, uncompiled."""
+    """The cost of every part of ``model``, then of ``REST``; ``forward`` is to run the model once, uncompiled."""
     flops = count_flops(model, forward)
     moved = count_bytes(model, forward)
     seconds = time_parts(model, forward, repeats=repeats, warmup=warmup, device=device)
@@ -63,10 +56,16 @@ def part_costs(
 
 
 def parts_of(model: MTLSINet) -> dict[str, list[nn.Module]]:
-    """The modules of each of ``PARTS``; parts that are switched off are left out."""
-    found = {part: getattr(model, attribute) for part, attribute in PARTS.items()}
-    modules = {part: list(m) if isinstance(m, nn.ModuleList) else [m] for part, m in found.items() if m is not None}
-    return {part: list_ for part, list_ in modules.items() if list_}
+    """The backbone and the decoder's own parts, in their order; those without weights are left out."""
+    children = {TITLES.get(name, name): part for name, part in model.decoder.named_children()}
+    modules = {part: _callable_modules(module) for part, module in {"backbone": model.backbone, **children}.items()}
+    return {part: found for part, found in modules.items() if any(list(m.parameters()) for m in found)}
+
+
+def _callable_modules(module: nn.Module) -> list[nn.Module]:
+    """The module, or the items of a mere list of modules, which is never called itself."""
+    is_list = isinstance(module, nn.ModuleList) and type(module).forward is nn.ModuleList.forward
+    return list(module) if is_list else [module]
 
 
 def count_flops(model: MTLSINet, forward: Callable[[], Any]) -> dict[str, int]:

@@ -20,7 +20,9 @@ from mtlsi.config import PRESETS
 from mtlsi.errors import MistakeError
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.backbone import STRIDES
-from mtlsi.model.network import MTLSINet, create_model, packaged_models, pad_to_multiple
+from mtlsi.model.build import create_model
+from mtlsi.model.network import MTLSINet, pad_to_multiple
+from mtlsi.model.pretrained import packaged_models
 from mtlsi.tasks import TASKS, num_channels
 from mtlsi.timing import Timing, copy_rate, fit_power, matrix_rate, peak_memory, time_calls
 

@@ -75,7 +75,7 @@ def size_table(scaling: Mapping[str, Any]) -> Table:
 
 def _heading(report: Mapping[str, Any]) -> list[str]:
     machine, totals, rates = report["machine"], report["totals"], report["rates"]
-    place = machine.get("accelerator") or f"{machine['CPU']}, {machine['threads']} threads"
+    place = machine.get("accelerator") or f"{machine['cpu']}, {machine['threads']} threads"
     products = ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in rates["matrix_gflop_per_s"].items())
     memory = report["peak_memory_mb"]
     return [

@@ -33,8 +33,9 @@ from mtlsi.evaluation.report import (
 )
 from mtlsi.io import check_writable
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
-from mtlsi.model.network import MTLSINet, decode
-from mtlsi.nn.layers import resize_maps
+from mtlsi.model.heads import decode
+from mtlsi.model.network import MTLSINet
+from mtlsi.nn.layout import resize_maps
 from mtlsi.tasks import TASKS, num_channels
 
 OnImage = Callable[[int, dict[str, Tensor], Scores], None]

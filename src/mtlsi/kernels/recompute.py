@@ -1,9 +1,10 @@
-"""Trade time for memory in training: throw a module's activations away and compute them again for the backward pass."""
+"""Trade time for memory in training: drop a module's activations and compute them again for the backward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,21 +12,27 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(module: nn.Module, *inputs: Any) -> Any:
-    """``module(*inputs)``, keeping only its inputs and outputs for the backward pass; the same results, bit for bit.
+def recompute(module: nn.Module, on: bool) -> None:
+    """From now on ``module`` keeps only its inputs and outputs for the backward pass; with ``on`` false, all it needs.
 
-    What the module draws at random is drawn again alike, and batch statistics are counted once.
+    The results are the same bit for bit: random draws repeat, and batch statistics are counted once.
     """
+    module.__dict__.pop("forward", None)
+    if on:
+        module.forward = partial(_recomputed, module)
+
+
+def _recomputed(module: nn.Module, *inputs: Any) -> Any:
+    forward = partial(type(module).forward, module)
     if not torch.is_grad_enabled():
-        return module(*inputs)
-    return checkpoint(
-        module, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(module))
-    )
+        return forward(*inputs)
+    context = lambda: (nullcontext(), _frozen_statistics(module))  # noqa: E731
+    return checkpoint(forward, *inputs, use_reentrant=False, context_fn=context)
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """While it is open, batch norms normalise by the batch as ever, but their stored statistics stay as they are."""
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Within the context batch norms normalise by the batch as before, but leave their stored statistics alone."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

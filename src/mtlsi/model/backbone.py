@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mtlsi.errors import MistakeError
-from mtlsi.kernels.recompute import recomputed
+from mtlsi.kernels.recompute import recompute
 
 STRIDES = (4, 8, 16, 32)
 
@@ -44,11 +44,10 @@ class Backbone(nn.Module):
         self.picked = tuple(strides.index(stride) for stride in STRIDES)
         self.channels = tuple(channels[i] for i in self.picked)
         self.norm_is_frozen = False
-        self.recomputes = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         images = images.contiguous(memory_format=torch.channels_last)
-        maps = recomputed(self.body, images) if self.recomputes else self.body(images)
+        maps = self.body(images)
         if self.pyramid is not None:
             return self.pyramid(maps)
         maps = [maps[i] for i in self.picked]
@@ -74,7 +73,7 @@ class Backbone(nn.Module):
         timm counts the batch statistics of a recomputed block twice: networks that have any are recomputed as a whole.
         """
         has_statistics = bool(self.batch_norms())
-        self.recomputes = on and has_statistics
+        recompute(self.body, on and has_statistics)
         if not has_statistics:
             cast(Any, getattr(self.body, "model", self.body)).set_grad_checkpointing(on)  # timm wraps plain ViTs
 

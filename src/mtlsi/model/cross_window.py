@@ -1,18 +1,24 @@
-"""CWIB: cross-window integrated attention block."""
+"""CWIB: cross-window integrated attention block.
+
+    Y = LN(X)        W = window attention(Y)        S = softmax(Y W_q (T W_k)^T / sqrt(d)) T W_v
+    X <- X + MLP(concat(W, S))        X <- X + FFN(LN(X))
+
+per task: X the preliminary features, T the k semantic tokens.
+"""
 
 from __future__ import annotations
 
 from einops import rearrange
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mtlsi.nn.attention import token_attention
-from mtlsi.nn.layers import Index, TaskLayerNorm, TaskLinear, TaskMLP
+from mtlsi import kernels
+from mtlsi.nn.layers import TaskLayerNorm, TaskLinear, TaskMLP
+from mtlsi.nn.layout import join_windows, split_windows, to_map
 
 
 class CrossWindowBlock(nn.Module):
-    """Positions (b t n c) see their own window and the semantic tokens (b t k c): (b t n c), in time linear in n.
-
-    The positions come window by window, as ``nn.windows.split_windows`` gives them, with its mask of what is real.
+    """A map (b t c h w) whose positions see their own window and the semantic tokens (b t k c), linear in n = h*w.
 
     Paper: window self-attention and cross-attention to the tokens, side by side on the preliminary features;
     concatenated, fused by a residual MLP, then a feed-forward part.
@@ -31,21 +37,45 @@ class CrossWindowBlock(nn.Module):
         self.ffn_norm = TaskLayerNorm(num_tasks, channels)
         self.ffn = TaskMLP(num_tasks, channels, ffn_ratio * channels, channels)
 
-    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None = None, index: Index = None) -> Tensor:
-        normed = self.norm(x, index)
-        near = self.within_windows(normed, mask, index)
-        far = self.to_tokens(normed, tokens, index)
-        x = x + self.merge.of_joined((near, far), index)
-        return x + self.ffn(self.ffn_norm(x, index), index)
+    def forward(
+        self, features: Float[Tensor, "b t c h w"], tokens: Float[Tensor, "b t k c"]
+    ) -> Float[Tensor, "b t c h w"]:
+        x, mask = split_windows(features, self.window)  # b t n c, window by window
+        normed = self.norm(x)
+        x = x + self.merge(self.within_windows(normed, mask), self.to_tokens(normed, tokens))
+        x = x + self.ffn(self.ffn_norm(x))
+        return join_windows(x, features.shape[-2:], self.window)
 
-    def within_windows(self, normed: Tensor, mask: Tensor | None = None, index: Index = None) -> Tensor:
-        """Window self-attention: (b t n c) -> (b t n c)."""
-        parts, to_windows = self.window_qkv.parts(normed, 3, index), "b t (windows p) c -> (b windows) t p c"
-        queries, keys, values = (rearrange(x, to_windows, p=self.window**2) for x in parts)
-        attended = token_attention(queries, keys, values, self.num_heads, mask)
+    def within_windows(
+        self, normed: Float[Tensor, "b t n c"], mask: Bool[Tensor, "bw 1 1 p"] | None
+    ) -> Float[Tensor, "b t n c"]:
+        """Window self-attention; n runs window by window."""
+        to_windows = "b t (windows p) c -> (b windows) t p c"
+        q, k, v = (rearrange(x, to_windows, p=self.window**2) for x in self.window_qkv.chunks(normed, 3))
+        attended = kernels.attention(q, k, v, self.num_heads, mask)
         return rearrange(attended, "(b windows) t p c -> b t (windows p) c", b=len(normed))
 
-    def to_tokens(self, normed: Tensor, tokens: Tensor, index: Index = None) -> Tensor:
-        """Cross-attention whose keys and values are the tokens (b t k c): (b t n c)."""
-        keys, values = self.token_key_value.parts(tokens, 2, index)
-        return token_attention(self.token_query(normed, index), keys, values, self.num_heads)
+    def to_tokens(self, normed: Float[Tensor, "b t n c"], tokens: Float[Tensor, "b t k c"]) -> Float[Tensor, "b t n c"]:
+        """Cross-attention whose keys and values are the tokens."""
+        keys, values = self.token_key_value.chunks(tokens, 2)
+        return kernels.attention(self.token_query(normed), keys, values, self.num_heads)
+
+
+class CrossWindowBlocks(nn.ModuleList):
+    """CWIBs one after another, all with the same tokens."""
+
+    def forward(
+        self, features: Float[Tensor, "b t c h w"], tokens: Float[Tensor, "b t k c"]
+    ) -> Float[Tensor, "b t c h w"]:
+        for block in self:
+            features = block(features, tokens)
+        return features
+
+
+class NoCrossWindow(nn.Module):
+    """The ablation without CWIB: the heads read the fused features, which reach it in the place of tokens."""
+
+    def forward(
+        self, features: Float[Tensor, "b t c h w"], tokens: Float[Tensor, "b t n c"]
+    ) -> Float[Tensor, "b t c h w"]:
+        return to_map(tokens, features.shape[-2:])

@@ -1,38 +1,37 @@
-"""MT-MQLFB: multi-task multi-scale query linear fusion block."""
+"""MT-MQLFB: multi-task multi-scale query linear fusion block.
+
+    J = W F + E coarse                                     per task: projected features and coarse prediction
+    K, V = LN(pool(J)) W_kv      C = mean_m phi(k_m) v_m^T      z = mean_m phi(k_m)
+    Q_s = conv_s(BN(J))                                    across all tasks, kernel s = 1, 3, 5
+    A_s = phi(Q_s) C / (phi(Q_s) z)                        linear attention, phi(x) = elu(x) + 1
+    fused = J + MLP(concat_s A_s)
+
+C and z are one for all tasks and scales: m runs over the pooled positions of every task.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
-import torch
 import torch.nn.functional as F
-from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtlsi import kernels
 from mtlsi.errors import MistakeError
-from mtlsi.nn.attention import global_context, query_shares
-from mtlsi.nn.layers import (
-    TaskBatchNorm,
-    TaskLayerNorm,
-    TaskLinear,
-    TaskMLP,
-    apart,
-    linear_per_task,
-    side_by_side,
-    to_map,
-    to_positions,
-)
+from mtlsi.nn.layers import TaskBatchNorm, TaskLayerNorm, TaskLinear, TaskMLP
+from mtlsi.nn.layout import apart, side_by_side, to_map, to_positions
 
 
 class MultiQueryLinearFusion(nn.Module):
-    """Features (b t c h w) and all tasks' coarse predictions (b o h w) -> fused (b t n c), in time linear in n = h*w.
+    """Features (b t c h w) and coarse predictions (b o h w) of all tasks -> fused features (b t n c), linear in n = h*w.
 
     Paper: each task's features and coarse prediction are projected and concatenated; queries of several scales come from
     convolutions across all tasks; one global context, from pooled and normalised features, serves every scale and task;
     an MLP merges the scales.
-    Choice: elu + 1 as the kernel; the context pools squares of ``pool`` positions; the merged result is added to the
-    projection; ``queries`` says how a query's convolution is made, see ``ModelConfig``.
+    Choice: elu + 1 as phi; the pool averages squares of ``pool`` positions; the merged result is added to J; ``queries``
+    says how a query's convolution is made, see ``ModelConfig``.
     """
 
     def __init__(
@@ -58,51 +57,45 @@ class MultiQueryLinearFusion(nn.Module):
         self.queries = build_queries(queries, t * channels, scales)
         self.merge = TaskMLP(t, len(scales) * channels, channels, channels)
 
-    def forward(self, features: Tensor, coarse: Tensor) -> Tensor:
-        size = features.shape[-2:]
-        joined = to_map(self.project(to_positions(features)), size) + self.embedded(coarse)  # b t c h w
-        context, normaliser = self.context(joined)  # b heads d d, b heads d: no task, no scale
-        normed = side_by_side(self.query_norm(joined))  # b (t c) h w: all tasks side by side
-        shares = [self.shares(queries, normaliser) for queries in self.queries(normed)]
-        merged = self.merge.reduce(F.gelu(self.attended(shares, context)))
-        return to_positions(joined) + merged
+    def forward(
+        self, features: Float[Tensor, "b t c h w"], coarse: Float[Tensor, "b o h w"]
+    ) -> Float[Tensor, "b t n c"]:
+        joined = self.joined(features, coarse)  # b t c h w
+        context, normaliser = self.context(joined)  # b heads d d, b heads d
+        queries = self.queries(side_by_side(self.query_norm(joined)))  # for each scale: b (t c) h w
+        queries = [to_positions(apart(q, len(self.embed))) for q in queries]  # b t n c
+        expand = self.merge.expand
+        hidden = kernels.attend_and_expand(queries, context, normaliser, expand.weight, expand.bias)  # b t n c
+        return to_positions(joined) + self.merge.reduce(F.gelu(hidden))
 
-    def embedded(self, coarse: Tensor) -> Tensor:
-        """All tasks' coarse predictions (b o h w), each projected: (b t c h w)."""
-        kernel = torch.block_diag(*(cast(Tensor, layer.weight).flatten(1) for layer in self.embed.values()))
-        return apart(F.conv2d(coarse, kernel[..., None, None]), len(self.embed))
+    def joined(
+        self, features: Float[Tensor, "b t c h w"], coarse: Float[Tensor, "b o h w"]
+    ) -> Float[Tensor, "b t c h w"]:
+        """J: each task's features and coarse prediction, projected and added, which is projecting their concatenation."""
+        weights = [cast(Tensor, layer.weight).flatten(1) for layer in self.embed.values()]
+        embedded = apart(kernels.block_conv(coarse, weights), len(weights))
+        return to_map(self.project(to_positions(features)), features.shape[-2:]) + embedded
 
-    def context(self, joined: Tensor) -> tuple[Tensor, Tensor]:
-        """The one context matrix (b heads d d) and its normaliser (b heads d), summed over the positions of all tasks."""
-        pooled = F.avg_pool2d(side_by_side(joined), self.pool, ceil_mode=True)
-        pooled = self.context_norm(to_positions(apart(pooled, len(self.embed))))
-        of_heads = "b t m (heads d) -> b heads (t m) d"
-        keys, values = (rearrange(x, of_heads, heads=self.num_heads) for x in self.key_value.parts(pooled, 2))
-        return global_context(keys, values)
+    def context(self, joined: Float[Tensor, "b t c h w"]) -> tuple[Float[Tensor, "b h d d"], Float[Tensor, "b h d"]]:
+        """C and z from J pooled over squares of ``pool`` positions."""
+        pooled = apart(F.avg_pool2d(side_by_side(joined), self.pool, ceil_mode=True), len(self.embed))
+        keys, values = self.key_value.chunks(self.context_norm(to_positions(pooled)), 2)  # b t m c
+        return kernels.global_context(keys, values, self.num_heads)
 
-    def shares(self, queries: Tensor, normaliser: Tensor) -> Tensor:
-        """What the queries of one scale (b (t c) h w), all tasks at once, take of the context's rows: (b t n c)."""
-        by_head = rearrange(queries, "b (t heads d) h w -> b (h w) t heads d", t=len(self.embed), heads=self.num_heads)
-        return query_shares(by_head, normaliser).flatten(3).transpose(1, 2)
 
-    def attended(self, shares: Sequence[Tensor], context: Tensor) -> Tensor:
-        """The shared context seen by every scale (b t n c), the scales joined and expanded by the merging MLP.
+class NoFusion(nn.Module):
+    """The ablation without MT-MQLFB: a task's fused features are its own preliminary features."""
 
-        The context and the expansion are two linear maps in a row: their product is applied, one for each image.
-        """
-        bias = self.merge.expand.bias
-        weights = [w.unflatten(1, context.shape[1:3]) for w in self.merge.expand.weight.chunk(len(shares), 1)]
-        images = []
-        for i, of_image in enumerate(context):  # heads d e
-            with torch.autocast(context.device.type, enabled=False):  # small, and both are float32
-                seen = [torch.einsum("hde,theo->thdo", of_image, weight).flatten(1, 2) for weight in weights]
-            products = (linear_per_task(x[i : i + 1], w) for x, w in zip(shares[1:], seen[1:], strict=True))
-            images.append(sum(products, linear_per_task(shares[0][i : i + 1], seen[0], bias)))
-        return images[0] if len(images) == 1 else torch.cat(images)
+    def forward(
+        self,
+        features: Float[Tensor, "b t c h w"],
+        coarse: Float[Tensor, "b o h w"],  # noqa: ARG002
+    ) -> Float[Tensor, "b t n c"]:
+        return to_positions(features)
 
 
 def build_queries(kind: str, channels: int, scales: Sequence[int]) -> nn.Module:
-    """The convolutions across all tasks, of one of the kinds of ``ModelConfig.queries``: (b t*c h w) -> one such a scale."""
+    """The convolutions across all tasks, as ``ModelConfig.queries`` says: (b t*c h w) -> one such for each scale."""
     if kind == "shared":
         return SharedQueries(channels, scales)
     if kind not in ("dense", "separable"):
@@ -111,14 +104,17 @@ def build_queries(kind: str, channels: int, scales: Sequence[int]) -> nn.Module:
 
 
 class Queries(nn.ModuleList):
-    """One convolution per scale, each with its own mixing of the tasks."""
+    """One convolution per scale, each mixing the tasks in its own way."""
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def __init__(self, convolutions: Iterable[nn.Module]):
+        super().__init__(convolutions)
+
+    def forward(self, x: Float[Tensor, "b tc h w"]) -> list[Float[Tensor, "b tc h w"]]:
         return [convolution(x) for convolution in self]
 
 
 class SharedQueries(nn.Module):
-    """The tasks are mixed once, for all scales, and every scale but 1 then looks around: a third of the products.
+    """The tasks are mixed once for all scales; every scale but 1 then convolves depthwise: a third of the products.
 
     A scale's kernel thereby weighs the mixed channels, where that of the separable form weighs each task's own.
     """
@@ -131,13 +127,13 @@ class SharedQueries(nn.Module):
             for scale in scales
         )
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Float[Tensor, "b tc h w"]) -> list[Float[Tensor, "b tc h w"]]:
         mixed = self.across(x)
-        return [look_around(mixed) for look_around in self.spatial]
+        return [spatial(mixed) for spatial in self.spatial]
 
 
 class AcrossTaskConvolution(nn.Module):
-    """A convolution of kernel ``scale`` that mixes the channels of all tasks: (b t*c h w) -> (b t*c h w)."""
+    """A convolution of kernel ``scale`` that mixes the channels of all tasks, dense or depthwise and then 1x1."""
 
     def __init__(self, channels: int, scale: int, *, dense: bool):
         super().__init__()
@@ -146,5 +142,5 @@ class AcrossTaskConvolution(nn.Module):
         kernel = scale if dense else 1
         self.across = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b tc h w"]) -> Float[Tensor, "b tc h w"]:
         return self.across(x if self.spatial is None else self.spatial(x))

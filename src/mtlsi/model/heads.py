@@ -1,19 +1,24 @@
-"""The final head of every task, and what its channels mean."""
+"""The final head of every task, and what its channels mean.
+
+prediction = V GELU(BN(conv(X)))                                                  at stride 4
+prediction = V GELU(BN(conv(up(GELU(BN(conv(X)))) + BN(W M_1))))      at a coarser stride, M_1 the finest map
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtlsi.model.preliminary import Predictions, TaskProjection
-from mtlsi.nn.layers import Index, TaskConvolution, resize_maps, unit_length
+from mtlsi.nn.layers import Predictions, TaskConvolution, TaskProjection, unit_length
+from mtlsi.nn.layout import resize_maps
 from mtlsi.tasks import TASKS
 
 
 class TaskHeads(nn.Module):
-    """Refined features (b t c h w) -> the raw predictions at stride 4, as ``Predictions`` gives them.
+    """Refined features (b t c h w) and the backbone's finest map -> the raw predictions at stride 4, side by side.
 
     Choice: where the decoder works at a coarser stride, its features are brought to ``width`` channels, upsampled to stride
     4 and joined by a projection of the backbone's finest map, so that outlines are drawn at the fine stride though tasks
@@ -36,12 +41,11 @@ class TaskHeads(nn.Module):
         self.finish = None if at_stride_4 else TaskConvolution(len(outputs), width, width, dense=dense)
         self.predict = Predictions(width, outputs)
 
-    def forward(self, x: Tensor, finest: Tensor, index: Index = None) -> Tensor:
-        x = self.refine(x, index)
+    def forward(self, x: Float[Tensor, "b t c h w"], finest: Float[Tensor, "b f y x"]) -> Float[Tensor, "b o y x"]:
+        x = self.refine(x)
         if self.fine is not None and self.finish is not None:
-            x = resize_maps(x, finest.shape[-2:]) + self.fine(finest, index)
-            x = self.finish(x, index)
-        return self.predict(x, index)
+            x = self.finish(resize_maps(x, finest.shape[-2:]) + self.fine(finest))
+        return self.predict(x)
 
 
 def decode(task: str, raw: Tensor) -> Tensor:

@@ -1,19 +1,53 @@
-"""Square windows of a map: its positions window by window, which of them are padding, and the map again."""
+"""Views of one memory order, and windows.
+
+In memory a position comes before its tasks and a task before its channels, (b h w t c), whatever the order of the axes:
+a map (b t c h w), its positions (b t n c) and the tasks side by side (b (t c) h w), which then is channels-last, are views
+of one another. Axes are split and merged in the order of the memory: elsewhere torch gives a batch of one a stride by
+which its convolutions no longer recognise channels-last.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mtlsi.kernels.default import apart, side_by_side
 
-def split_windows(x: Tensor, window: int) -> tuple[Tensor, Tensor | None]:
-    """A map (b t c h w) as positions (b t n c), one square window after the other, and which of them are real.
+__all__ = ["apart", "join_windows", "resize_maps", "side_by_side", "split_windows", "to_map", "to_positions"]
 
-    A map that the window does not divide is padded with zeros at the right and the bottom; then the second result is a
-    mask ((b windows) 1 1 window*window), True on real positions, so that attention can leave the padding out. It is None
-    where nothing was padded.
+
+def to_positions(x: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t n c"]:
+    """A map as its n = h*w positions, a view."""
+    return x.permute(0, 3, 4, 1, 2).flatten(1, 2).transpose(1, 2)
+
+
+def to_map(x: Float[Tensor, "b t n c"], size_hw: Sequence[int]) -> Float[Tensor, "b t c h w"]:
+    """Positions as the map of ``size_hw`` (h, w), a view."""
+    return x.transpose(1, 2).unflatten(1, (size_hw[0], size_hw[1])).permute(0, 3, 4, 1, 2)
+
+
+def resize_maps(x: Tensor, size_hw: Sequence[int]) -> Tensor:
+    """Maps (b c h w) or (b t c h w) at another size (h, w), bilinear."""
+    if x.shape[-2:] == torch.Size(size_hw):
+        return x
+    if x.dim() == 5:
+        return apart(resize_maps(side_by_side(x), size_hw), x.shape[1])
+    x = x.contiguous(memory_format=torch.channels_last)  # 4x faster with many channels
+    return F.interpolate(x, size=(size_hw[0], size_hw[1]), mode="bilinear", align_corners=False)
+
+
+def split_windows(
+    x: Float[Tensor, "b t c h w"], window: int
+) -> tuple[Float[Tensor, "b t n c"], Bool[Tensor, "bw 1 1 p"] | None]:
+    """The positions of a map, one square window of p = window*window positions after another, and which are real.
+
+    A map that the window does not divide is zero-padded at the right and the bottom; the mask, a row for each window of
+    each image, is then True on real positions. It is None where nothing was padded.
     """
     h, w = x.shape[-2:]
     pad_h, pad_w = -h % window, -w % window
@@ -28,8 +62,10 @@ def split_windows(x: Tensor, window: int) -> tuple[Tensor, Tensor | None]:
     return positions.transpose(1, 2), mask
 
 
-def join_windows(positions: Tensor, size_hw: tuple[int, int], window: int) -> Tensor:
-    """The inverse of ``split_windows``: (b t n c) -> (b t c h w), padding cut away."""
+def join_windows(
+    positions: Float[Tensor, "b t n c"], size_hw: Sequence[int], window: int
+) -> Float[Tensor, "b t c h w"]:
+    """The inverse of ``split_windows``: the map of ``size_hw`` (h, w), padding cut off."""
     h, w = size_hw
     pattern = "b (y x i j) t c -> b (y i) (x j) t c"
     x = rearrange(positions.transpose(1, 2), pattern, y=-(-h // window), x=-(-w // window), i=window)

@@ -30,8 +30,13 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate, shared_tasks
 from mtlsi.evaluation.report import Scores, introduce, write_scores
 from mtlsi.losses import MultiTaskLoss
-from mtlsi.model.network import MTLSINet, create_model, decode, packaged_models
-from mtlsi.nn.layers import TaskLayerNorm, resize_maps
+from mtlsi.model.build import create_model
+from mtlsi.model.decoder import start_predictions_at
+from mtlsi.model.heads import decode
+from mtlsi.model.network import MTLSINet
+from mtlsi.model.pretrained import packaged_models
+from mtlsi.nn.layers import TaskLayerNorm
+from mtlsi.nn.layout import resize_maps
 from mtlsi.run_folder import MovingAverage, Position
 from mtlsi.tasks import TASKS
 from mtlsi.training.log import Log
@@ -273,8 +278,7 @@ def set_first_weights(network: MTLSINet, backbone_weights: str, dataset: Labelle
         network.backbone.load(backbone_weights)
     for task, value in constant_predictions(dataset).items():
         if TASKS[task].output == "value":  # metres far from 0 would take a thousand steps to reach
-            network.preliminary.predict.start_at(task, float(value))
-            network.heads.predict.start_at(task, float(value))
+            start_predictions_at(network.decoder, task, float(value))
 
 
 def build_optimizer(network: MTLSINet, options: TrainConfig) -> torch.optim.Optimizer:

@@ -9,9 +9,9 @@ from PIL import Image
 
 from mtlsi.data.readers.decoding import decode_normals, encode_normals
 from mtlsi.data.readers.derive import boundaries_from_labels, normals_from_depth
-from mtlsi.data.readers.files import default_cache_dir
 from mtlsi.data.readers.nyud import NYUD
 from mtlsi.errors import MistakeError
+from mtlsi.io import default_cache_dir
 from mtlsi.tasks import TASKS
 
 REAL = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "nyudv2"

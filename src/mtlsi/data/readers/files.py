@@ -17,7 +17,7 @@ from rich.console import Console
 from mtlsi.data.readers.decoding import decode_image, decode_normals, decode_rgb, encode_normals
 from mtlsi.data.readers.derive import DERIVE_VERSION
 from mtlsi.errors import MistakeError
-from mtlsi.io import replace_array
+from mtlsi.io import default_cache_dir, replace_array
 from mtlsi.parallel import for_each
 from mtlsi.tasks import TASKS, check_tasks
 
@@ -45,13 +45,6 @@ class Source:
     def places(self) -> tuple[tuple[str, str], ...]:
         """Folder and suffix of each file that a label takes."""
         return ((self.folder, self.suffix), *([self.beside] if self.beside else []))
-
-
-def default_cache_dir() -> Path:
-    """Where slow labels are kept: ``$MTLSI_CACHE``, else ``$XDG_CACHE_HOME/mtlsi``, else ``~/.cache/mtlsi``."""
-    if chosen := os.environ.get("MTLSI_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mtlsi"
 
 
 class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):

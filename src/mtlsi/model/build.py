@@ -1,0 +1,42 @@
+"""From a preset's name to a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mtlsi.config import sizes_of
+from mtlsi.errors import MistakeError
+from mtlsi.model.network import MTLSINet
+from mtlsi.tasks import TASK_SETS
+
+
+def create_model(
+    preset: str,
+    *,
+    dataset: str = "nyud",
+    tasks: Sequence[str] | None = None,
+    classes: Mapping[str, Sequence[str]] | None = None,
+    input_size: Sequence[int] | None = None,
+    pretrained_backbone: bool = False,
+    **sizes: Any,
+) -> MTLSINet:
+    """A network with the sizes of ``preset`` for the tasks and classes of ``dataset`` (nyud or pascal).
+
+    ``tasks`` and ``classes`` override the data set's; ``sizes`` are fields of ``ModelConfig`` that differ from the
+    preset's, ``decoder="heads_only"`` among them. ``pretrained_backbone`` downloads timm's weights. Raises
+    ``MistakeError`` for unknown names.
+    """
+    if dataset not in TASK_SETS:
+        raise MistakeError(f"unknown dataset {dataset!r}; expected one of {', '.join(TASK_SETS)}")
+    task_set = TASK_SETS[dataset]
+    network = MTLSINet(
+        list(task_set.tasks if tasks is None else tasks),
+        {task: list(names) for task, names in (classes or task_set.classes).items()},
+        list(input_size or task_set.size_hw),
+        **asdict(sizes_of(preset, sizes)),
+    )
+    if pretrained_backbone:
+        network.backbone.download()
+    return network

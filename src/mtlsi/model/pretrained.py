@@ -1,0 +1,61 @@
+"""Trained models: packaged ones, folders and the hub, and what goes wrong with them in one line."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from json import JSONDecodeError
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+
+from mtlsi.errors import MistakeError
+
+PACKAGED = Path(__file__).parent.parent / "models"
+
+
+def packaged_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in PACKAGED.glob("*/model.safetensors"))
+
+
+def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -> Any:
+    """What ``load`` makes of a packaged name, a model or run folder or a hub id, in evaluation mode.
+
+    Raises ``MistakeError`` where there is no such model or its weights do not fit its own config.json.
+    """
+    packaged = PACKAGED / str(name)
+    source = packaged if packaged.is_dir() else Path(name)
+    if source.is_dir():
+        for part in ("config.json", "model.safetensors"):
+            if not (source / part).is_file():
+                raise MistakeError(f"model folder {source} has no {part}; expected a run or model folder with both")
+    elif source.exists():
+        raise MistakeError(
+            f"model {source} is a file; expected the folder that holds config.json and model.safetensors"
+        )
+    kwargs.setdefault("strict", True)
+    try:
+        with redirect_stdout(io.StringIO()):  # the mixin prints where it loads from
+            model = load(str(source if source.is_dir() else name), **kwargs)
+    except MistakeError as error:  # config.json asks for what cannot be built
+        raise MistakeError(f"model {source}: {error}") from error
+    except (RuntimeError, SafetensorError, TypeError, JSONDecodeError) as error:
+        if isinstance(error, TypeError) and not source.is_dir():  # the hub has no such model, or no config.json
+            raise MistakeError(_not_found(name)) from error
+        reason = " ".join(str(error).split())[:200]
+        raise MistakeError(f"model {source}: weights and config.json do not fit each other ({reason})") from error
+    except (HFValidationError, OSError) as error:
+        raise MistakeError(_not_found(name)) from error
+    return model.eval()
+
+
+def _not_found(name: str | Path) -> str:
+    known = ", ".join(packaged_models()) or "none"
+    return (
+        f"model {str(name)!r} is not a folder, not packaged (packaged: {known}) and not to be had from the hub; "
+        "give a run folder or one of the packaged names"
+    )

@@ -1,0 +1,1 @@
+"""The decoders that MTLSI-Net is compared with, under one contract; see ``mtlsi.model.decoders``."""

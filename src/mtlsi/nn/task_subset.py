@@ -1,0 +1,71 @@
+"""A module for some of its tasks: a copy whose task-wise weights are slices and which shares everything else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mtlsi.nn.layers import Predictions, TaskBatchNorm
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def for_tasks(module: Module, index: Sequence[int]) -> Module:
+    """``module`` for the tasks at the positions ``index`` of its task axis, for inference.
+
+    A layer names its parameters whose first axis is the task's in ``task_axes``.
+    """
+    copied = shallow_copy(module)
+    for name in getattr(module, "task_axes", ()):
+        copied._parameters[name] = take(getattr(module, name), index)  # type: ignore[assignment]
+    if isinstance(copied, TaskBatchNorm):
+        copied.norm, copied.num_tasks = _take_norm(copied.norm, copied.num_tasks, index), len(index)
+        return copied
+    if isinstance(copied, Predictions):
+        layers = list(copied.of_task.items())
+        copied.of_task = nn.ModuleDict(dict(layers[i] for i in index))
+        return copied
+    for name, child in module._modules.items():
+        copied._modules[name] = None if child is None else for_tasks(child, index)
+    return copied
+
+
+def shallow_copy(module: Module) -> Module:
+    """A module of the same class with the same parameters and children, in dictionaries of its own."""
+    copied = copy.copy(module)
+    for registry in ("_parameters", "_buffers", "_modules"):
+        copied.__dict__[registry] = dict(module.__dict__[registry])
+    copied.__dict__.pop("forward", None)  # recomputation is for training
+    return copied
+
+
+def take(x: Tensor, index: Sequence[int]) -> Tensor:
+    """The entries ``index`` of the first axis."""
+    return x[list(index)]
+
+
+class TakeTasks(nn.Module):
+    """The tasks ``index`` of maps or positions (b t ...)."""
+
+    def __init__(self, index: Sequence[int]):
+        super().__init__()
+        self.index = tuple(index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = torch.tensor(self.index, device=x.device)
+        if x.dim() == 4:  # positions, whose tasks come second in memory
+            return x.transpose(1, 2).index_select(2, chosen).transpose(1, 2)
+        return x.permute(0, 3, 4, 1, 2).index_select(3, chosen).permute(0, 3, 4, 1, 2)
+
+
+def _take_norm(norm: nn.BatchNorm2d, num_tasks: int, index: Sequence[int]) -> nn.BatchNorm2d:
+    copied = shallow_copy(norm)
+    for registry in (copied._parameters, copied._buffers):
+        for name, value in registry.items():
+            if value is not None and value.dim():
+                registry[name] = take(value.unflatten(0, (num_tasks, -1)), index).flatten()  # type: ignore[assignment]
+    return copied
