@@ -58,7 +58,7 @@ class ModelConfig:
         """The sizes given, those of ``config.json`` say, checked; ``MistakeError`` names an unknown or impossible one."""
         check_sizes(sizes)
         for name in cls.__dataclass_fields__:
-            if name not in sizes and name not in ("drop_path", "decoder", "decoder_options"):  # older files lack these
+            if name not in (*sizes, *LATER_SIZES):
                 raise MistakeError(f"model size {name} is missing; expected every field of ModelConfig")
         lists = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
         config = cls(**lists)
@@ -68,6 +68,9 @@ class ModelConfig:
             )
         return config
 
+
+LATER_SIZES = ("head_channels", "drop_path", "decoder", "decoder_options")
+"""What config.json of an older model may lack."""
 
 PRESETS: dict[str, ModelConfig] = {
     "swin_large": ModelConfig(

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from mtlsi.model.cross_window import CrossWindowBlock
 from mtlsi.nn.layout import join_windows, split_windows, to_map, to_positions
+from mtlsi.nn.task_subset import for_tasks
 
 TASKS, CHANNELS, HEADS, WINDOW, TOKENS = 3, 6, 2, 4, 5
 WIDTH = CHANNELS // HEADS
@@ -110,16 +111,16 @@ def test_attention_to_tokens_equals_its_matrix_form():
 @pytest.mark.parametrize("size_hw", [(8, 8), (6, 10)])
 def test_block_equals_its_parts_written_out_task_by_task(size_hw):
     x, tokens = inputs(size_hw)
-    out = on_map(lambda positions, mask: block()(positions, tokens, mask), x, size_hw)
+    out = to_positions(block()(to_map(x, size_hw), tokens))
     assert_equals_naive(out, naive_block, x, tokens, size_hw)
 
 
 def test_a_subset_of_the_tasks_gives_their_slice():
     module, size_hw = block(), (6, 10)
     x, tokens = inputs(size_hw)
-    x, mask = split_windows(to_map(x, size_hw), WINDOW)
-    some = module(x[:, SUBSET], tokens[:, SUBSET], mask, SUBSET)
-    torch.testing.assert_close(some, module(x, tokens, mask)[:, SUBSET], atol=1e-5, rtol=1e-5)
+    x = to_map(x, size_hw)
+    some = for_tasks(module, SUBSET)(x[:, SUBSET], tokens[:, SUBSET])
+    torch.testing.assert_close(some, module(x, tokens)[:, SUBSET], atol=1e-5, rtol=1e-5)
 
 
 def test_distant_positions_meet_only_through_the_tokens():
@@ -128,10 +129,10 @@ def test_distant_positions_meet_only_through_the_tokens():
     changed = x.clone()
     changed[:, :, 0] = torch.randn_like(changed[:, :, 0])
 
-    def seen(x, tokens):
-        return on_map(lambda positions, mask: module(positions, tokens, mask), x, size_hw)
+    def refined(x, tokens):
+        return to_positions(module(to_map(x, size_hw), tokens))
 
-    moved = (seen(changed, tokens) - seen(x, tokens)).abs().amax((0, 1, 3)) > 1e-6
+    moved = (refined(changed, tokens) - refined(x, tokens)).abs().amax((0, 1, 3)) > 1e-6
     assert torch.equal(moved, same_window(size_hw)[0])
-    other_tokens = seen(x, tokens + torch.randn_like(tokens))
-    assert ((other_tokens - seen(x, tokens)).abs().amax((0, 1, 3)) > 1e-6).all()
+    other_tokens = refined(x, tokens + torch.randn_like(tokens))
+    assert ((other_tokens - refined(x, tokens)).abs().amax((0, 1, 3)) > 1e-6).all()

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mtlsi import kernels
 from mtlsi.errors import MistakeError
-from mtlsi.model import fusion
 from mtlsi.model.fusion import MultiQueryLinearFusion, SharedQueries
 
 OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
@@ -120,16 +120,16 @@ def test_block_equals_loops_over_tasks_heads_and_scales_with_explicit_attention(
 def test_one_context_is_computed_and_it_has_no_axis_for_tasks_or_scales(monkeypatch):
     calls = []
 
-    def counted(keys, values):
-        calls.append(keys.shape)
-        return global_context(keys, values)
+    def counted(keys, values, num_heads):
+        calls.append((*keys.shape, num_heads))
+        return global_context(keys, values, num_heads)
 
-    global_context = fusion.global_context
-    monkeypatch.setattr(fusion, "global_context", counted)
+    global_context = kernels.global_context
+    monkeypatch.setattr(kernels, "global_context", counted)
     module, (features, coarse) = block(), inputs()
     module(features, together(coarse))
     squares = math.ceil(SIZE[0] / POOL) * math.ceil(SIZE[1] / POOL)
-    assert calls == [(2, HEADS, TASKS * squares, CHANNELS // HEADS)]
+    assert calls == [(2, TASKS, squares, CHANNELS, HEADS)]
     context, normaliser = module.context(features)
     assert context.shape == (2, HEADS, CHANNELS // HEADS, CHANNELS // HEADS)
     assert normaliser.shape == (2, HEADS, CHANNELS // HEADS)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mtlsi.model.heads import TaskHeads, decode
+from mtlsi.nn.task_subset import for_tasks
 from mtlsi.tasks import TASKS
 
 OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
@@ -76,7 +77,8 @@ def test_predictions_have_the_finest_maps_size_and_the_tasks_channels(at_stride_
     finest = torch.randn(2, FINE, 8, 12)
     out = module.predict.by_task(module(x, finest))
     assert {task: tuple(v.shape) for task, v in out.items()} == {t: (2, c, 8, 12) for t, c in OUTPUTS.items()}
-    some = module.predict.by_task(module(x[:, SUBSET], finest, SUBSET), SUBSET)
+    chosen = for_tasks(module, SUBSET)
+    some = chosen.predict.by_task(chosen(x[:, SUBSET], finest))
     assert list(some) == ["semseg", "normals"]
     for task, value in some.items():
         torch.testing.assert_close(value, out[task], atol=1e-4, rtol=1e-4)

@@ -113,7 +113,7 @@ def test_weights_and_settings_that_do_not_fit_are_refused(folder, damage):
     damage(folder)
     message = mistake(lambda: MTLSINet.from_pretrained(folder))
     assert str(folder) in message
-    assert "do not fit each other" in message
+    assert "do not fit each other" in message or "model size window is missing" in message
 
 
 @pytest.mark.parametrize("part", ["config.json", "model.safetensors"])

@@ -5,6 +5,7 @@ from torch import nn
 
 from mtlsi.model.preliminary import PreliminaryDecoder
 from mtlsi.nn.layers import Predictions, TaskProjection
+from mtlsi.nn.task_subset import for_tasks
 
 OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
 IN_CHANNELS = (3, 4, 5, 6)
@@ -51,7 +52,7 @@ def test_projection_is_a_convolution_and_a_norm_per_task():
         expected.append(torch.einsum("dc,bchw->bdhw", weight, x.double()) + bias[:, None, None])
     expected = torch.stack(expected, 1)
     torch.testing.assert_close(projection(x).double(), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(projection(x, SUBSET).double(), expected[:, SUBSET], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(for_tasks(projection, SUBSET)(x).double(), expected[:, SUBSET], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("skip", [0, 1, 2])
@@ -97,9 +98,10 @@ def test_maps_finer_than_the_decoder_are_not_read():
 def test_a_subset_gives_its_slice_and_no_other_predictions():
     module, inputs = decoder(), maps()
     features, coarse = module(inputs)
-    some_features, some_coarse = module(inputs, SUBSET)
+    chosen = for_tasks(module, SUBSET)
+    some_features, some_coarse = chosen(inputs)
     torch.testing.assert_close(some_features, features[:, SUBSET], atol=1e-5, rtol=1e-5)
-    of_some = module.predict.by_task(some_coarse, SUBSET)
+    of_some = chosen.predict.by_task(some_coarse)
     assert list(of_some) == ["semseg", "normals"]
     for task, value in of_some.items():
         torch.testing.assert_close(value, module.predict.by_task(coarse)[task], atol=1e-5, rtol=1e-5)

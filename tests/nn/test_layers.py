@@ -8,10 +8,9 @@ from mtlsi.nn.layers import (
     TaskLayerNorm,
     TaskLinear,
     TaskMLP,
-    linear_per_task,
-    pick_tasks,
 )
 from mtlsi.nn.layout import resize_maps, side_by_side, to_map, to_positions
+from mtlsi.nn.task_subset import TakeTasks, for_tasks
 
 TASKS, IN, OUT, SIZE = 3, 6, 4, (5, 7)
 SUBSET = [0, 2]
@@ -52,7 +51,7 @@ def plain_batch_norm(layer, task):
 
 def plain_convolution(layer, task):
     norm = plain_batch_norm(layer.norm, task)
-    if layer.dense:
+    if layer.pointwise is None:
         spatial = filled(nn.Conv2d(IN, OUT, 3, padding=1, bias=False), weight=layer.spatial[task])
         return nn.Sequential(spatial, norm, nn.GELU())
     spatial = filled(nn.Conv2d(IN, IN, 3, padding=1, groups=IN, bias=False), weight=layer.spatial[task])
@@ -112,58 +111,12 @@ def test_task_convolution_trains_on_one_image(dense):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
 
 
-@pytest.mark.parametrize("gradients", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_linear_map_is_that_of_float64_whichever_way_it_is_computed(dtype, gradients):
-    """What is to be differentiated goes another way than the rest."""
+def test_chunks_are_the_channels_cut_and_concat_takes_them_put_together():
     layer, x = randomized(TaskLinear(TASKS, IN, OUT)), torch.randn(2, TASKS, 9, IN)
-    expected = per_task([plain_linear(layer, i).double() for i in range(TASKS)], x.double())
-    with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        out = layer(x)
-    assert out.dtype == dtype
-    tolerance = 1e-5 if dtype == torch.float32 else 0.05
-    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
-
-
-@pytest.mark.parametrize(("channels", "out_channels"), [(5, 9), (9, 5)])
-@pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("bf16", [False, True])
-def test_a_linear_maps_gradients_are_those_of_float64(channels, out_channels, with_bias, bf16):
-    torch.manual_seed(0)
-    given = [torch.randn(2, 3, 7, channels), torch.randn(3, channels, out_channels), torch.randn(3, 1, out_channels)]
-    given, target = given[: 2 + with_bias], torch.randn(2, 3, 7, out_channels)
-
-    def gradients(linear, dtype, autocast):
-        leaves = [x.to(dtype, copy=True).requires_grad_() for x in given]
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            out = linear(*leaves)
-        (out * target.to(dtype)).sum().backward()
-        return [leaf.grad for leaf in leaves]
-
-    def plain(x, weight, bias=0):
-        return torch.einsum("btnc,tcd->btnd", x, weight) + bias
-
-    expected = gradients(plain, torch.float64, False)
-    for ours, exact in zip(gradients(linear_per_task, torch.float32, bf16), expected, strict=True):
-        assert ours.dtype == torch.float32
-        assert (ours - exact).norm() < (1e-2 if bf16 else 1e-6) * exact.norm()
-
-
-def test_a_frozen_input_or_weight_gets_no_gradient():
-    x, weight = torch.randn(1, 2, 4, 3), torch.randn(2, 3, 5)
-    linear_per_task(x, weight.requires_grad_()).sum().backward()
-    assert x.grad is None
-    torch.testing.assert_close(weight.grad, x.sum((0, 2)).unsqueeze(-1).expand(2, 3, 5))
-
-
-def test_parts_are_the_channels_cut_and_joined_is_the_channels_put_together():
-    layer, x = randomized(TaskLinear(TASKS, IN, OUT)), torch.randn(2, TASKS, 9, IN)
-    for subset in (None, SUBSET):
-        own = x if subset is None else x[:, subset]
-        torch.testing.assert_close(torch.cat(layer.parts(own, 2, subset), -1), layer(own, subset))
-        torch.testing.assert_close(layer.of_joined(own.split([1, 3, 2], -1), subset), layer(own, subset))
+    torch.testing.assert_close(torch.cat(layer.chunks(x, 2), -1), layer(x))
+    torch.testing.assert_close(layer.concat(*x.split([1, 3, 2], -1)), layer(x))
     mlp = randomized(TaskMLP(TASKS, IN, 10, OUT))
-    torch.testing.assert_close(mlp.of_joined(x.split([4, 2], -1)), mlp(x))
+    torch.testing.assert_close(mlp(*x.split([4, 2], -1)), mlp(x))
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -177,7 +130,8 @@ def test_every_layer_leaves_positions_tasks_and_channels_in_this_order_in_memory
             TaskBatchNorm(TASKS, IN).eval()(x),
             to_map(TaskLinear(TASKS, IN, OUT)(to_positions(x)), SIZE),
             to_map(TaskLayerNorm(TASKS, IN)(to_positions(x)), SIZE),
-            to_map(pick_tasks(to_positions(x), SUBSET), SIZE),
+            to_map(TakeTasks(SUBSET)(to_positions(x)), SIZE),
+            TakeTasks(SUBSET)(x),
             resize_maps(x, (10, 14)),
         ):
             together = side_by_side(out)
@@ -200,12 +154,7 @@ def test_every_layer_leaves_positions_tasks_and_channels_in_this_order_in_memory
 def test_a_subset_of_the_tasks_gives_their_slice_of_the_whole(layer, shape):
     randomized(layer).eval()
     x = torch.randn(2, TASKS, *shape)
-    torch.testing.assert_close(layer(x[:, SUBSET], SUBSET), layer(x)[:, SUBSET], atol=1e-5, rtol=1e-5)
-
-
-def test_batch_norm_refuses_a_subset_while_training():
-    with pytest.raises(AssertionError, match="inference"):
-        TaskBatchNorm(TASKS, OUT)(torch.randn(2, 2, OUT, *SIZE), SUBSET)
+    torch.testing.assert_close(for_tasks(layer, SUBSET)(x[:, SUBSET]), layer(x)[:, SUBSET], atol=1e-5, rtol=1e-5)
 
 
 def test_positions_run_row_by_row_and_back():
@@ -216,7 +165,7 @@ def test_positions_run_row_by_row_and_back():
     assert positions.data_ptr() == x.data_ptr()  # a view
 
 
-def test_enlarge_samples_a_ramp_at_pixel_centres():
+def test_resizing_samples_a_ramp_at_pixel_centres():
     """Twice the size: the centre of new pixel i lies at (i + 1/2) / 2 - 1/2 of the old grid, and a ramp stays a ramp."""
     ramp = torch.arange(6.0).expand(1, 1, 4, 6)
     out = resize_maps(ramp, (8, 12))

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from mtlsi.kernels.cpu_linear import grouped_product, task_linear
-from mtlsi.kernels.default import FROM_HEADS, TO_HEADS, query_shares
+from mtlsi.kernels.default import FROM_HEADS, TO_HEADS, query_shares, without_autocast
 
 FEW_KEYS = 128
 """Up to here bf16 attention is written out: torch's fused kernel takes 6 times as long for 64 keys on a Zen 5."""
@@ -68,7 +68,7 @@ def attend_and_expand(
     weights = [w.unflatten(1, context.shape[1:3]).to(context.dtype) for w in weight.chunk(len(queries), 1)]
     images = []
     for i, of_image in enumerate(context):  # heads d e
-        with torch.autocast(context.device.type, enabled=False):  # small, and both are float32
+        with without_autocast(context):  # small, and both are float32
             folded = [torch.einsum("hde,theo->thdo", of_image, w).flatten(1, 2).to(weight.dtype) for w in weights]
         products = (task_linear(x[i : i + 1], w) for x, w in zip(shares[1:], folded[1:], strict=True))
         images.append(sum(products, task_linear(shares[0][i : i + 1], folded[0], bias)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def global_context(keys: Tensor, values: Tensor, num_heads: int) -> tuple[Tensor
     by_head = "b t m (heads d) -> b heads (t m) d"
     exact = torch.promote_types(keys.dtype, torch.float32)
     keys, values = (rearrange(x, by_head, heads=num_heads).to(exact) for x in (keys, values))
-    with torch.autocast(keys.device.type, enabled=False):
+    with without_autocast(keys):
         features = feature_map(keys) / keys.shape[-2]
         return features.mT @ values, features.sum(-2)
 
@@ -64,7 +65,7 @@ def attend_and_expand(
     queries: Sequence[Tensor], context: Tensor, normaliser: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
     """context @ W is folded into one matrix per image and scale, so the attended features are never formed."""
-    with torch.autocast(context.device.type, enabled=False):  # small, and in the context's float32
+    with without_autocast(context):  # small, and in the context's float32
         rows = [w.unflatten(1, context.shape[1:3]).to(context.dtype) for w in weight.chunk(len(queries), 1)]
         folded = [torch.einsum("bhde,theo->bthdo", context, w).flatten(2, 3) for w in rows]  # b t c o
     shares = [query_shares(q, normaliser) for q in queries]
@@ -143,3 +144,8 @@ def side_by_side(x: Tensor) -> Tensor:
 def apart(x: Tensor, num_tasks: int) -> Tensor:
     """(b (t c) h w) -> (b t c h w), a view."""
     return x.permute(0, 2, 3, 1).unflatten(3, (num_tasks, -1)).permute(0, 3, 4, 1, 2)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Within the context products keep the type of their operands; the meta device knows no autocast."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)

@@ -53,7 +53,7 @@ class CrossWindowBlock(nn.Module):
         to_windows = "b t (windows p) c -> (b windows) t p c"
         q, k, v = (rearrange(x, to_windows, p=self.window**2) for x in self.window_qkv.chunks(normed, 3))
         attended = kernels.attention(q, k, v, self.num_heads, mask)
-        return rearrange(attended, "(b windows) t p c -> b t (windows p) c", b=len(normed))
+        return rearrange(attended, "(b windows) t p c -> b t (windows p) c", b=normed.shape[0])
 
     def to_tokens(self, normed: Float[Tensor, "b t n c"], tokens: Float[Tensor, "b t k c"]) -> Float[Tensor, "b t n c"]:
         """Cross-attention whose keys and values are the tokens."""

@@ -90,7 +90,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         for an unknown task and for what is no batch of normalised images.
         """
         # fmt: off
-        decoder = self.for_tasks(tasks).decoder
+        decoder = self._decoder_for(tasks)
         padded = pad_to_multiple(self._checked(images), STRIDES[-1])  # b 3 H W, multiples of 32
         maps = self.backbone(padded)                                  # 4 x (b c_i H/4.. W/4..)
         final, coarse = decoder(maps)                                 # {task: b channels h w}
@@ -102,24 +102,14 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
     def for_tasks(self, tasks: Iterable[str] | None) -> MTLSINet:
         """This network for some of its tasks (None: all), with the same weights, for inference and export.
 
-        Made once for a set of tasks and again where weights have changed. Raises ``MistakeError`` for an unknown task
-        and while training.
+        Made once for a set of tasks, and again where weights have changed; no gradient reaches the weights through it.
+        Raises ``MistakeError`` for an unknown task and while training.
         """
-        if tasks is None:
-            return self
-        names = check_tasks(tasks, self.tasks)
-        if self.training:
-            raise MistakeError(
-                f"tasks={list(names)} while training; a subset is for inference: call model.eval() first"
-            )
-        names = tuple(task for task in self.tasks if task in names)
+        names = self._checked_tasks(tasks)
         if names == self.tasks:
             return self
-        if torch.compiler.is_compiling() or (
-            torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        ):
-            return self._subset(names)  # a part of this graph
-        versions = [(id(x), 0 if x.is_inference() else x._version) for x in self._decoder_tensors()]
+        tensors = [*self.decoder.parameters(), *self.decoder.buffers()]
+        versions = [(id(x), 0 if x.is_inference() else x._version) for x in tensors]
         if names not in self._subsets or self._subsets[names][0] != versions:
             with torch.inference_mode(False), torch.no_grad():
                 self._subsets[names] = versions, self._subset(names)
@@ -142,6 +132,12 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
 
         return open_pretrained(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
+    def _decoder_for(self, tasks: Iterable[str] | None) -> nn.Module:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            names = self._checked_tasks(tasks)
+            return self.decoder if names == self.tasks else self._subset(names).decoder  # its slices join the graph
+        return self.for_tasks(tasks).decoder
+
     def _subset(self, names: tuple[str, ...]) -> MTLSINet:
         chosen = shallow_copy(self)
         chosen.tasks = names
@@ -151,8 +147,16 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         chosen.decoder = self.decoder.for_tasks(index) if has_subsets else OnlyTasks(self.decoder, names)
         return chosen
 
-    def _decoder_tensors(self) -> list[Tensor]:
-        return [*self.decoder.parameters(), *self.decoder.buffers()]
+    def _checked_tasks(self, tasks: Iterable[str] | None) -> tuple[str, ...]:
+        """The tasks asked for, in the network's order."""
+        if tasks is None:
+            return self.tasks
+        names = check_tasks(tasks, self.tasks)
+        if self.training:
+            raise MistakeError(
+                f"tasks={list(names)} while training; a subset is for inference: call model.eval() first"
+            )
+        return tuple(task for task in self.tasks if task in names)
 
     def _checked(self, images: Tensor) -> Tensor:
         """The images, in the weights' type where autocast does not choose one."""

@@ -57,7 +57,7 @@ def split_windows(
         x = F.pad(x, (0, 0, 0, 0, 0, pad_w, 0, pad_h))
         real = torch.zeros(h + pad_h, w + pad_w, dtype=torch.bool, device=x.device)
         real[:h, :w] = True
-        mask = rearrange(real, "(y i) (x j) -> (y x) 1 1 (i j)", i=window, j=window).repeat(len(x), 1, 1, 1)
+        mask = rearrange(real, "(y i) (x j) -> (y x) 1 1 (i j)", i=window, j=window).repeat(x.shape[0], 1, 1, 1)
     positions = rearrange(x, "b (y i) (x j) t c -> b (y x i j) t c", i=window, j=window)
     return positions.transpose(1, 2), mask
 

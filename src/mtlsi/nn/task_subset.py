@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ def for_tasks(module: Module, index: Sequence[int]) -> Module:
     """
     copied = shallow_copy(module)
     for name in getattr(module, "task_axes", ()):
-        copied._parameters[name] = take(getattr(module, name), index)  # type: ignore[assignment]
+        copied._parameters[name] = _parameter(getattr(module, name)[list(index)])
     if isinstance(copied, TaskBatchNorm):
         copied.norm, copied.num_tasks = _take_norm(copied.norm, copied.num_tasks, index), len(index)
         return copied
@@ -43,11 +43,6 @@ def shallow_copy(module: Module) -> Module:
     return copied
 
 
-def take(x: Tensor, index: Sequence[int]) -> Tensor:
-    """The entries ``index`` of the first axis."""
-    return x[list(index)]
-
-
 class TakeTasks(nn.Module):
     """The tasks ``index`` of maps or positions (b t ...)."""
 
@@ -64,8 +59,17 @@ class TakeTasks(nn.Module):
 
 def _take_norm(norm: nn.BatchNorm2d, num_tasks: int, index: Sequence[int]) -> nn.BatchNorm2d:
     copied = shallow_copy(norm)
-    for registry in (copied._parameters, copied._buffers):
-        for name, value in registry.items():
-            if value is not None and value.dim():
-                registry[name] = take(value.unflatten(0, (num_tasks, -1)), index).flatten()  # type: ignore[assignment]
+
+    def taken(x: Tensor) -> Tensor:
+        return x.unflatten(0, (num_tasks, -1))[list(index)].flatten()
+
+    for name, value in norm._parameters.items():
+        copied._parameters[name] = None if value is None else _parameter(taken(value))
+    for name, value in norm._buffers.items():
+        copied._buffers[name] = taken(value) if value is not None and value.dim() else value
     return copied
+
+
+def _parameter(x: Tensor) -> nn.Parameter:
+    """A slice in a parameter's place: itself where gradients are to flow through it."""
+    return cast(nn.Parameter, x) if x.requires_grad else nn.Parameter(x, requires_grad=False)

@@ -1,0 +1,130 @@
+"""One contract for every decoder on every preset, built in or one's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from mtlsi.config import PRESETS
+from mtlsi.errors import MistakeError
+from mtlsi.model import decoders
+from mtlsi.model.build import create_model
+from mtlsi.model.decoders import BUILT_IN, register_decoder
+from mtlsi.model.network import MTLSINet
+from mtlsi.tasks import NYUD40
+
+CHANNELS = {"semseg": len(NYUD40), "depth": 1, "normals": 3, "boundary": 1}
+LARGE = ("swin_large", "vit_large")
+SMALL_SIZES = {"num_tokens": 16}
+
+
+class OneConvolution(nn.Module):
+    """The least that a person might bring: no coarse predictions, no subsets."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.of_task = nn.ModuleDict({t: nn.Conv2d(spec.map_channels[0], c, 1) for t, c in spec.outputs.items()})
+
+    def forward(self, maps):
+        return {task: layer(maps[0]) for task, layer in self.of_task.items()}, {}
+
+
+@pytest.fixture(autouse=True)
+def own_decoder(monkeypatch):
+    monkeypatch.setattr(decoders, "DECODERS", dict(decoders.DECODERS))
+    register_decoder("one_convolution", OneConvolution)
+
+
+def built(preset, decoder):
+    torch.manual_seed(0)
+    if preset == "vit_large":
+        return create_model(preset, decoder=decoder, backbone="vit_tiny_patch16_224", channels=32, num_tokens=16)
+    if preset == "swin_large":
+        return create_model(
+            preset, decoder=decoder, backbone="swin_tiny_patch4_window7_224", channels=48, num_tokens=16
+        )
+    return create_model(preset, decoder=decoder, **SMALL_SIZES)
+
+
+def images(height=64, width=96, batch=1):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+class Final(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x).final
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("decoder", [*BUILT_IN, "one_convolution"])
+def test_contract(decoder, preset, tmp_path):
+    model = built(preset, decoder).train()
+    output = model(images(70, 101))  # any size, a batch of one
+    expected = {task: (1, channels, 70, 101) for task, channels in CHANNELS.items()}
+    assert {task: tuple(x.shape) for task, x in output.final.items()} == expected
+    assert {task: tuple(x.shape) for task, x in output.coarse.items()} == (expected if output.coarse else {})
+    sum(x.square().mean() for x in (*output.final.values(), *output.coarse.values())).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.decoder.parameters())
+
+    model.eval()
+    final, coarse = model.decoder(model.backbone(images()))
+    assert {task: x.shape[-2:] for task, x in final.items()} == dict.fromkeys(CHANNELS, (16, 24))
+    assert set(coarse) in (set(), set(CHANNELS))
+    with torch.no_grad():
+        whole = model(images())
+        again, some = model(images()), model(images(), tasks=("normals", "depth"))
+    assert set(some.final) == {"depth", "normals"}
+    assert set(some.coarse) <= {"depth", "normals"}
+    for task, value in whole.final.items():
+        assert torch.equal(again.final[task], value)
+        if task in some.final:
+            torch.testing.assert_close(some.final[task], value, atol=1e-4, rtol=1e-4)
+
+    model.save_pretrained(tmp_path)
+    loaded = MTLSINet.from_pretrained(tmp_path)
+    assert set(loaded.state_dict()) == set(model.state_dict())
+    with torch.no_grad():
+        for task, value in loaded(images()).final.items():
+            assert torch.equal(value, whole.final[task])
+
+
+@pytest.mark.parametrize("decoder", [*BUILT_IN, "one_convolution"])
+@pytest.mark.parametrize("tasks", [None, ("depth", "boundary")])
+def test_every_decoder_exports_whole_and_in_part_with_a_free_batch(decoder, tasks):
+    model = built("tiny", decoder).eval().for_tasks(tasks)
+    with torch.no_grad():
+        exported = torch.export.export(
+            Final(model), (images(batch=2),), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=8)},)
+        )
+        for batch in (1, 3):
+            ours, expected = exported.module()(images(batch=batch)), model(images(batch=batch)).final
+            assert set(ours) == set(expected) == set(tasks or CHANNELS)
+            for task, value in expected.items():
+                torch.testing.assert_close(ours[task], value, atol=1e-4, rtol=1e-4)
+
+
+def test_a_decoder_of_ones_own_reads_its_options():
+    register_decoder("wide", lambda spec: OneConvolution(spec) if spec.sizes.decoder_options == {"width": 3} else None)
+    model = create_model("tiny", decoder="wide", decoder_options={"width": 3})
+    assert isinstance(model.decoder, OneConvolution)
+
+
+def test_tasks_of_heads_only_never_meet():
+    """What changes one task's weights changes no other task's prediction."""
+    model = built("tiny", "heads_only").eval()
+    with torch.no_grad():
+        before = model(images()).final
+        model.decoder.pyramid.refine.spatial[1] += 1  # depth
+        after = model(images()).final
+    moved = [task for task in CHANNELS if not torch.equal(before[task], after[task])]
+    assert moved == ["depth"]
+
+
+def test_unknown_and_taken_names_are_refused():
+    with pytest.raises(MistakeError, match="unknown decoder 'invptt'; expected one of mtlsi, heads_only, one_conv"):
+        create_model("tiny", decoder="invptt")
+    with pytest.raises(MistakeError, match="decoder 'mtlsi' is built in"):
+        register_decoder("mtlsi", OneConvolution)
