@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test reaches for the network
 
+from jaxtyping import install_import_hook
+
+install_import_hook(("mtlsi.model", "mtlsi.nn", "mtlsi.kernels"), "beartype.beartype")  # shapes in signatures are checked
+
 import pytest
 import torch
 from rich.console import Console

@@ -4,7 +4,7 @@ Each operation has one signature, given here, and several forms: ``reference`` i
 device, and for some of them forms that are faster on a CPU (``cpu_*``). ``choice`` picks one. Every form is tested against
 the reference in float64.
 
-Axes: b batch, t task, n positions, c d e o channels, k tokens or keys, m pooled positions, h heads (or h w a map). In
+Axes: b batch, t task, n positions, c d e o channels, k tokens or keys, m pooled positions, h w a map. In
 memory a position comes before its tasks and a task before its channels, (b n t c); any other order is slower, not wrong.
 """
 
@@ -74,7 +74,7 @@ def attention(
 
 def global_context(
     keys: Float[Tensor, "b t m c"], values: Float[Tensor, "b t m c"], num_heads: int
-) -> tuple[Float[Tensor, "b h d d"], Float[Tensor, "b h d"]]:
+) -> tuple[Float[Tensor, "b heads d d"], Float[Tensor, "b heads d"]]:
     """C = mean_m phi(k_m) v_m^T and z = mean_m phi(k_m) over the positions of all tasks; phi(x) = elu(x) + 1.
 
     Float32 or wider, also under autocast. A mean in place of the sum leaves the attention unchanged and in range.
@@ -84,8 +84,8 @@ def global_context(
 
 def attend_and_expand(
     queries: Sequence[Float[Tensor, "b t n c"]],
-    context: Float[Tensor, "b h d d"],
-    normaliser: Float[Tensor, "b h d"],
+    context: Float[Tensor, "b heads d d"],
+    normaliser: Float[Tensor, "b heads d"],
     weight: Float[Tensor, "t sc o"],
     bias: Float[Tensor, "t 1 o"],
 ) -> Float[Tensor, "b t n o"]:

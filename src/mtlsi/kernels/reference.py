@@ -60,7 +60,7 @@ def feature_map(x: Tensor) -> Tensor:
 
 def global_context(
     keys: Float[Tensor, "b t m c"], values: Float[Tensor, "b t m c"], num_heads: int
-) -> tuple[Float[Tensor, "b h d d"], Float[Tensor, "b h d"]]:
+) -> tuple[Float[Tensor, "b heads d d"], Float[Tensor, "b heads d"]]:
     """C = mean_m phi(k_m) v_m^T and z = mean_m phi(k_m), over the positions of all tasks, head by head."""
     contexts, normalisers = [], []
     for k, v in zip(keys.flatten(1, 2).chunk(num_heads, -1), values.flatten(1, 2).chunk(num_heads, -1), strict=True):
@@ -72,8 +72,8 @@ def global_context(
 
 def attend_and_expand(
     queries: Sequence[Float[Tensor, "b t n c"]],
-    context: Float[Tensor, "b h d d"],
-    normaliser: Float[Tensor, "b h d"],
+    context: Float[Tensor, "b heads d d"],
+    normaliser: Float[Tensor, "b heads d"],
     weight: Float[Tensor, "t sc o"],
     bias: Float[Tensor, "t 1 o"],
 ) -> Float[Tensor, "b t n o"]:

@@ -76,7 +76,9 @@ class MultiQueryLinearFusion(nn.Module):
         embedded = apart(kernels.block_conv(coarse, weights), len(weights))
         return to_map(self.project(to_positions(features)), features.shape[-2:]) + embedded
 
-    def context(self, joined: Float[Tensor, "b t c h w"]) -> tuple[Float[Tensor, "b h d d"], Float[Tensor, "b h d"]]:
+    def context(
+        self, joined: Float[Tensor, "b t c h w"]
+    ) -> tuple[Float[Tensor, "b heads d d"], Float[Tensor, "b heads d"]]:
         """C and z from J pooled over squares of ``pool`` positions."""
         pooled = apart(F.avg_pool2d(side_by_side(joined), self.pool, ceil_mode=True), len(self.embed))
         keys, values = self.key_value.chunks(self.context_norm(to_positions(pooled)), 2)  # b t m c

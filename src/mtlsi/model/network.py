@@ -143,8 +143,8 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         chosen.tasks = names
         chosen.classes = {task: classes for task, classes in self.classes.items() if task in names}
         index = [self.tasks.index(task) for task in names]
-        has_subsets = hasattr(self.decoder, "for_tasks")
-        chosen.decoder = self.decoder.for_tasks(index) if has_subsets else OnlyTasks(self.decoder, names)
+        decoder: Any = self.decoder
+        chosen.decoder = decoder.for_tasks(index) if hasattr(decoder, "for_tasks") else OnlyTasks(decoder, names)
         return chosen
 
     def _checked_tasks(self, tasks: Iterable[str] | None) -> tuple[str, ...]:

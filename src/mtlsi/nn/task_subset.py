@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,6 @@ def _take_norm(norm: nn.BatchNorm2d, num_tasks: int, index: Sequence[int]) -> nn
     return copied
 
 
-def _parameter(x: Tensor) -> nn.Parameter:
+def _parameter(x: Tensor) -> Any:
     """A slice in a parameter's place: itself where gradients are to flow through it."""
-    return cast(nn.Parameter, x) if x.requires_grad else nn.Parameter(x, requires_grad=False)
+    return x if x.requires_grad else nn.Parameter(x, requires_grad=False)
