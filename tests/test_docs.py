@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+import mtlsi
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_every_public_name_is_in_the_api_page():
+    documented = re.findall(r"^::: mtlsi\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert set(mtlsi.__all__) <= set(documented)
+
+
+def test_every_page_of_the_docs_is_in_the_navigation():
+    navigation = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} == set(navigation)
+
+
+def test_citation_names_the_version_of_the_package():
+    import tomllib
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert str(citation["version"]) == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert citation["preferred-citation"]["identifiers"][0]["value"] == "arXiv:2604.01995"
