@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
+from PIL import Image
 
 import mtlsi
 
@@ -26,3 +30,14 @@ def test_citation_names_the_version_of_the_package():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert str(citation["version"]) == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert citation["preferred-citation"]["identifiers"][0]["value"] == "arXiv:2604.01995"
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "width_over_height"),
+    [("draw_network", [], 13 / 3.3), ("draw_teaser", ["--scenes", "3"], 4.9)],
+)
+def test_figures_can_be_drawn_again(script, options, width_over_height, tmp_path):
+    command = [sys.executable, str(ROOT / "docs" / f"{script}.py"), "--out", str(tmp_path / "figure.png"), *options]
+    subprocess.run(command, check=True, capture_output=True)
+    with Image.open(tmp_path / "figure.png") as figure:
+        assert figure.width / figure.height == pytest.approx(width_over_height, rel=0.02)
