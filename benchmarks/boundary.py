@@ -1,12 +1,12 @@
-"""How many boundary maps are scored in a second, and how many if every threshold is matched again.
+"""How many boundary maps are scored per second, and how many if every threshold is matched from scratch.
 
     python benchmarks/boundary.py [--root NYUDV2_FOLDER] [--images 40] [--again 1] [--workers 2]
 
-Maps are 425x560, their labels the outlines of the classes. A map holds the labelled outlines, misplaced by a pixel or
-two and of uneven strength, the photo's gradients as false boundaries, and noise; so a low threshold leaves very many
-pixels. Without --root, smooth noise stands in for the classes and the photo. Of --again images every threshold is also
-matched by itself, by SciPy and by the matcher of this package; the numbers of pairs must be equal. SciPy's takes up to
-half a minute for a single threshold.
+Maps are 425x560; the labels are the outlines of the classes. A map holds the labelled outlines, displaced by a pixel or
+two and of varying strength, the photo's gradients as false boundaries, and noise, so that a low threshold keeps very many
+pixels. Without --root, smooth noise replaces the classes and the photo. For --again images every threshold is also matched
+from scratch, by SciPy and by the matcher of this package; the numbers of pairs must be equal. SciPy takes up to half a
+minute for a single threshold.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIZE, MAX_DIST, NUM_THRESHOLDS, NUM_IMAGES = (425, 560), 0.011, 99, 654
 
 
 def make_pair(index: int, root: Path | None) -> tuple[np.ndarray, list[np.ndarray]]:
-    """A soft map (H W) float32 and its one label (H W) bool."""
+    """A soft map (H W) float32 and its single label (H W) bool."""
     draw = np.random.default_rng(index)
 
     def smooth(sigma: float) -> np.ndarray:
@@ -54,8 +54,8 @@ def make_pair(index: int, root: Path | None) -> tuple[np.ndarray, list[np.ndarra
     return np.clip(soft, 0, 1).astype(np.float32), [label]
 
 
-def match_anew(levels: list[np.ndarray], truth: np.ndarray, stride: int, distance: float) -> list[int]:
-    """The number of pairs at each level, every level by itself, with SciPy."""
+def match_from_scratch(levels: list[np.ndarray], truth: np.ndarray, stride: int, distance: float) -> list[int]:
+    """The number of pairs at each level, each level from scratch, with SciPy."""
     reach = int(distance)
     steps = [
         row * stride + column
@@ -76,7 +76,7 @@ def match_anew(levels: list[np.ndarray], truth: np.ndarray, stride: int, distanc
 
 
 def time_parts(soft: np.ndarray, label: np.ndarray, again: bool) -> dict[str, float]:
-    """Seconds of each part, of one image on one core."""
+    """Seconds that each part takes for one image on one core."""
     thresholds, distance = thresholds_of(NUM_THRESHOLDS), MAX_DIST * float(np.hypot(*SIZE))
     rim = int(distance)
     stride = SIZE[1] + 2 * rim
@@ -91,9 +91,9 @@ def time_parts(soft: np.ndarray, label: np.ndarray, again: bool) -> dict[str, fl
     if again:
         levels = [pixels[a:b] for a, b in pairwise(starts)]
         own = [match_levels(x, np.array([0, len(x)]), truth, stride, distance, nearest=False).sum() for x in levels]
-        marks["matching again, ours"] = perf_counter()
-        scipy = match_anew(levels, truth, stride, distance)
-        marks["matching again, SciPy"] = perf_counter()
+        marks["from scratch, ours"] = perf_counter()
+        scipy = match_from_scratch(levels, truth, stride, distance)
+        marks["from scratch, SciPy"] = perf_counter()
         kept = [matched[a:b].sum() for a, b in pairwise(starts)]
         if not kept == own == scipy:
             raise SystemExit("the matchers differ")
@@ -102,7 +102,7 @@ def time_parts(soft: np.ndarray, label: np.ndarray, again: bool) -> dict[str, fl
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=None, help="folder with images/ and segmentation/ of NYUDv2")
     parser.add_argument("--images", type=int, default=40)
@@ -116,7 +116,11 @@ def main() -> None:
     seconds = {part: float(np.mean([one[part] for one in times if part in one])) for part in times[0]}
     before = seconds["suppression"] + seconds["thinning"]
     for part, value in seconds.items():
-        rate = f"   {1 / (before + value):7.3f} maps per second, all told" if "matching" in part else ""
+        rate = (
+            f"   {1 / (before + value):7.3f} maps per second, in total"
+            if part == "matching" or "scratch" in part
+            else ""
+        )
         print(f"{part:20} {value:8.3f} s per map{rate}")
     begin = perf_counter()
     for _ in count_pairs(pairs, max_dist=MAX_DIST, num_workers=options.workers):

@@ -1,11 +1,11 @@
-"""Train the cheaper and the dearer forms of the network for as many steps on the same data, and compare their scores.
+"""Trains cheaper and dearer forms of the network for the same number of steps on the same data, and compares scores.
 
     python benchmarks/forms.py --out DIR                                     # tiny on generated scenes
     python benchmarks/forms.py --out DIR --root NYUDV2_FOLDER --weights FILE # mobilenetv2_100 on NYUDv2, ImageNet weights
 
-Every form has the same seed, order of images and draws of their augmentation; the first is trained with a second seed
-too, to show how far chance goes. A form that has been trained already is not trained again; one that was cut short is.
-The table goes to DIR/forms.md. NYUDv2 is shown and scored at 240x320, on every sixth of its 654 test images.
+Every form has the same seed, order of images and augmentation; the first is also trained with a second seed, to show the
+variation between seeds. Finished forms are not trained again, interrupted ones are. The table is written to DIR/forms.md.
+NYUDv2 is resized to 240x320 and scored at that size, on every sixth of its 654 test images.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from mtlsi.tasks import TASK_SETS, TASKS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SCORED = 6
-"""Every so many of the test images."""
+"""One in this many test images is scored."""
 SHOWN_HW = (240, 320)
 
 
 def forms_of(preset: str) -> dict[str, dict[str, Any]]:
-    """The sizes in which each form differs from the preset, by name."""
+    """By name, the sizes of each form that differ from the preset."""
     return {
         "meets at stride 8": {},
         "meets at stride 4": {"decoder_stride": 4, "context_pool": 4},
-        "heads draw in all channels": {"head_channels": PRESETS[preset].channels},
-        "queries share their mixing": {"queries": "shared"},
+        "full-width heads": {"head_channels": PRESETS[preset].channels},
+        "shared queries": {"queries": "shared"},
         "1 head": {"num_heads": 1},
         "dense queries": {"queries": "dense"},
         "dense convolutions": {"dense_convolutions": True},
@@ -41,7 +41,7 @@ def forms_of(preset: str) -> dict[str, dict[str, Any]]:
 
 
 def settings_for(root: Path | None, weights: str, out: Path) -> list[str]:
-    """The command's settings that all forms share."""
+    """The settings of the command that all forms share."""
     if root is None:
         return ["--config", str(RECIPES / "scenes_tiny.yaml"), "--data.num_val", "100", "--train.iterations", "400"]
     prepared = out / "prepared"
@@ -71,7 +71,7 @@ def settings_for(root: Path | None, weights: str, out: Path) -> list[str]:
 
 
 def train(run: Path, settings: list[str], sizes: dict[str, Any], seed: int) -> dict[str, Any]:
-    """The scores of a form, from its run folder where it has been trained already."""
+    """The scores of a form, read from its run folder if it has been trained."""
     if not (run / "scores.json").exists():
         shutil.rmtree(run, ignore_errors=True)
         arguments = ["train", *settings, "--model", json.dumps(sizes), "--seed", str(seed), "--out", str(run)]
@@ -81,7 +81,7 @@ def train(run: Path, settings: list[str], sizes: dict[str, Any], seed: int) -> d
 
 
 def main() -> None:
-    """Train what has not been trained, then write the table."""
+    """Trains what has not been trained and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--root", type=Path, default=None)

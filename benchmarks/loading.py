@@ -1,9 +1,9 @@
-"""How many images a second two loader processes read from a data set, and from the same set after mtlsi data prepare.
+"""How many images per second two loader processes read from a data set, before and after mtlsi data prepare.
 
     python benchmarks/loading.py ROOT PREPARED [--images 200] [--workers 2]
 
-Both are gone through once beforehand, so that neither the disk nor labels derived for the first time are measured; then in
-turns. Handing whole images with float labels (7 MB each) from process to process costs as much again as reading them.
+Both are read once before measuring, so that neither the disk nor labels derived for the first time count; then they take
+turns. Whole images with float labels have 7 MB each: sending them between processes takes longer than reading prepared ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mtlsi.data.readers.prepared import Prepared
 
 
 class Read(Dataset):
-    """Reads an image with its labels and hands over nothing but its number."""
+    """Reads an image with its labels and returns only its index."""
 
     def __init__(self, whole: Dataset):
         self.whole = whole
@@ -31,7 +31,7 @@ class Read(Dataset):
 
 
 def seconds(dataset: Dataset, images: int, workers: int) -> float:
-    """Time to go through the first ``images`` of ``dataset``, without starting the processes."""
+    """Seconds to read the first ``images`` of ``dataset``, not counting the start of the processes."""
     loader = DataLoader(Subset(dataset, range(images)), batch_size=None, num_workers=workers, prefetch_factor=4)
     start = 0.0
     for index, _ in enumerate(loader):
@@ -41,7 +41,7 @@ def seconds(dataset: Dataset, images: int, workers: int) -> float:
 
 
 def main() -> None:
-    """Print images a second of both and their ratio."""
+    """Prints images per second of both and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("prepared", type=Path)
@@ -52,7 +52,7 @@ def main() -> None:
     count = min(options.images, len(original))
     for what, sets in (
         ("read by the workers", {"original": Read(original), "prepared": Read(prepared)}),
-        ("and handed to the training process", {"original": original, "prepared": prepared}),
+        ("and sent to the training process", {"original": original, "prepared": prepared}),
     ):
         times: dict[str, list[float]] = {name: [] for name in sets}
         for turn in range(6):
@@ -61,9 +61,9 @@ def main() -> None:
                 if turn:
                     times[name].append(spent)
         print(what)
-        for name, of in times.items():
-            spread = f"{count / max(of):.0f} to {count / min(of):.0f}"
-            print(f"  {name}: {count / median(of):.0f} images a second (median of 5; {spread})")
+        for name, taken in times.items():
+            spread = f"{count / max(taken):.0f} to {count / min(taken):.0f}"
+            print(f"  {name}: {count / median(taken):.0f} images/s (median of 5; {spread})")
         print(f"  {median(times['original']) / median(times['prepared']):.1f} times as fast")
 
 

@@ -1,11 +1,11 @@
-"""Our presets and other people's networks, turn and turn about in one process: operations, time, memory, training step.
+"""Our presets and other networks, interleaved in one process: operations, time, memory, training step.
 
     python benchmarks/peers.py hrnet_w18 MTI-Net=DIR/mtinet.py ATRC=DIR/atrc.py [--size 448 576] [--repeats 5]
 
-Every NAME=FILE[:ARGUMENT] is a Python file of yours with a function ``build([ARGUMENT])`` that gives the other network, with
-random weights, in evaluation mode; its ``backbone`` is the part that is timed alone. None of their code comes with this
-project. A training step is forward and backward of two images of half the size, to the mean of everything that the
-network returns. Everything runs with the memory settings of ours, from which the others gain too.
+Each NAME=FILE[:ARGUMENT] is a Python file of yours with a function ``build([ARGUMENT])`` that returns the other network with
+random weights; its ``backbone`` is the part that is timed alone. This project contains none of their code. A training step
+is forward and backward of two images of half the size, to the mean of everything the network returns. All networks run
+with our allocator settings, which help the others too.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ def open_network(given: str) -> nn.Module:
 
 
 def prepare(given: str, size_hw: tuple[int, int]) -> Any:
-    """A forward of a network opened for this alone."""
+    """A forward pass of a network built for this measurement alone."""
     network = open_network(given)
     keep_freed_memory()
-    small = size_hw if "=" in given else FIRST_SIZE  # some work at one size only
+    small = size_hw if "=" in given else FIRST_SIZE  # some networks accept only one size
     forward_of(network, random_images(1, small, CPU), CPU, torch.float32)()
     return forward_of(network, random_images(1, size_hw, CPU), CPU, torch.float32)
 
 
 def floats(result: Any) -> Iterator[Tensor]:
-    """Every floating-point tensor that a network returns, however deep it lies."""
+    """Every floating-point tensor that a network returns, however nested."""
     if isinstance(result, Output):
         result = [result.final, result.coarse]
     if isinstance(result, Tensor):
@@ -73,24 +73,24 @@ def train_step(network: nn.Module, images: Tensor) -> None:
 
 
 def works(call: Any) -> bool:
-    """Whether a network can do this at all; it says why not."""
+    """Whether the call runs; if it does not, prints why."""
     try:
         call()
     except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
-        print(f"  left out: {' '.join(str(error).split())[:120]}")
+        print(f"  skipped: {' '.join(str(error).split())[:120]}")
         return False
     return True
 
 
 def shown(timing: Timing | None) -> str:
-    """Milliseconds, with their spread."""
+    """Milliseconds with their range."""
     if timing is None:
         return "-"
     return f"{1e3 * timing.median_s:.0f} ({1e3 * timing.lowest_s:.0f}-{1e3 * timing.highest_s:.0f})"
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measures and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="+", metavar="PRESET or NAME=FILE[:ARGUMENT]")
     parser.add_argument("--size", type=int, nargs=2, default=(448, 576))

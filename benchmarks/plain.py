@@ -1,4 +1,4 @@
-"""The network beside its equations written out plainly (``tests/plain_network.py``), turn and turn about, in one run.
+"""The network against the plain form of its equations (``tests/plain_network.py``), interleaved in one run.
 
     python benchmarks/plain.py [--model hrnet_w18] [--change '{"decoder_stride": 4}'] [--size 448 576] [--repeats 5]
 
@@ -24,7 +24,7 @@ from plain_network import plain_forward
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="hrnet_w18")
     parser.add_argument("--change", default="{}")
@@ -43,7 +43,7 @@ def main() -> None:
     ours, (plain, _) = forwards["ours"]().final, forwards["plain"]()
     error = max(float((ours[task] - plain[task]).norm() / plain[task].norm()) for task in plain)
     show("forward", time_calls(forwards, repeats=given.repeats, warmup=1))
-    print(f"largest difference between the two, over the prediction's size: {error:.1e}")
+    print(f"largest difference between the two, relative to the prediction's norm: {error:.1e}")
 
     model.train()
     half = (size[0] // 2, size[1] // 2)
@@ -64,12 +64,12 @@ def main() -> None:
 
 
 def show(what: str, taken: Any) -> None:
-    """Both times and their ratio."""
+    """Prints both times and their ratio."""
     times = ", ".join(
         f"{name} {1e3 * t.median_s:.0f} ms ({1e3 * t.lowest_s:.0f}-{1e3 * t.highest_s:.0f})"
         for name, t in taken.items()
     )
-    print(f"{what}: {times}; plain over ours {taken['plain'].median_s / taken['ours'].median_s:.2f}")
+    print(f"{what}: {times}; plain / ours {taken['plain'].median_s / taken['ours'].median_s:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Generated rooms with exact labels for every task: data that needs no download, a pure function of (seed, index).
 
-A room holds furniture of several parts, things on its walls, people and animals, lamps and their shadows; no two are
-alike in size, camera, furniture, materials or light. Labels come from the geometry and are valid at every pixel.
+A room has furniture, wall decoration, people, animals, lamps and shadows. Size, camera, furniture, materials and light
+vary from room to room. Labels come from the geometry and are valid at every pixel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.tasks import NYUD40, PARTS7, PASCAL21, TASK_SETS, TASKS, check_tasks
 
 CLASS_NAMES = {
-    # kind of object: (its NYUD class, its PASCAL class)
+    # object kind: (NYUD class, PASCAL class)
     "wall": ("wall", "background"),
     "floor": ("floor", "background"),
     "ceiling": ("ceiling", "background"),
@@ -59,9 +59,9 @@ CLASS_NAMES = {
     "cat": ("other prop", "cat"),
 }
 FIXED = {"wall", "floor", "ceiling", "door", "window", "curtain", "blinds", "picture", "mirror", "whiteboard", "rug"}
-"""Kinds that belong to the room; they are never salient."""
+"""Kinds that are part of the room and never salient."""
 SALIENT_PERSON = 1 / 300
-"""The share of the image that a person must fill to be salient."""
+"""The fraction of the image a person must cover to be salient."""
 LABEL_SETS: dict[str, tuple[str, ...]] = {
     **{name: tasks.tasks for name, tasks in TASK_SETS.items()},
     "all": tuple(TASKS),
@@ -70,7 +70,7 @@ LABEL_SETS: dict[str, tuple[str, ...]] = {
 
 
 def label_set_of(classes: Mapping[str, Sequence[str]], tasks: Sequence[str]) -> str:
-    """The label set that ``tasks`` with these ``classes`` belong to: the first that has all of them."""
+    """The first label set that has all of ``tasks`` with these ``classes``."""
     pascal = len(classes.get("semseg", ())) == len(PASCAL21)
     order = ("pascal",) if pascal else ("nyud", "pascal", "all") if "semseg" not in classes else ("nyud", "all")
     return next((name for name in order if set(tasks) <= set(LABEL_SETS[name])), "all")
@@ -86,11 +86,11 @@ def _check(index: int, seed: int, size_hw: tuple[int, int], label_set: str) -> N
 
 
 def outlines(instance: NDArray) -> NDArray[np.uint8]:
-    """Boundaries (H W) of an instance map (H W): 1 where a pixel and its right or lower one differ.
+    """Boundaries (H W) of an instance map (H W): 1 where a pixel differs from its right or lower neighbour.
 
-    Choice: instances are whole objects and the single surfaces of the room (each wall, the floor, the ceiling), so a
-    chair's outline is a boundary and the crease between its seat and its back is not. A line is one pixel wide and lies
-    on the left or upper side of the change.
+    Choice: an instance is a whole object or one surface of the room (a wall, the floor, the ceiling), so the outline of
+    a chair is a boundary and the crease between its seat and back is not. Lines are one pixel wide, on the left or upper
+    side of the change.
     """
     edge = np.zeros(instance.shape, np.uint8)
     edge[:, :-1] |= instance[:, :-1] != instance[:, 1:]
@@ -99,10 +99,10 @@ def outlines(instance: NDArray) -> NDArray[np.uint8]:
 
 
 def _salient(instance: NDArray[np.int64], kinds: list[str]) -> NDArray[np.uint8]:
-    """The salient objects (H W): everybody who fills at least ``SALIENT_PERSON`` of the image; if nobody does, the
-    one object with the largest visible area, weighted towards the centre, that is no part of the room.
+    """The salient objects (H W): every person that covers at least ``SALIENT_PERSON`` of the image; if there is none, the
+    single movable object with the largest visible area, weighted towards the centre.
 
-    A pixel's weight is the product of its distances to the nearer side and to the nearer of top and bottom.
+    A pixel's weight is its distance to the nearer vertical border times its distance to the nearer horizontal one.
     Choice: PASCAL's saliency labels are distilled from a network; this rule is exact and favours what people look at.
     """
     height, width = instance.shape
@@ -117,7 +117,7 @@ def _salient(instance: NDArray[np.int64], kinds: list[str]) -> NDArray[np.uint8]
 
 
 def _in_camera(camera: Camera, normal: Floats) -> Floats:
-    """Room normals (3 n) as unit vectors in the camera's frame: x right, y up, z to the camera."""
+    """Room normals (3 n) as unit vectors in the camera frame: x right, y up, z towards the camera."""
     axes = np.array((camera.right, camera.up, camera.back), np.float32)
     turned = np.stack([dot(axis[:, None], normal) for axis in axes])
     return turned / np.sqrt(dot(turned, turned))
@@ -126,11 +126,11 @@ def _in_camera(camera: Camera, normal: Floats) -> Floats:
 def render_scene(
     index: int, *, seed: int = 0, size_hw: tuple[int, int] = (120, 160), label_set: str = "nyud"
 ) -> dict[str, NDArray]:
-    """The image ``image`` (H W 3) uint8 and a label for each task of the label set, laid out as ``mtlsi.tasks`` says.
+    """``image`` (H W 3) uint8 and a label for each task of the label set, laid out as ``mtlsi.tasks`` says.
 
-    ``label_set``: ``nyud``, ``pascal``, or ``all`` (every task, NYUD's classes). The room depends neither on it nor on
-    ``size_hw`` (H W), which only samples the room: the longer side spans the field of view. All pixels are valid.
-    The same arguments give the same bytes everywhere, as long as NumPy draws the same random numbers.
+    ``label_set`` is ``nyud``, ``pascal`` or ``all`` (every task, NYUD classes). The room does not depend on it, nor on
+    ``size_hw`` (H, W), which only sets the sampling: the longer side spans the field of view. All pixels are valid.
+    The same arguments give the same bytes on every machine, as long as NumPy draws the same random numbers.
     Raises ``MistakeError`` for an unknown label set, a size below 2 pixels, or an index or seed below 0.
     """
     _check(index, seed, size_hw, label_set)
@@ -158,17 +158,17 @@ def scene_intrinsics(
     index: int, *, seed: int = 0, size_hw: tuple[int, int] = (120, 160)
 ) -> tuple[float, float, float, float]:
     """(fx, fy, cx, cy) in pixels of a scene's pinhole camera: pixel (column u, row v) of depth d is the point
-    ((u - cx) d / fx, (cy - v) d / fy, -d) in the frame of the normals (x right, y up, z to the camera).
+    ((u - cx) d / fx, (cy - v) d / fy, -d) in the frame of the normals (x right, y up, z towards the camera).
     """
     _check(index, seed, size_hw, "all")
     return intrinsics(build(Dice(seed, index)).camera, size_hw)
 
 
 class Scenes(torch.utils.data.Dataset):
-    """``length`` generated scenes, numbered from ``first_index``: sets with disjoint numbers never share a room.
+    """``length`` generated scenes, numbered from ``first_index``: sets with disjoint ranges share no room.
 
-    An item holds ``image`` (3 H W) uint8 and one tensor for each of ``tasks`` (None: all of the label set), as
-    ``render_scene`` gives them. Raises ``MistakeError`` for a task that the label set has not.
+    An item holds ``image`` (3 H W) uint8 and one tensor per task of ``tasks`` (None: the whole label set), as
+    ``render_scene`` gives them. Raises ``MistakeError`` for a task that is not in the label set.
     """
 
     derived: tuple[str, ...] = ()
@@ -209,5 +209,5 @@ class Scenes(torch.utils.data.Dataset):
         return sample
 
     def name(self, index: int) -> str:
-        """A file name, without ending, that tells the scene from every other."""
+        """A file name without suffix, unique to the scene."""
         return f"scene_{self.seed}_{self._number(index):06d}"

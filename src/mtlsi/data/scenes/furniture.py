@@ -1,4 +1,4 @@
-"""Furniture of generated scenes, with what stands on it. Every maker draws its own sizes and materials."""
+"""Furniture of generated scenes, with the things on it. Each function draws its own sizes and materials."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _four_legs(item: Item, width: float, length: float, height: float, thick: fl
 
 
 def chair(dice: Dice) -> Item:
-    """Seat, back and four legs; its front is where a sitter's knees go."""
+    """Seat, back and four legs; a sitter's knees point to the front."""
     width, length, seat = dice.between(0.4, 0.52), dice.between(0.4, 0.5), dice.between(0.43, 0.48)
     frame, cushion = timber(dice), fabric(dice)
     back = dice.between(0.4, 0.6)
@@ -44,7 +44,7 @@ def sofa(dice: Dice) -> Item:
     width, length, seat = 0.35 + 0.65 * seats, dice.between(0.85, 1.0), dice.between(0.4, 0.46)
     cloth = fabric(dice)
     item = Item("sofa", (width + 0.1, length + 0.1))
-    item.box((0, seat / 2 - 0.03, 0), (width - 0.02, seat - 0.1, length - 0.02), cloth)  # inside the arms' faces
+    item.box((0, seat / 2 - 0.03, 0), (width - 0.02, seat - 0.1, length - 0.02), cloth)  # just inside the arms
     for seat_index in range(seats):
         x = (seat_index - (seats - 1) / 2) * 0.65
         item.box((x, seat - 0.05, 0.08), (0.63, 0.12, length - 0.2), cloth)
@@ -82,7 +82,7 @@ def bed(dice: Dice) -> Item:
 
 
 def _lay(dice: Dice, item: Item, width: float, length: float, height: float) -> None:
-    """Puts small things on a top, side by side so that they never meet."""
+    """Puts small things on a table top, in slots so that they never overlap."""
     slots = max(1, int(width / 0.4))
     for slot in range(slots):
         if dice.chance(0.45):
@@ -110,7 +110,7 @@ def coffee_table(dice: Dice) -> Item:
 
 
 def dining_table(dice: Dice) -> Item:
-    """A table with chairs around it, some of them taken."""
+    """A table with chairs around it, some occupied."""
     width, length = dice.between(1.0, 1.9), dice.between(0.8, 1.0)
     item = _table(dice, "dining table", width, length, dice.between(0.72, 0.78))
     item.footprint = (width + 0.2, length + 1.2)
@@ -126,7 +126,7 @@ def dining_table(dice: Dice) -> Item:
 
 
 def desk(dice: Dice) -> Item:
-    """A desk with drawers on one side and a chair before it, often with a screen on top."""
+    """A desk with drawers on one side and a chair in front, often with a screen on top."""
     width, length, height = dice.between(1.1, 1.6), dice.between(0.6, 0.75), dice.between(0.72, 0.77)
     wood = timber(dice)
     item = Item("desk", (width + 0.1, length + 0.1))
@@ -175,7 +175,7 @@ def _cupboard(dice: Dice, kind: str, width: float, length: float, height: float,
 
 
 def cabinet(dice: Dice) -> Item:
-    """A tall cupboard, or a low one that carries a television or small things."""
+    """A tall cupboard, or a low one with a television or small things on top."""
     if dice.chance(0.45):
         width, height = dice.between(0.8, 1.6), dice.between(1.5, 2.1)
         return _cupboard(dice, "cabinet", width, dice.between(0.4, 0.6), height, 1, dice.whole(2, 3))
@@ -197,7 +197,7 @@ def dresser(dice: Dice) -> Item:
 
 
 def night_stand(dice: Dice) -> Item:
-    """A small chest with two drawers and a lamp."""
+    """A small chest with two drawers, often with a lamp."""
     height = dice.between(0.45, 0.6)
     item = _cupboard(dice, "night stand", 0.45, 0.4, height, 2, 1)
     if dice.chance(0.7):
@@ -220,7 +220,7 @@ def refrigerator(dice: Dice) -> Item:
 
 
 def bookshelf(dice: Dice) -> Item:
-    """Sides, boards and rows of books; without books its kind is shelves."""
+    """Sides, boards and rows of books; without books its kind is ``shelves``."""
     width, length, height = dice.between(0.7, 1.4), dice.between(0.28, 0.36), dice.between(1.1, 2.1)
     wood, full = timber(dice), dice.chance(0.8)
     item = Item("bookshelf" if full else "shelves", (width, length))

@@ -1,7 +1,7 @@
 """The solids of a scene as arrays, and where rays enter them.
 
-Choice: only sums, products, quotients and square roots touch the labels, each written out per axis: these are rounded
-alike on every machine, where sums inside a matrix product are not.
+Choice: labels are computed with sums, products, quotients and square roots only, written out per axis. These round
+the same on every machine; the sums inside a matrix product do not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mtlsi.data.scenes.layout import SURFACES, Scene
 from mtlsi.data.scenes.shapes import Material, Shape, Vector
 
 Floats = NDArray[np.floating]
-"""Vectors are stored axis first, (3 n), so that each axis is one stretch of memory; single precision along the rays."""
+"""Vectors are stored axis first, (3 n), so that each axis is contiguous; float32 along the rays."""
 Integers = NDArray[np.int64]
 NUM_SURFACES = len(SURFACES)
 SHAPES: tuple[Shape, ...] = ("box", "ellipsoid", "cylinder", "capsule")
@@ -27,23 +27,23 @@ class Geometry:
     """The solids of a scene as arrays; the first six are the planes of the room."""
 
     shape: NDArray[np.int8]
-    """Positions in ``SHAPES``."""
+    """Indices into ``SHAPES``."""
     centre: NDArray[np.float64]
     """(solids 3)"""
     spread: NDArray[np.float64]
     """(solids 3 3): unit axes times half sizes."""
     to_unit: Floats
-    """(3 3 solids): takes a vector of the room to the frame in which the solid has half size one."""
+    """(3 3 solids): maps a vector of the room to the frame in which the solid has half size one."""
     half: Floats
     stretch: Floats
     instance: Integers
-    """Which object each solid belongs to: 0 to 5 the surfaces of the room, then the scene's items in their order."""
+    """The object of each solid: 0 to 5 are the surfaces of the room, then come the scene's items in order."""
     part: NDArray[np.uint8]
     materials: list[Material]
 
 
 def gather(scene: Scene) -> Geometry:
-    """The solids of a scene in arrays."""
+    """Collects the solids of a scene into arrays."""
     solids = [(index, solid) for index, item in enumerate(scene.items, NUM_SURFACES) for solid in item.solids]
     centre = np.zeros((NUM_SURFACES + len(solids), 3))
     axes = np.zeros((NUM_SURFACES + len(solids), 3, 3))
@@ -87,9 +87,9 @@ def slabs(origin: Floats, direction: Floats, axes: tuple[int, ...]) -> tuple[lis
 
 
 def disc(origin: Floats, direction: Floats, axes: tuple[int, ...]) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """Where rays come closest to the centre over some axes, half their chord of the unit ball, whether they meet it.
+    """Over some axes: where rays come closest to the centre, half their chord through the unit ball, whether they hit it.
 
-    The chord is measured at the closest point, where nothing large cancels: float32 is enough even for thin limbs.
+    The chord is computed at the closest point, where no large terms cancel, so float32 is enough even for thin limbs.
     """
     square = np.full_like(direction[0], TINY)
     closest = np.zeros_like(direction[0])
@@ -105,7 +105,7 @@ def disc(origin: Floats, direction: Floats, axes: tuple[int, ...]) -> tuple[Floa
 
 
 def enter(shape: str, origin: Floats, direction: Floats, stretch: Floats) -> Floats:
-    """Where rays enter a solid of half size one, in multiples of ``direction``; infinity where they do not."""
+    """Where rays enter a solid of half size one, in multiples of ``direction``; infinity where they miss."""
     if shape == "box":
         entries, exits = slabs(origin, direction, (0, 1, 2))
         distance = np.maximum(np.maximum(entries[0], entries[1]), entries[2])
@@ -133,7 +133,7 @@ def enter(shape: str, origin: Floats, direction: Floats, stretch: Floats) -> Flo
 def meet(
     geometry: Geometry, origin: Vector, solid: Integers, ray: Integers, direction: Floats
 ) -> tuple[Integers, Integers, Floats]:
-    """Which pairs (solid, ray) meet: their solids, their rays, and how far along the rays' ``direction`` (3 n)."""
+    """The pairs (solid, ray) that hit: their solids, their rays, and the distances along the rays' ``direction`` (3 n)."""
     start = transformed(geometry.to_unit, (origin - geometry.centre).T.astype(np.float32))
     shapes = geometry.shape[solid]
     solids, rays, distances = [], [], []

@@ -1,14 +1,11 @@
-"""Builds a room from dice: its size, surfaces, camera, lights, and furniture that stands where furniture stands."""
+"""Builds a random room: size, surfaces, camera, lights, and furniture in plausible places."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from mtlsi.data.scenes import furniture as furniture
-from mtlsi.data.scenes import people as people
-from mtlsi.data.scenes import props as props
-from mtlsi.data.scenes import walls as walls
+from mtlsi.data.scenes import furniture, people, props, walls
 from mtlsi.data.scenes.shapes import Dice, Item, Material, Vector, cross, fabric, shade, timber, tint, turn, unit
 
 SURFACES = ("wall", "wall", "floor", "ceiling", "wall", "wall")
@@ -18,7 +15,7 @@ Rectangle = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole: its place and unit axes in the room, its focal length as a multiple of the picture's longer side."""
+    """A pinhole camera: position and unit axes in the room, focal length as a multiple of the image's longer side."""
 
     position: Vector
     right: Vector
@@ -29,7 +26,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Light:
-    """A lamp of some radius (metres); ``power`` is its RGB intensity one metre away."""
+    """A lamp with a radius in metres; ``power`` is its RGB intensity at one metre."""
 
     position: Vector
     power: Vector
@@ -38,7 +35,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Mood:
-    """How the picture is taken: mean brightness, white balance, vignetting at the corner, noise in grey levels."""
+    """How the photo is taken: mean brightness, white balance, vignetting at the corners, noise in grey levels."""
 
     exposure: float
     balance: Vector
@@ -48,7 +45,7 @@ class Mood:
 
 @dataclass(frozen=True)
 class Scene:
-    """A room (width x, height y, length z; a corner at the origin) and what is in it. The first light casts shadows."""
+    """A room (width x, height y, length z; a corner at the origin) and its contents. The first light casts shadows."""
 
     size: Vector
     surfaces: tuple[Material, ...]
@@ -60,7 +57,7 @@ class Scene:
 
 
 class Floor:
-    """The floor plan: which rectangles are taken, and what the camera sees of it."""
+    """The floor plan: which rectangles are occupied, and what the camera sees."""
 
     def __init__(self, dice: Dice, size: Vector, camera: Camera) -> None:
         self.dice, self.size, self.camera = dice, size, camera
@@ -72,13 +69,13 @@ class Floor:
         self._taken.append((ahead_x - 0.35, ahead_z - 0.35, ahead_x + 0.35, ahead_z + 0.35))
 
     def _in_view(self, x: float, z: float) -> bool:
-        """True before the camera, at most 41 degrees to its left or right."""
+        """True in front of the camera, at most 41 degrees to the left or right."""
         across = (x - self.camera.position[0], z - self.camera.position[2])
         ahead = -(across[0] * self.camera.back[0] + across[1] * self.camera.back[2])
         return ahead > 0.75 * math.hypot(*across)
 
     def _take(self, rectangle: Rectangle) -> bool:
-        """Claims the rectangle if it is inside the room and free."""
+        """Claims the rectangle if it is free and inside the room."""
         left, near, right, far = rectangle
         if left < 0 or near < 0 or right > self.size[0] or far > self.size[2]:
             return False
@@ -89,14 +86,14 @@ class Floor:
         return True
 
     def _wall_spot(self, wall: int, along: float, away: float) -> tuple[float, float]:
-        """The point ``along`` a wall (0 to 1) and ``away`` from it. The walls: z = 0, x = 0, z = length, x = width."""
+        """The point ``along`` a wall (0 to 1) and ``away`` metres from it. Walls: z = 0, x = 0, z = length, x = width."""
         width, _, length = self.size
         if wall % 2 == 0:
             return along * width, away if wall == 0 else length - away
         return away if wall == 1 else width - away, along * length
 
     def hang(self, item: Item) -> None:
-        """Puts a thing on a wall, most often one in view; gives up when the walls are full."""
+        """Hangs a thing on a wall, usually one in view; gives up when the walls are full."""
         for attempt in range(12):
             wall, along = self.dice.whole(0, 3), self.dice.between(0.1, 0.9)
             x, z = self._wall_spot(wall, along, 0.0)
@@ -113,16 +110,16 @@ class Floor:
             return
 
     def _before_wall(self, wall: int, along: float, width: float, depth: float) -> Rectangle:
-        """A rectangle of the floor that adjoins a wall."""
+        """A rectangle of floor against a wall."""
         x, z = self._wall_spot(wall, along, depth / 2)
         half_x, half_z = (width / 2, depth / 2) if wall % 2 == 0 else (depth / 2, width / 2)
-        # A hair narrower, so that the rounding of its wall side does not put it outside the room.
+        # Slightly smaller, so that rounding does not put its wall side outside the room.
         half_x, half_z = half_x - 1e-6, half_z - 1e-6
         return x - half_x, z - half_z, x + half_x, z + half_z
 
     def stand_by_wall(self, item: Item) -> None:
-        """Puts furniture with its back to a wall, most often one in view; gives up when no room is left."""
-        gap = 0.2  # enough for what hangs there
+        """Puts furniture with its back to a wall, usually one in view; gives up when there is no space left."""
+        gap = 0.2  # room for what hangs on the wall
         for attempt in range(14):
             wall, along = self.dice.whole(0, 3), self.dice.between(0.05, 0.95)
             if attempt < 11 and not self._in_view(*self._wall_spot(wall, along, item.footprint[1] / 2)):
@@ -134,7 +131,7 @@ class Floor:
                 return
 
     def stand_free(self, item: Item, distance: float = 1.2) -> None:
-        """Puts something anywhere on the floor, turned at random, at least ``distance`` from the camera."""
+        """Puts something anywhere on the floor at a random angle, at least ``distance`` metres from the camera."""
         for attempt in range(14):
             x, z = self.dice.between(0.3, self.size[0] - 0.3), self.dice.between(0.3, self.size[2] - 0.3)
             yaw = self.dice.between(0.0, 2 * math.pi)
@@ -152,7 +149,7 @@ class Floor:
 
 
 def _camera(dice: Dice, size: Vector) -> Camera:
-    """Eye height, near a wall, looking through the middle of the room."""
+    """A camera at eye height that looks across the middle of the room."""
     width, _, length = size
     middle = (width * dice.between(0.35, 0.65), length * dice.between(0.35, 0.65))
     x, z = dice.between(0.45, width - 0.45), dice.between(0.45, length - 0.45)
@@ -171,7 +168,7 @@ def _camera(dice: Dice, size: Vector) -> Camera:
 
 
 def _surfaces(dice: Dice) -> tuple[Material, ...]:
-    """Paint or paper on the walls, boards, tiles or carpet on the floor, a pale ceiling."""
+    """Paint or wallpaper; boards, tiles or carpet; a pale ceiling."""
     paint = tint(dice, (0.0, 1.0), (0.02, 0.4), (0.5, 0.95))
     pattern = dice.pick(("plain", "plain", "plain", "stripes", "tiles", "speckle"))
     paper = Material(paint, shade(paint, dice.between(0.6, 0.92)), pattern, dice.between(0.1, 0.4))
@@ -188,7 +185,7 @@ def _surfaces(dice: Dice) -> tuple[Material, ...]:
 
 
 def _lights(dice: Dice, floor: Floor) -> list[Light]:
-    """A main light below the ceiling, with or without a lamp to be seen, and one or two weaker ones."""
+    """A main light below the ceiling, with or without a visible lamp, and one or two weaker ones."""
     width, height, length = floor.size
     x, z = width * dice.between(0.25, 0.75), length * dice.between(0.25, 0.75)
     while math.hypot(x - floor.camera.position[0], z - floor.camera.position[2]) < 0.6:
@@ -228,7 +225,7 @@ ON_WALLS = (walls.picture, walls.picture, walls.window, walls.mirror, walls.whit
 
 
 def _rug(dice: Dice, floor: Floor) -> None:
-    """A thin rug in view, under whatever stands there."""
+    """A thin rug near the middle of the room, under whatever stands there."""
     width, length = dice.between(1.0, 2.2), dice.between(0.8, 1.6)
     item = Item("rug", casts_shadow=False)
     item.box((0, 0.006, 0), (width, 0.012, length), fabric(dice))
@@ -239,7 +236,7 @@ def _rug(dice: Dice, floor: Floor) -> None:
 
 
 def build(dice: Dice) -> Scene:
-    """The scene that these dice give."""
+    """Draws a scene."""
     size = (dice.between(3.0, 6.5), dice.between(2.3, 3.1), dice.between(3.4, 7.5))
     camera = _camera(dice, size)
     floor = Floor(dice, size, camera)

@@ -1,4 +1,4 @@
-"""People and animals of generated scenes, built of capsules and ellipsoids."""
+"""People and animals of generated scenes, made of capsules and ellipsoids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Posture = Literal["standing", "walking", "sitting"]
 
 
 def _reach(start: Vector, length: float, swing: float, spread: float = 0.0) -> Vector:
-    """The end of a limb that hangs from ``start``, swung forward and spread sideways (radians)."""
+    """The end of a limb hanging from ``start``, swung forward and spread sideways (radians)."""
     forward_cosine, forward_sine = turn(swing)
     side_cosine, side_sine = turn(spread)
     down = length * side_cosine
@@ -22,7 +22,7 @@ def _reach(start: Vector, length: float, swing: float, spread: float = 0.0) -> V
 
 
 def person(dice: Dice, posture: Posture) -> Item:
-    """A person who faces z: feet on y = 0, or sitting with the seat at y = 0 under the hips."""
+    """A person facing z: feet on y = 0, or sitting with the seat at y = 0 under the hips."""
     sitting = posture == "sitting"
     height = dice.between(1.5, 1.92) if sitting or dice.chance(0.85) else dice.between(1.0, 1.4)
     girth = dice.between(0.9, 1.2)
@@ -44,7 +44,7 @@ def person(dice: Dice, posture: Posture) -> Item:
 def _legs(
     item: Item, dice: Dice, posture: Posture, height: float, girth: float, hip: float, cloth: tuple[Material, Material]
 ) -> float:
-    """Adds legs and feet; returns how low the soles reach."""
+    """Adds legs and feet; returns the height of the lowest sole."""
     thigh, shin, lowest = 0.245 * height, 0.245 * height, 0.0
     stride = dice.between(0.3, 0.55)
     shoe = plain(tint(dice, (0.0, 1.0), (0.0, 0.6), (0.08, 0.9)))
@@ -119,7 +119,7 @@ def _head(item: Item, dice: Dice, height: float, hip: float, skin: Material) -> 
 
 
 def animal(dice: Dice, kind: Literal["dog", "cat"]) -> Item:
-    """A dog or a cat that faces z."""
+    """A dog or a cat facing z."""
     size = dice.between(0.45, 0.8) if kind == "dog" else dice.between(0.3, 0.4)
     colour = tint(dice, (0.03, 0.12), (0.05, 0.6), (0.15, 0.95))
     fur = Material(colour, shade(colour, dice.between(0.3, 0.9)), "blotches", dice.between(0.06, 0.2))

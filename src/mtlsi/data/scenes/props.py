@@ -6,17 +6,17 @@ from mtlsi.data.scenes.shapes import Dice, Item, Material, fabric, metal, plain,
 
 
 def television(dice: Dice) -> Item:
-    """A screen on a foot."""
+    """A screen on a stand."""
     width = dice.between(0.55, 1.2)
     height = width * 0.58
     black = plain((0.015, 0.015, 0.017))
     light = tint(dice, (0, 1), (0.2, 0.8), (0.2, 0.9))
-    picture = Material(light, light, "cells", 0.15, 1.2)
+    lit = Material(light, light, "cells", 0.15, 1.2)
     item = Item("television", (width, 0.2))
     item.box((0, 0.01, 0), (width * 0.4, 0.02, 0.18), black)
     item.box((0, 0.05, 0), (0.06, 0.08, 0.03), black)
     item.box((0, 0.08 + height / 2, 0), (width, height, 0.04), black)
-    screen = picture if dice.chance(0.5) else plain((0.03, 0.035, 0.04))
+    screen = lit if dice.chance(0.5) else plain((0.03, 0.035, 0.04))
     item.box((0, 0.085 + height / 2, 0.02), (width - 0.04, height - 0.05, 0.01), screen)
     return item
 
@@ -32,12 +32,12 @@ def _lamp(dice: Dice, base: float, pole: float, shade_radius: float, shade_heigh
 
 
 def table_lamp(dice: Dice) -> Item:
-    """A lamp for a table; it shines and casts no shadow."""
+    """A table lamp; it glows and casts no shadow."""
     return _lamp(dice, 0.07, dice.between(0.2, 0.35), dice.between(0.1, 0.16), dice.between(0.14, 0.22))
 
 
 def floor_lamp(dice: Dice) -> Item:
-    """A tall lamp; it shines and casts no shadow."""
+    """A floor lamp; it glows and casts no shadow."""
     return _lamp(dice, 0.15, dice.between(1.1, 1.5), dice.between(0.15, 0.24), dice.between(0.2, 0.3))
 
 
@@ -75,7 +75,7 @@ def big_plant(dice: Dice) -> Item:
 
 
 def carton(dice: Dice, size: float = 1.0) -> Item:
-    """A box, taped or wrapped; ``size`` 1 fits a table."""
+    """A taped or wrapped box; ``size`` 1 fits a table."""
     width, height, length = (dice.between(0.12, 0.3) * size for _ in range(3))
     cover = plain(tint(dice, (0.07, 0.1), (0.3, 0.5), (0.5, 0.8))) if dice.chance(0.6) else fabric(dice)
     item = Item("box", (width, length))
@@ -93,7 +93,7 @@ def big_carton(dice: Dice) -> Item:
 
 
 def books(dice: Dice) -> Item:
-    """A pile of books."""
+    """A stack of books."""
     item, y = Item("books"), 0.0
     for _ in range(dice.whole(1, 4)):
         thick = dice.between(0.02, 0.05)

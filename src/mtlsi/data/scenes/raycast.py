@@ -1,7 +1,7 @@
-"""Ray-casts a scene: what each pixel's ray meets first, and where a light is blocked.
+"""Ray-casts a scene: what each pixel's ray hits first, and where a light is blocked.
 
-Pairs of a ray and a solid that can meet are listed first (from the rectangle that each solid can cover on the image,
-or from the ball around it on the way to a light), and then met all at once.
+Candidate pairs of a ray and a solid are listed first (from the solid's bounding rectangle in the image, or from its
+bounding ball on the way to a light), then intersected all at once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def view_rays(camera: Camera, size_hw: tuple[int, int]) -> Floats:
 
 
 def _rectangles(geometry: Geometry, camera: Camera, size_hw: tuple[int, int]) -> NDArray[np.int64]:
-    """(solids 4): top, bottom, left, right of the pixels that each solid can cover; all for one at the camera."""
+    """(solids 4): top, bottom, left, right of the pixels that a solid can cover; the whole image for one at the camera."""
     fx, fy, cx, cy = intrinsics(camera, size_hw)
     signs = np.array([(x, y, z) for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
     along = geometry.spread.copy()
@@ -81,7 +81,7 @@ class Hits:
 
 
 def _room(size: Vector, position: Vector, direction: Floats) -> tuple[Floats, Integers]:
-    """Where rays from inside leave the room, and through which of its six planes."""
+    """Where rays from inside leave the room, and through which of the six planes."""
     exits = []
     for axis in range(3):
         inverse = 1 / (direction[axis] + np.float32(TINY))
@@ -96,14 +96,14 @@ def _room(size: Vector, position: Vector, direction: Floats) -> tuple[Floats, In
 def _nearest(
     geometry: Geometry, camera: Camera, size_hw: tuple[int, int], direction: Floats
 ) -> tuple[Floats, Integers]:
-    """The nearest solid that is no surface of the room, for each pixel: distance (infinity: none) and index."""
+    """For each pixel the nearest solid other than the room's surfaces: distance (infinity: none) and index."""
     grid = np.arange(size_hw[0] * size_hw[1]).reshape(size_hw)
     rectangles = _rectangles(geometry, camera, size_hw)[NUM_SURFACES:].tolist()
     pieces = [grid[top:bottom, left:right].ravel() for top, bottom, left, right in rectangles]
     ray = np.concatenate([grid[0, :0], *pieces])
     solid = np.repeat(np.arange(NUM_SURFACES, NUM_SURFACES + len(pieces)), [piece.size for piece in pieces])
     solid, ray, distance = meet(geometry, camera.position, solid, ray, direction)
-    # The bits of positive floats order as the floats do: an integer minimum finds the nearest solid too.
+    # The bits of positive floats sort like the floats, so one integer minimum finds distance and solid.
     keys = distance.view(np.uint32).astype(np.uint64) << np.uint64(32) | solid.astype(np.uint64)
     best = np.full(grid.size, np.uint64(np.float32(np.inf).view(np.uint32)) << np.uint64(32))
     np.minimum.at(best, ray, keys)
@@ -134,7 +134,7 @@ def cast(scene: Scene, geometry: Geometry, size_hw: tuple[int, int]) -> Hits:
 
 
 def _outward(geometry: Geometry, solid: Integers, start: Floats, heading: Floats, depth: Floats) -> Floats:
-    """The outward direction (any length) where rays enter their solids, where each solid has half size one."""
+    """The outward normal (any length) where rays enter their solids, in the frame of half size one."""
     shape, stretch = geometry.shape[solid], geometry.stretch[solid]
     is_box, is_cylinder = shape == SHAPES.index("box"), shape == SHAPES.index("cylinder")
     point = start + depth * heading
@@ -153,7 +153,7 @@ def _outward(geometry: Geometry, solid: Integers, start: Floats, heading: Floats
 
 
 def blocked(scene: Scene, geometry: Geometry, light: Vector, hits: Hits, pixels: Integers) -> NDArray[np.bool_]:
-    """True for those of the pixels whose surface faces a light (a point of the room) that some solid hides."""
+    """For each of ``pixels``: True where its surface faces the light (a point of the room) and a solid hides it."""
     way = hits.point[:, pixels] - np.array(light, np.float32)[:, None]
     facing = np.flatnonzero(dot(way, hits.normal[:, pixels]) < 0)
     way = way[:, facing]
@@ -178,14 +178,14 @@ def blocked(scene: Scene, geometry: Geometry, light: Vector, hits: Hits, pixels:
 
 
 def _ball_around(centre: NDArray, reach: NDArray) -> tuple[Floats, np.float32]:
-    """A ball that holds several balls: its centre (3) and its radius."""
+    """A ball that contains several balls: centre (3) and radius."""
     middle = ((centre - reach[:, None]).min(0) + (centre + reach[:, None]).max(0)) / 2
     radius = (np.sqrt(((centre - middle) ** 2).sum(1)) + reach).max()
     return middle.astype(np.float32), np.float32(radius)
 
 
 def _through_balls(way: Floats, centre: Floats, radius: Floats | np.float32) -> NDArray[np.bool_]:
-    """True where the straight way from the origin to a point passes through a ball; the arguments are broadcast."""
+    """True where the segment from the origin to ``way`` passes through a ball; arguments are broadcast."""
     along = dot(way, centre)
     square = dot(way, way)
     share = np.clip(along / square, 0, 1)

@@ -1,4 +1,4 @@
-"""Turns what the rays met into a photograph: textures, lights with shadows, then exposure, tint, vignette and noise."""
+"""Turns ray hits into a photograph: textures, lights with shadows, then exposure, tint, vignette and noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 
 
 def _hash(*cells: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """Thirty-two scattered bits for each cell of a lattice."""
+    """A 32-bit hash of each lattice cell."""
     bits = np.zeros(cells[0].shape, np.uint32)
     for cell, factor in zip(cells, (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F), strict=False):
         bits = (bits ^ cell.astype(np.uint32)) * np.uint32(factor)
@@ -25,12 +25,12 @@ def _hash(*cells: NDArray[np.int64]) -> NDArray[np.uint32]:
 
 
 def _fraction(bits: NDArray[np.uint32], byte: int = 3) -> Floats:
-    """One of the four bytes as a number from 0 to 1."""
+    """One of the four bytes, scaled to 0..1."""
     return ((bits >> np.uint32(8 * byte)) & np.uint32(255)).astype(np.float32) * np.float32(1 / 255)
 
 
 def _noise(place: Floats) -> Floats:
-    """Smooth noise from 0 to 1 with a period of one, by weighing the eight corners of each lattice cell."""
+    """Smooth value noise from 0 to 1: the eight corners of each unit lattice cell, interpolated."""
     cells = np.floor(place)
     offset = place - cells
     weights = offset * offset * (3 - 2 * offset)
@@ -51,7 +51,7 @@ def _wave(phase: Floats) -> Floats:
 
 
 def _blend(pattern: Pattern, place: Floats, noise: Floats) -> Floats:
-    """How much of a material's accent shows, 0 to 1; ``place`` is in periods of the pattern."""
+    """Weight of a material's accent colour, 0 to 1; ``place`` is in periods of the pattern."""
     x, y, z = place
     cells = np.floor(place).astype(np.int64)
     if pattern == "checker":
@@ -76,7 +76,7 @@ def _blend(pattern: Pattern, place: Floats, noise: Floats) -> Floats:
 
 
 def _albedo(geometry: Geometry, hits: Hits) -> tuple[Floats, Floats]:
-    """Colour (3 n) of the surface at each pixel, and the light that it gives off as a multiple of it."""
+    """Surface colour (3 n) at each pixel, and emitted light as a multiple of it."""
     materials = geometry.materials
     patterns = np.array([PATTERNS.index(material.pattern) for material in materials], np.int8)[hits.solid]
     numbers = np.array([(*m.colour, *m.accent, 1 / m.scale, m.glow) for m in materials], np.float32).T[:, hits.solid]
@@ -99,9 +99,9 @@ def _albedo(geometry: Geometry, hits: Hits) -> tuple[Floats, Floats]:
 
 
 def _main_visibility(scene: Scene, geometry: Geometry, hits: Hits, size_hw: tuple[int, int]) -> Floats:
-    """How much of the main light reaches each pixel, 0 to 1.
+    """The fraction of the main light that reaches each pixel.
 
-    Each pixel of a 2 by 2 block asks another corner of the lamp; averaging over neighbours softens the shadow's edge.
+    Each pixel of a 2 by 2 block tests another corner of the lamp; averaging over neighbours softens shadow edges.
     """
     light = scene.lights[0]
     hidden = np.zeros(size_hw, np.float32)
@@ -117,7 +117,7 @@ def _main_visibility(scene: Scene, geometry: Geometry, hits: Hits, size_hw: tupl
 
 
 def _light(scene: Scene, geometry: Geometry, hits: Hits, size_hw: tuple[int, int]) -> Floats:
-    """The light that falls on each pixel's surface: the room's own glow, brighter from above, and every lamp."""
+    """Incoming light at each pixel's surface: ambient, brighter from above, plus every lamp."""
     total = (np.float32(0.75) + np.float32(0.25) * hits.normal[1]) * np.array(scene.ambient, np.float32)[:, None]
     for number, light in enumerate(scene.lights):
         way = np.array(light.position, np.float32)[:, None] - hits.point
@@ -130,9 +130,9 @@ def _light(scene: Scene, geometry: Geometry, hits: Hits, size_hw: tuple[int, int
 
 
 def _develop(linear: Floats, mood: Mood, dice: Dice, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """The photograph (H W 3) of a linear image: exposed for its own mean, tinted, darkened in the corners, noisy."""
+    """The photograph (H W 3) of a linear image: exposed for its mean, tinted, vignetted, noisy."""
     brightness = np.minimum((linear[0] + 2 * linear[1] + linear[2]) * np.float32(0.25), 4)
-    # Summed as whole numbers, whose order cannot matter.
+    # Summed as integers, so that the order does not matter.
     mean = int((brightness * 65536).astype(np.int64).sum()) / 65536 / brightness.size
     v, u = np.divmod(np.arange(brightness.size), size_hw[1])
     across = (2 * u + 1 - size_hw[1]) / size_hw[1], (2 * v + 1 - size_hw[0]) / size_hw[0]

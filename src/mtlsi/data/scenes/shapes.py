@@ -1,6 +1,6 @@
-"""What generated scenes are made of: dice, materials, convex solids, and objects built of several solids.
+"""Building blocks of generated scenes: random draws, materials, convex solids, objects made of solids.
 
-Frame of an object, in metres: x along its front, y up, z out of its front; the origin lies where it stands or hangs.
+An object's frame, in metres: x along its front, y up, z out of its front; origin where it stands or hangs.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ Choice = TypeVar("Choice")
 class Dice:
     """The random draws of one scene, a pure function of ``(seed, index, stream)``.
 
-    Choice: numbers are rounded to four decimals, which hides the last-bit differences between compilers, so that every
-    machine builds the same room.
+    Choice: numbers are rounded to four decimals to hide last-bit differences between compilers, so that every machine
+    builds the same room.
     """
 
     def __init__(self, seed: int, index: int, stream: int = 0) -> None:
         self.rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, stream])))
 
     def between(self, low: float, high: float) -> float:
-        """A number from ``low`` to ``high``."""
+        """A uniform number from ``low`` to ``high``."""
         return round(low + (high - low) * self.rng.random(), 4)
 
     def whole(self, low: int, high: int) -> int:
-        """A whole number from ``low`` to ``high``, both included."""
+        """A uniform integer from ``low`` to ``high``, both included."""
         return low + int(self.rng.random() * (high - low + 1))
 
     def chance(self, probability: float) -> bool:
@@ -49,20 +49,20 @@ class Dice:
 
 
 def turn(angle: float) -> tuple[float, float]:
-    """Cosine and sine of an angle in radians, rounded so that every C library gives the same."""
+    """Cosine and sine of an angle in radians, rounded so that every C library gives the same values."""
     return round(math.cos(angle), 7), round(math.sin(angle), 7)
 
 
 @dataclass(frozen=True)
 class Material:
-    """Two colours (linear RGB, 0 to 1) and the pattern that mixes them; ``scale`` is the pattern's period in metres."""
+    """Two colours (linear RGB, 0 to 1) and the pattern that mixes them; ``scale`` is its period in metres."""
 
     colour: Vector
     accent: Vector
     pattern: Pattern = "plain"
     scale: float = 0.2
     glow: float = 0.0
-    """Light given off, as a multiple of the colour."""
+    """Emitted light, as a multiple of the colour."""
 
 
 def tint(dice: Dice, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]) -> Vector:
@@ -72,12 +72,12 @@ def tint(dice: Dice, hue: tuple[float, float], saturation: tuple[float, float], 
 
 
 def shade(colour: Vector, factor: float) -> Vector:
-    """The colour made darker (factor below 1) or lighter."""
+    """The colour, darker (factor below 1) or lighter."""
     return min(colour[0] * factor, 1.0), min(colour[1] * factor, 1.0), min(colour[2] * factor, 1.0)
 
 
 def plain(colour: Vector, glow: float = 0.0) -> Material:
-    """One colour, a little uneven."""
+    """One slightly uneven colour."""
     return Material(colour, shade(colour, 0.75), "plain", 0.25, glow)
 
 
@@ -106,7 +106,7 @@ def metal(dice: Dice) -> Material:
 class Solid:
     """A convex solid: ``axes`` are unit vectors, ``half`` the half sizes along them.
 
-    A capsule is a sphere of radius ``half`` drawn out along its second axis by ``stretch`` radii each way; a cylinder
+    A capsule is a sphere of radius ``half``, extended along its second axis by ``stretch`` radii each way; a cylinder
     stands along its second axis. ``part`` is the human part (0: none).
     """
 
@@ -123,14 +123,14 @@ UPRIGHT: tuple[Vector, Vector, Vector] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0
 
 
 class Item:
-    """One object instance: solids in its own frame, and the objects that it carries (each an instance of its own)."""
+    """One object instance: solids in its own frame, and the objects on it (each its own instance)."""
 
     def __init__(self, kind: str, footprint: tuple[float, float] = (0.0, 0.0), casts_shadow: bool = True) -> None:
         self.kind = kind
         self.footprint = footprint
-        """Width (x) and length (z) of the floor that it needs, centred on its origin."""
+        """Width (x) and length (z) of the floor area it needs, centred on its origin."""
         self.front_space = 0.0
-        """Floor kept free beyond the footprint, before its front."""
+        """Floor kept free beyond the footprint, in front of it."""
         self.casts_shadow = casts_shadow
         self.solids: list[Solid] = []
         self.carried: list[Item] = []
@@ -150,7 +150,7 @@ class Item:
         self.solids.append(Solid("cylinder", centre, UPRIGHT, (radius, height / 2, radius), material))
 
     def limb(self, start: Vector, end: Vector, radius: float, material: Material, part: int = 0) -> None:
-        """Adds a capsule from ``start`` to ``end``, the centres of its two round ends."""
+        """Adds a capsule from ``start`` to ``end``, the centres of its round ends."""
         along = (end[0] - start[0], end[1] - start[1], end[2] - start[2])
         length = math.sqrt(along[0] ** 2 + along[1] ** 2 + along[2] ** 2)
         axis = (along[0] / length, along[1] / length, along[2] / length)
@@ -163,13 +163,13 @@ class Item:
         )
 
     def carry(self, other: Item, at: Vector, yaw: float = 0.0) -> None:
-        """Puts another object on or beside this one, in this one's frame."""
+        """Places another object on or beside this one, in this one's frame."""
         self.carried.extend(other.placed(at, yaw))
 
     def placed(self, at: Vector, yaw: float) -> list[Item]:
-        """This object and all that it carries, moved to ``at`` and turned about the vertical by ``yaw`` radians.
+        """This object and everything on it, moved to ``at`` and rotated about the vertical by ``yaw`` radians.
 
-        Yaw 0 leaves the front along z; a quarter turn brings it to x.
+        Yaw 0 keeps the front along z; a quarter turn points it along x.
         """
         cosine, sine = turn(yaw)
 
@@ -194,6 +194,6 @@ def cross(a: Vector, b: Vector) -> Vector:
 
 
 def unit(a: Vector) -> Vector:
-    """The vector at length one."""
+    """The vector scaled to length one."""
     length = math.sqrt(a[0] * a[0] + a[1] * a[1] + a[2] * a[2])
     return a[0] / length, a[1] / length, a[2] / length

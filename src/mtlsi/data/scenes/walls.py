@@ -17,7 +17,7 @@ def picture(dice: Dice) -> Item:
 
 
 def mirror(dice: Dice) -> Item:
-    """A bright pane in a frame (no reflection is traced)."""
+    """A bright pane in a frame (reflections are not traced)."""
     width, height = dice.between(0.4, 0.8), dice.between(0.6, 1.2)
     item = Item("mirror", (width, 0.04), casts_shadow=False)
     item.box((0, 1.5, 0.01), (width, height, 0.02), timber(dice))
@@ -27,7 +27,7 @@ def mirror(dice: Dice) -> Item:
 
 
 def whiteboard(dice: Dice) -> Item:
-    """A white board with a rim and a tray."""
+    """A whiteboard with a rim and a tray."""
     width, height = dice.between(1.2, 2.0), dice.between(0.8, 1.1)
     item, rim = Item("whiteboard", (width, 0.06), casts_shadow=False), plain((0.4, 0.4, 0.42))
     item.box((0, 1.45, 0.01), (width, height, 0.02), rim)
@@ -37,7 +37,7 @@ def whiteboard(dice: Dice) -> Item:
 
 
 def door(dice: Dice) -> Item:
-    """A closed door in its frame, with panels and a handle; it wants free floor before it."""
+    """A closed door in its frame, with panels and a handle; needs free floor in front."""
     width, height = dice.between(0.8, 0.95), dice.between(1.95, 2.1)
     leaf, frame = timber(dice), timber(dice)
     item = Item("door", (width + 0.16, 0.06), casts_shadow=False)
@@ -85,7 +85,7 @@ def window(dice: Dice) -> Item:
 
 
 def _curtains(dice: Dice, item: Item, width: float, top: float) -> None:
-    """Two curtains of hanging folds, each an instance."""
+    """Two curtains of hanging folds, each its own instance."""
     cloth, bottom = fabric(dice), dice.pick((0.05, 0.7))
     item.footprint = (width + 0.9, 0.1)
     folds, fold = dice.whole(3, 5), 0.06

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+import mtlsi
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_every_public_name_is_in_the_api_page():
+    documented = re.findall(r"^::: mtlsi\.(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert set(mtlsi.__all__) <= set(documented)
+
+
+def test_every_page_of_the_docs_is_in_the_navigation():
+    navigation = re.findall(r": (\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} == set(navigation)
+
+
+def test_citation_names_the_version_of_the_package():
+    import tomllib
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert str(citation["version"]) == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert citation["preferred-citation"]["identifiers"][0]["value"] == "arXiv:2604.01995"
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "width_over_height"),
+    [("draw_network", [], 13 / 3.3), ("draw_teaser", ["--scenes", "3"], 4.9)],
+)
+def test_figures_can_be_drawn_again(script, options, width_over_height, tmp_path):
+    command = [sys.executable, str(ROOT / "docs" / f"{script}.py"), "--out", str(tmp_path / "figure.png"), *options]
+    subprocess.run(command, check=True, capture_output=True)
+    with Image.open(tmp_path / "figure.png") as figure:
+        assert figure.width / figure.height == pytest.approx(width_over_height, rel=0.02)
