@@ -15,11 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
-from typing import Any
 
 from mtlsi.cli import read_run, train_parser
-from mtlsi.training.loop import assemble, batches_from, check, optimizer_step, settle
+from mtlsi.training.loop import batches_from, optimizer_step
+from mtlsi.training.setup import assemble, settle
 
 STEPS, TURNS = 12, 5
 
@@ -27,22 +26,21 @@ STEPS, TURNS = 12, 5
 def main() -> None:
     """Measures and prints."""
     config = settle(read_run(train_parser().parse_args(sys.argv[1:])))
-    check(config)
+    config.check()
     with tempfile.TemporaryDirectory() as folder:
-        parts = assemble(config, Path(folder) / "run", resume=False)
-        parts.model.train()
-        loaded = iter(batches_from(0, parts, config))
+        run = assemble(config, Path(folder) / "run", resume=False)
+        run.model.train()
+        loaded = iter(batches_from(0, run))
         held = itertools.repeat(next(loaded))
-        log: Any = SimpleNamespace(add=lambda *_: None)
-        if config.data.in_memory:  # after one epoch there is nothing left to read
-            for _ in range(len(parts.train_set) // config.train.batch_size + 1):
-                optimizer_step(parts, loaded, config, log)
-        rates: dict[str, list[float]] = {"alone": [], "with loader": []}
+        if config.data.in_memory:  # an epoch later there is nothing left to read
+            for _ in range(len(run.train_set) // config.train.batch_size + 1):
+                optimizer_step(run, loaded)
+        rates: dict[str, list[float]] = {"alone": [], "with its loader": []}
         for turn in range(TURNS + 1):
             for name, batches in (("alone", held), ("with loader", loaded)):
                 start = time.perf_counter()
                 for _ in range(STEPS):
-                    optimizer_step(parts, batches, config, log)
+                    optimizer_step(run, batches)
                 if turn:
                     rates[name].append(STEPS * config.train.batch_size / (time.perf_counter() - start))
     for name, values in rates.items():

@@ -11,7 +11,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no 
 
 from jaxtyping import install_import_hook
 
-install_import_hook(("mtlsi.model", "mtlsi.nn", "mtlsi.kernels"), "beartype.beartype")  # shapes in signatures are checked
+install_import_hook(
+    ("mtlsi.model", "mtlsi.nn", "mtlsi.kernels"), "beartype.beartype"
+)  # shapes in signatures are checked
 
 import pytest
 import torch

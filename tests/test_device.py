@@ -44,12 +44,12 @@ def test_a_third_of_two_accelerators_is_refused(two_gpus):  # noqa: ARG001
 
 
 def test_a_precision_that_is_named_is_taken():
-    assert [choose_precision(name) for name in ("float32", "bf16")] == ["float32", "bf16"]
-    with pytest.raises(MistakeError, match="'fp16'; expected float32, bf16 or auto"):
+    assert [choose_precision(name) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+    with pytest.raises(MistakeError, match="'fp16'; expected float32, bfloat16 or auto"):
         choose_precision("fp16")
 
 
-@pytest.mark.parametrize(("bf16_seconds", "chosen"), [(0.79, "bf16"), (0.81, "float32")])
+@pytest.mark.parametrize(("bf16_seconds", "chosen"), [(0.79, "bfloat16"), (0.81, "float32")])
 def test_auto_takes_bf16_where_it_is_clearly_faster(monkeypatch, bf16_seconds, chosen):
     times = iter([0.0, 1.0, 5.0, 5.0 + bf16_seconds])  # float32 is measured first
     monkeypatch.setattr(device.time, "perf_counter", lambda: next(times))

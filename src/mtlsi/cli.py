@@ -1,23 +1,35 @@
-"""The command ``mtlsi``: reads what a person typed, calls the verb, says what went wrong in one line."""
+"""The command ``mtlsi``: reads the command line, calls the verb, reports a mistake in one line."""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from mtlsi.config import RunConfig
+from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError
+from mtlsi.flags import add_flags, read_flags
+from mtlsi.options import (
+    BenchmarkOptions,
+    BoundaryOptions,
+    CheckOptions,
+    DemoOptions,
+    DeriveOptions,
+    EvaluateOptions,
+    PredictOptions,
+    PrepareOptions,
+)
+from mtlsi.plugins import import_plugins
 
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
 
-DEFAULT_MODEL = "nyud-mobilenetv2"
+TRAIN_ONLY = ("config", "out", "resume", "plugin")
+"""Arguments of ``mtlsi train`` that are no settings of the run."""
 
 
 class Parser(ArgumentParser):
@@ -30,11 +42,17 @@ class Parser(ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; gives the exit code: 0 done, 1 done in part (images passed over), 2 a mistake to put right."""
-    parser = build_parser()
-    namespace = parser.parse_args(arguments)
+    """Run the command and give its exit code: 0 done, 1 done in part (images skipped), 2 a person's mistake."""
+    namespace = build_parser().parse_args(arguments)
     try:
-        return COMMANDS[namespace.subcommand](namespace[namespace.subcommand])
+        if namespace.subcommand == "train":
+            return _train(namespace.train)
+        if namespace.subcommand == "data":
+            chosen = namespace.data
+            options, run, _ = DATA_VERBS[chosen.subcommand]
+            return run(read_flags(chosen[chosen.subcommand], options))
+        options, run, _ = VERBS[namespace.subcommand]
+        return run(read_flags(namespace[namespace.subcommand], options))
     except MistakeError as error:
         print(f"mtlsi: {_one_line(str(error))}", file=sys.stderr)
         return 2
@@ -48,178 +66,63 @@ def build_parser() -> Parser:
     parser = Parser(prog="mtlsi", description="Multi-task dense prediction with MTLSI-Net.")
     parser.add_argument("--version", action="version", version=f"mtlsi {version('mtlsi')}")
     commands = parser.add_subcommands()
-    commands.add_subcommand(
-        "demo", _demo_parser(), help="train a small model on generated scenes and draw what it sees"
-    )
     commands.add_subcommand("train", train_parser(), help="train a model")
-    commands.add_subcommand("evaluate", _evaluate_parser(), help="measure a model on labelled images")
-    commands.add_subcommand("predict", _predict_parser(), help="predict every task for your images")
+    for name, (options, _, summary) in VERBS.items():
+        commands.add_subcommand(name, _parser_of(options), help=summary)
     data = Parser(description="Data sets on disk. Nothing is ever written into the folder that is read.")
-    commands.add_subcommand("data", data, help="look into a data set's folder, derive labels, make it fast")
-    _add_data_commands(data)  # jsonargparse wants the outer command first
-    commands.add_subcommand(
-        "boundary", _boundary_parser(), help="score the boundary maps of any detector: ODS, OIS, AP"
-    )
-    commands.add_subcommand(
-        "benchmark", _benchmark_parser(), help="measure what a model costs: operations, time, memory, growth"
-    )
+    commands.add_subcommand("data", data, help="check a data set, derive labels, make it load fast")
+    data_commands = data.add_subcommands()  # jsonargparse wants the outer command first
+    for name, (options, _, summary) in DATA_VERBS.items():
+        data_commands.add_subcommand(name, _parser_of(options), help=summary)
     return parser
 
 
-def _demo_parser() -> Parser:
-    parser = Parser(
-        description="Generate scenes, train the preset tiny on them, measure it on unseen ones, draw a panel."
-    )
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the images and the model")
-    parser.add_argument(
-        "--iterations", type=int, default=None, help="training steps; the default takes minutes on two cores"
-    )
+def _parser_of(options: type) -> Parser:
+    parser = Parser(description=options.__doc__)
+    add_flags(parser, options)
     return parser
+
+
+# ---- train: its settings come from a YAML file, too
 
 
 def train_parser() -> Parser:
     """The parser of ``mtlsi train``."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the sentence under a field is its help
     parser = Parser(description="Train a model. Settings come from --config and may be changed one by one.")
     parser.add_argument("--config", action="config", help="a YAML file, such as those in recipes/")
     parser.add_argument("--out", type=Path, default=None, help="folder of the new run")
     parser.add_argument(
-        "--resume", type=Path, default=None, help="folder of a run to go on with, under its own config.yaml"
+        "--resume", type=Path, default=None, help="folder of a run to continue, under its own config.yaml"
     )
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="MODULE",
+        help="a module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code.",
+    )  # fmt: skip
     parser.add_class_arguments(RunConfig, nested_key=None)
     return parser
 
 
-def _evaluate_parser() -> Parser:
-    parser = Parser(description="Measure a model at the labels' own size; prints a table.")
-    parser.add_argument("model", type=str, help="a run folder, a model folder or the name of a packaged model")
-    parser.add_argument("--data", type=str, default="nyud", help="nyud, pascal, folder or scenes")
-    parser.add_argument("--root", type=str, default=None, help="the data set's folder")
-    parser.add_argument("--split", type=str, default="val", help="val or train")
-    parser.add_argument("--size", type=int, nargs=2, default=None, metavar=("H", "W"), help="size to show images at")
-    parser.add_argument("--limit", type=int, default=0, help="measure on this many images only; 0: all")
-    _add_device(parser)
-    parser.add_argument("--json", type=Path, default=None, help="also write the scores to this file")
-    parser.add_argument("--csv", type=Path, default=None, help="also write every image's own figures to this file")
-    parser.add_argument(
-        "--curve", type=Path, default=None, help="also draw the boundaries' precision-recall curve, as PNG"
-    )
-    parser.add_argument("--save", type=Path, default=None, help="folder for the predictions, in the field's formats")
-    parser.add_argument(
-        "--legacy-saliency", action="store_true", help="saliency through one sigmoid too many, as in some old tables"
-    )
-    parser.add_argument("--single-task", type=Path, default=None, help="JSON of single-task scores, for Delta_m")
-    return parser
+def read_run(namespace: Namespace) -> RunConfig:
+    """The run that the settings of ``mtlsi train`` describe."""
+    given = {name: value for name, value in namespace.as_dict().items() if name in RunConfig.__dataclass_fields__}
+    config = RunConfig(**given | {"data": DataConfig(**given["data"]), "train": TrainConfig(**given["train"])})
+    return config.with_plugins(namespace.plugin)
 
 
-def _predict_parser() -> Parser:
-    parser = Parser(description="Predict every task for images of any size; arrays and images go to --out.")
-    parser.add_argument("images", type=Path, nargs="+", help="images or folders of images")
-    parser.add_argument(
-        "--model", type=str, default=DEFAULT_MODEL, help="a packaged name, a run or model folder, a hub id"
-    )
-    parser.add_argument(
-        "--tasks", type=str, default=None, help="comma-separated, such as depth,normals; all by default"
-    )
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the results")
-    _add_device(parser)
-    parser.add_argument("--dtype", type=str, default="float32", help="float32, bfloat16 or float16")
-    parser.add_argument(
-        "--compile", action="store_true", help="compile the network: takes a minute for every new shape"
-    )
-    return parser
-
-
-def _add_device(parser: Parser) -> None:
-    said = "cpu, cuda, mps; the default takes an accelerator if any"
-    parser.add_argument("--device", type=str, default=None, help=said)
-
-
-def _add_data_commands(data: Parser) -> None:
-    commands = data.add_subcommands()
-    check = Parser(description="Read every file; print what is there and what is wrong. Exit code 1 if something is.")
-    check.add_argument("root", type=Path, help="the data set's folder")
-    check.add_argument("--json", type=Path, default=None, help="also write the report to this file")
-    derive = Parser(description="Work out labels from others and write them as images into OUT/TASK.")
-    derive.add_argument("root", type=Path, help="the data set's folder")
-    derive.add_argument("--out", type=Path, required=True, help="folder for the labels")
-    derive.add_argument("--boundary", action="store_true", help="boundaries from the class labels")
-    derive.add_argument("--normals", action="store_true", help="normals from depth and the camera")
-    derive.add_argument(
-        "--saliency", type=str, nargs="+", default=[], metavar="CLASS", help="saliency: the pixels of these classes"
-    )
-    for name, what in (("focal", "focal length"), ("centre", "principal point")):
-        derive.add_argument(f"--{name}", type=float, nargs=2, default=None, metavar=("X", "Y"), help=f"{what}, pixels")
-    derive.add_argument("--depth-step", type=float, default=None, help="metres per step, where depth has coarse steps")
-    prepare = Parser(description="Write the data set in a form that loads several times as fast.")
-    prepare.add_argument("root", type=Path, help="the data set's folder")
-    prepare.add_argument("--out", type=Path, required=True, help="an empty folder, or one that was begun")
-    prepare.add_argument(
-        "--size", type=int, nargs=2, default=None, metavar=("H", "W"), help="shrink everything to this"
-    )
-    for name, command, said in (
-        ("check", check, "what is there, and what is wrong"),
-        ("derive", derive, "boundaries, normals or saliency from other labels"),
-        ("prepare", prepare, "a copy that loads fast"),
-    ):
-        command.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-        commands.add_subcommand(name, command, help=said)
-
-
-def _boundary_parser() -> Parser:
-    parser = Parser(description="One-to-one matching as the BSDS benchmark does it; prints ODS, OIS and AP.")
-    parser.add_argument("predictions", type=Path, help="folder of grey images, 255 = certainly a boundary")
-    parser.add_argument("truth", type=Path, help="folder of the same names: grey images, or BSDS .mat files")
-    parser.add_argument("--max-dist", type=float, default=0.0075, help="reach of a match over the image's diagonal")
-    parser.add_argument("--thresholds", type=int, default=99, help="number of thresholds")
-    parser.add_argument("--no-nms", action="store_true", help="the maps are thin already: suppress no non-maxima")
-    parser.add_argument("--no-thin", action="store_true", help="do not thin the binarised maps")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")
-    parser.add_argument("--json", type=Path, default=None, help="also write the scores to this file")
-    parser.add_argument("--curve", type=Path, default=None, help="also draw the precision-recall curve, as PNG")
-    return parser
-
-
-def _benchmark_parser() -> Parser:
-    parser = Parser(description="Parameters, operations, time by part, memory and growth, on this machine.")
-    parser.add_argument("--model", type=str, required=True, help="a preset, a packaged name, a run or model folder")
-    parser.add_argument("--dataset", type=str, default=None, help="whose tasks a preset gets: nyud (default), pascal")
-    parser.add_argument("--size", type=int, nargs=2, default=None, metavar=("H", "W"), help="size of the images")
-    parser.add_argument("--tasks", type=str, default=None, help="predict these only, such as depth,normals")
-    parser.add_argument("--dtype", type=str, default="float32", help="float32 or bfloat16")
-    _add_device(parser)
-    parser.add_argument(
-        "--change", type=str, default="{}", help="sizes other than the preset's, such as '{\"decoder_stride\": 4}'"
-    )
-    parser.add_argument("--modes", type=str, default="eager", help="some of eager,compiled,cudagraphs,exported")
-    parser.add_argument("--batches", type=str, default="1,4", help="images at a time, such as 1,4,16")
-    parser.add_argument("--sizes", type=str, default=None, help="growth over these, such as 224x288,320x416,448x576")
-    parser.add_argument("--train", action="store_true", help="also time a training step")
-    parser.add_argument("--repeats", type=int, default=7, help="how often each thing is timed")
-    parser.add_argument("--json", type=Path, default=None, help="also write everything to this file")
-    parser.add_argument("--plot", type=Path, default=None, help="also draw the growth over --sizes, as PNG")
-    return parser
-
-
-def _train(options: Namespace) -> int:
+def _train(namespace: Namespace) -> int:
     from mtlsi.training.loop import resume, train
 
-    if (options.out is None) == (options.resume is None):
-        raise MistakeError("give one of --out DIR, for a new run, and --resume DIR, for one that was started")
-    if options.resume is not None:
-        defaults = train_parser().get_defaults()
-        if any(options[name] != defaults[name] for name in RunConfig.__dataclass_fields__):
-            raise MistakeError("--resume goes on under the run's own config.yaml; leave out the other settings")
-        _show(resume(options.resume))
+    if (namespace.out is None) == (namespace.resume is None):
+        raise MistakeError("give one of --out DIR, for a new run, and --resume DIR, to continue one")
+    if namespace.resume is None:
+        _show(train(read_run(namespace), namespace.out))
         return 0
-    _show(train(read_run(options), options.out))
+    defaults = train_parser().get_defaults()
+    if any(namespace[name] != defaults[name] for name in (*RunConfig.__dataclass_fields__, "plugin")):
+        raise MistakeError("--resume continues under the run's own config.yaml; leave out the other settings")
+    _show(resume(namespace.resume))
     return 0
-
-
-def read_run(options: Namespace) -> RunConfig:
-    """The run that the settings of ``mtlsi train`` describe."""
-    given = {name: value for name, value in options.items() if name not in ("config", "out", "resume")}
-    config = train_parser().instantiate_classes(Namespace(given))
-    return RunConfig(**{name: config[name] for name in RunConfig.__dataclass_fields__})
 
 
 def _show(scores: Scores) -> None:
@@ -230,144 +133,123 @@ def _show(scores: Scores) -> None:
     Console().print(score_table(scores))
 
 
-def _evaluate(options: Namespace) -> int:
-    from mtlsi.evaluation.evaluate import Request, evaluate_from_command
-
-    evaluate_from_command(
-        Request(
-            options.model,
-            data=options.data,
-            root=options.root,
-            split=options.split,
-            size_hw=tuple(options.size) if options.size else None,
-            limit=options.limit,
-            device=options.device,
-            json_path=options.json,
-            csv_path=options.csv,
-            curve_path=options.curve,
-            save=options.save,
-            single_task=options.single_task,
-            legacy_saliency=options.legacy_saliency,
-        )
-    )
-    return 0
+# ---- the other verbs
 
 
-def _predict(options: Namespace) -> int:
-    from mtlsi.model.network import MTLSINet
-    from mtlsi.prediction.files import predict_paths
-    from mtlsi.prediction.predictor import Predictor
-
-    model = MTLSINet.from_pretrained(options.model)
-    predictor = Predictor(model, device=options.device, dtype=options.dtype, compile=options.compile)
-    tasks = None if options.tasks is None else _names(options.tasks)
-    outcome = predict_paths(options.images, predictor, options.out, tasks)
-    return 1 if outcome.failed else 0
-
-
-def _demo(options: Namespace) -> int:
+def _demo(options: DemoOptions) -> int:
     from mtlsi.demo import run_demo
 
     run_demo(options.out, iterations=options.iterations)
     return 0
 
 
-def _data(options: Namespace) -> int:
-    chosen = options[options.subcommand]
-    if chosen.workers < 1:
-        raise MistakeError(f"--workers {chosen.workers}; expected 1 or more")
-    return {"check": _data_check, "derive": _data_derive, "prepare": _data_prepare}[options.subcommand](chosen)
+def _evaluate(options: EvaluateOptions) -> int:
+    from mtlsi.evaluation.evaluate import evaluate_from_command
 
-
-def _data_check(options: Namespace) -> int:
-    from rich.console import Console
-
-    from mtlsi.dataset_tools.check import check, print_report, write_report
-
-    report = check(options.root, num_workers=options.workers)
-    print_report(report, Console())
-    if options.json is not None:
-        write_report(report, options.json)
-    return 1 if report.problems else 0
-
-
-def _data_derive(options: Namespace) -> int:
-    from mtlsi.dataset_tools.derive import Camera, Derivation, derive
-
-    if (options.focal is None) != (options.centre is None):
-        raise MistakeError("--focal and --centre belong together; give both, in pixels of the depth map")
-    wanted = {"boundary": options.boundary, "normals": options.normals, "saliency": bool(options.saliency)}
-    derivation = Derivation(
-        tuple(task for task, chosen in wanted.items() if chosen),
-        camera=None if options.focal is None else Camera(tuple(options.focal), tuple(options.centre)),
-        depth_step_m=options.depth_step,
-        salient=tuple(options.saliency),
-    )
-    derive(options.root, options.out, derivation, num_workers=options.workers)
+    evaluate_from_command(options)
     return 0
 
 
-def _data_prepare(options: Namespace) -> int:
-    from mtlsi.dataset_tools.prepare import prepare
+def _predict(options: PredictOptions) -> int:
+    from mtlsi.model.network import MTLSINet
+    from mtlsi.prediction.files import predict_paths
+    from mtlsi.prediction.predictor import Predictor
+    from mtlsi.run_folder import import_plugins_of
 
-    size_hw = None if options.size is None else tuple(options.size)
-    prepare(options.root, options.out, size_hw=size_hw, num_workers=options.workers)
-    return 0
+    import_plugins(options.plugin)
+    import_plugins_of(options.model)
+    model = MTLSINet.from_pretrained(options.model)
+    predictor = Predictor(model, device=options.device, dtype=options.dtype, compile=options.compile)
+    outcome = predict_paths(options.images, predictor, options.out, options.tasks)
+    return 1 if outcome.failed else 0
 
 
-def _boundary(options: Namespace) -> int:
+def _boundary(options: BoundaryOptions) -> int:
     from mtlsi.evaluation.boundary_folders import score_folders
 
     score_folders(
         options.predictions,
         options.truth,
         max_dist=options.max_dist,
-        num_thresholds=options.thresholds,
-        nms=not options.no_nms,
-        thin=not options.no_thin,
-        num_workers=options.workers,
-        json_path=options.json,
-        curve_path=options.curve,
+        num_thresholds=options.num_thresholds,
+        nms=options.nms,
+        thin=options.thin,
+        num_workers=options.num_workers,
+        json_path=options.json_path,
+        curve_path=options.curve_path,
     )
     return 0
 
 
-def _benchmark(options: Namespace) -> int:
-    from mtlsi.benchmarking.benchmark import Request, benchmark, read_changes, read_counts, read_sizes
+def _benchmark(options: BenchmarkOptions) -> int:
+    from mtlsi.benchmarking.benchmark import benchmark
+    from mtlsi.run_folder import import_plugins_of
 
-    benchmark(
-        Request(
-            options.model,
-            dataset=options.dataset,
-            changes=read_changes(options.change),
-            size_hw=tuple(options.size) if options.size else None,
-            tasks=_names(options.tasks) if options.tasks else None,
-            dtype=options.dtype,
-            device=options.device,
-            modes=_names(options.modes),
-            batches=read_counts(options.batches),
-            sizes=read_sizes(options.sizes) if options.sizes else (),
-            train=options.train,
-            repeats=options.repeats,
-            json_path=options.json,
-            plot_path=options.plot,
-        )
-    )
+    import_plugins(options.plugin)
+    import_plugins_of(options.model)
+    benchmark(options)
     return 0
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
+def _data_check(options: CheckOptions) -> int:
+    from rich.console import Console
+
+    from mtlsi.dataset_tools.check import check, print_report, write_report
+
+    _check_workers(options.num_workers)
+    report = check(options.root, num_workers=options.num_workers)
+    print_report(report, Console())
+    if options.json_path is not None:
+        write_report(report, options.json_path)
+    return 1 if report.problems else 0
 
 
-COMMANDS = {
-    "train": _train,
-    "evaluate": _evaluate,
-    "predict": _predict,
-    "demo": _demo,
-    "data": _data,
-    "boundary": _boundary,
-    "benchmark": _benchmark,
+def _data_derive(options: DeriveOptions) -> int:
+    from mtlsi.dataset_tools.derive import Camera, Derivation, derive
+
+    _check_workers(options.num_workers)
+    if (options.focal_xy is None) != (options.centre_xy is None):
+        raise MistakeError("--focal and --centre belong together; give both, in pixels of the depth map")
+    camera = None
+    if options.focal_xy is not None and options.centre_xy is not None:
+        camera = Camera(options.focal_xy, options.centre_xy)
+    wanted = {"boundary": options.boundary, "normals": options.normals, "saliency": bool(options.saliency)}
+    derivation = Derivation(
+        tuple(task for task, chosen in wanted.items() if chosen),
+        camera=camera,
+        depth_step_m=options.depth_step_m,
+        salient=tuple(options.saliency),
+    )
+    derive(options.root, options.out, derivation, num_workers=options.num_workers)
+    return 0
+
+
+def _data_prepare(options: PrepareOptions) -> int:
+    from mtlsi.dataset_tools.prepare import prepare
+
+    _check_workers(options.num_workers)
+    prepare(options.root, options.out, size_hw=options.size_hw, num_workers=options.num_workers)
+    return 0
+
+
+def _check_workers(num_workers: int) -> None:
+    if num_workers < 1:
+        raise MistakeError(f"--workers {num_workers}; expected 1 or more")
+
+
+Verb = tuple[type, Callable[[Any], int], str]
+"""The options, what runs them, and what the list of commands says."""
+VERBS: dict[str, Verb] = {
+    "demo": (DemoOptions, _demo, "train a small model on generated scenes and draw what it predicts"),
+    "evaluate": (EvaluateOptions, _evaluate, "measure a model on labelled images"),
+    "predict": (PredictOptions, _predict, "predict every task for your images"),
+    "boundary": (BoundaryOptions, _boundary, "score the boundary maps of any detector: ODS, OIS, AP"),
+    "benchmark": (BenchmarkOptions, _benchmark, "measure what a model costs: operations, time, memory, growth"),
+}
+DATA_VERBS: dict[str, Verb] = {
+    "check": (CheckOptions, _data_check, "what is there, and what is wrong"),
+    "derive": (DeriveOptions, _data_derive, "boundaries, normals or saliency from other labels"),
+    "prepare": (PrepareOptions, _data_prepare, "a copy that loads fast"),
 }
 
 

@@ -1,12 +1,32 @@
-"""What a run can be told: plain data, read from YAML and the command line, written into every run folder."""
+"""The settings of a run: plain data, read from YAML and the command line, written into every run folder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from mtlsi.errors import MistakeError
+
+Names = tuple[str, ...] | str
+"""Several names: a tuple, or one string of comma-separated names. A configuration always holds the tuple."""
+
+PRECISIONS = {
+    "float32": "float32", "fp32": "float32",
+    "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "float16": "float16", "fp16": "float16",
+}  # fmt: skip
+"""Every spelling of a floating-point type, with the name it has in this project: torch's."""
+
+
+def split_names(names: str | Iterable[str]) -> tuple[str, ...]:
+    """``"depth,normals"``, ``"[depth, normals]"`` or a sequence of names, as a tuple of names."""
+    if not isinstance(names, str):
+        return tuple(names)
+    text = names.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    return tuple(name.strip().strip("'\"") for name in text.split(","))
 
 
 @dataclass(frozen=True)
@@ -28,15 +48,15 @@ class ModelConfig:
     window: int = 8
     """Side of the CWIB's attention windows, in positions."""
     num_blocks: int = 1
-    """CWIBs per task, one after another."""
+    """CWIBs per task, in sequence."""
     ffn_ratio: int = 2
-    """Hidden over outer channels in the feed-forward parts."""
+    """Hidden width of the feed-forward layers over their outer width."""
     decoder_stride: int = 4
-    """Stride at which tasks interact: 4, 8 or 16. Predictions come at stride 4 all the same."""
+    """Stride at which tasks interact: 4, 8 or 16. Predictions are made at stride 4 in any case."""
     head_channels: int | None = None
-    """Channels in which the heads draw at stride 4; None: ``channels``, half of them if ``decoder_stride`` is not 4."""
+    """Width of the heads at stride 4; None: ``channels``, or half of it if ``decoder_stride`` is not 4."""
     dense_convolutions: bool = False
-    """Plain 3x3 convolutions in place of separable ones in the preliminary decoder and the heads."""
+    """Plain instead of separable 3x3 convolutions in the preliminary decoder and the heads."""
     queries: str = "separable"
     """The fusion's convolutions. dense: one plain convolution per scale; separable: depthwise, then 1x1 across the tasks;
     shared: one 1x1 across the tasks for all scales, then depthwise."""
@@ -104,32 +124,45 @@ def check_sizes(sizes: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images come from and how they are varied."""
+    """Where the images come from and how they are augmented."""
 
     name: str = "scenes"
-    """scenes, nyud, pascal or folder (your own labels)."""
+    """scenes, nyud, pascal, folder (your own labels) or a data set that a plugin registers."""
     root: str | None = None
     """The data set's folder; scenes need none."""
-    tasks: tuple[str, ...] | None = None
-    """The tasks to learn; None: all that the data has."""
+    tasks: Names | None = None
+    """The tasks to learn, such as depth,normals; None: all that the data has."""
     label_set: str = "nyud"
     """For scenes: nyud (four tasks) or pascal (five tasks)."""
     size_hw: tuple[int, int] = (128, 160)
     """Height and width of the crops that train the network; multiples of 32 waste no padding."""
     image_hw: tuple[int, int] | None = None
-    """A whole image's size at zoom 1, in training and in testing; None: as stored."""
+    """Size of a whole image at zoom 1, in training and in evaluation; None: as stored."""
     zoom: tuple[float, float] = (0.5, 2.0)
     """Range of the random zoom."""
     class_limit: float = 0.75
     """A crop is drawn again while one class fills more than this share of it."""
     num_train: int = 2000
-    """Generated scenes to train on."""
+    """Number of generated scenes to train on."""
     num_val: int = 200
-    """Generated scenes to test on; none of them is trained on."""
+    """Number of generated scenes to evaluate on, none of which is trained on."""
     num_workers: int = 1
     """Loader processes; 0: load in the training process."""
     in_memory: bool = False
-    """Every loader process keeps the decoded training images it has read."""
+    """Each loader process keeps the decoded training images it has read."""
+
+    def __post_init__(self) -> None:
+        if self.tasks is not None:
+            object.__setattr__(self, "tasks", split_names(self.tasks))
+
+    def check(self) -> None:
+        """Raises ``MistakeError`` for numbers that cannot be trained with."""
+        _at_least(1, "data", self, "num_train", "num_val")
+        _at_least(0, "data", self, "num_workers")
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise MistakeError(f"data.zoom {list(self.zoom)}; expected two numbers above 0, the smaller one first")
+        if self.image_hw is not None and min(self.image_hw) < 2:
+            raise MistakeError(f"data.image_hw {list(self.image_hw)}; expected a height and a width in pixels")
 
 
 @dataclass(frozen=True)
@@ -139,9 +172,9 @@ class TrainConfig:
     iterations: int = 40000
     """Optimizer steps."""
     batch_size: int = 8
-    """Images per process and micro-step."""
+    """Images per process and micro-batch."""
     accumulate: int = 1
-    """Micro-steps per optimizer step."""
+    """Micro-batches per optimizer step."""
     optimizer: str = "adamw"
     """adamw or adam."""
     lr: float = 1e-3
@@ -153,31 +186,31 @@ class TrainConfig:
     schedule: str = "poly"
     """poly (power 0.9) or cosine."""
     warmup: int = 100
-    """Steps over which the learning rate rises to its value."""
+    """Steps of linear warm-up of the learning rate."""
     clip_norm: float = 10.0
-    """The gradient's norm is cut to this."""
+    """Gradients are clipped to this norm."""
     precision: str = "auto"
-    """float32, bf16, or auto: whichever multiplies matrices faster on this device."""
+    """float32 (fp32), bfloat16 (bf16), or auto: the one that multiplies matrices faster on this device."""
     ema: float = 0.999
-    """Decay of the weights' moving average, which is what is evaluated and saved; 0: off."""
+    """Decay of the moving average of the weights, which is evaluated and saved; 0: off."""
     coarse_weight: float = 1.0
-    """Weight of the coarse predictions' losses."""
+    """Weight of the losses on the coarse predictions."""
     loss_weights: dict[str, float] = field(default_factory=dict)
-    """Loss weight per task, where it is to differ from the field's."""
+    """Loss weight by task, where it should differ from the field's."""
     boundary_positive: float = 0.95
-    """Weight of boundary pixels in the boundary loss; the others weigh one minus this."""
+    """Weight of boundary pixels in the boundary loss; all others weigh one minus this."""
     loss_at: str = "prediction"
-    """prediction: labels are brought to the network's stride 4 (cheap); image: predictions are upsampled to the labels."""
+    """prediction: labels are downsampled to the network's stride 4 (cheap); image: predictions are upsampled to it."""
     freeze_stride: int = 0
-    """Backbone weights up to the map of this stride stay as they are; 0: all are trained."""
+    """Freeze the backbone up to the map of this stride; 0: train all of it."""
     freeze_norm: bool = False
     """The backbone's batch norms use their stored statistics: for small batches."""
     recompute: bool = False
-    """Keep few activations and compute the others again in the backward pass: less memory, more time."""
+    """Activation checkpointing: keep few activations and recompute the others in the backward pass."""
     evaluate_every: int = 2000
     """Steps between evaluations; 0: only at the end."""
     evaluate_images: int = 100
-    """Images in an evaluation during training, spread over the validation split; 0: all. The last one takes all."""
+    """Images per evaluation during training, spread over the validation split; 0: all. The last evaluation takes all."""
     checkpoint_every: int = 1000
     """Steps between saved states."""
     log_every: int = 50
@@ -185,10 +218,32 @@ class TrainConfig:
     tracker: str | None = None
     """Name of an accelerate tracker, such as tensorboard."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "precision", PRECISIONS.get(self.precision, self.precision))
+
+    def check(self) -> None:
+        """Raises ``MistakeError`` for settings that cannot be trained with."""
+        for name, known in (
+            ("optimizer", ("adamw", "adam")),
+            ("schedule", ("poly", "cosine")),
+            ("loss_at", ("prediction", "image")),
+            ("precision", ("float32", "bfloat16", "auto")),
+        ):
+            if getattr(self, name) not in known:
+                expected = f"{', '.join(known[:-1])} or {known[-1]}"
+                raise MistakeError(f"train.{name} {getattr(self, name)!r}; expected {expected}")
+        if not 0 <= self.ema < 1:
+            raise MistakeError(f"train.ema {self.ema}; expected at least 0 and below 1")
+        _at_least(1, "train", self, "iterations", "batch_size", "accumulate", "log_every")
+        _at_least(0, "train", self, "warmup", "checkpoint_every", "evaluate_every", "evaluate_images")
+        for name in ("lr", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise MistakeError(f"train.{name} {getattr(self, name)}; expected a number above 0")
+
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything needed to run a training again."""
+    """Everything needed to repeat a training run."""
 
     preset: str = "tiny"
     """The network's sizes, by name."""
@@ -199,9 +254,39 @@ class RunConfig:
     packaged name, a run or model folder."""
     seed: int = 0
     """Seeds the weights, the order of images and every random draw."""
+    plugins: Names = ()
+    """Modules of your own that are imported before the run starts: FILE.py or dotted names. Importing runs their code."""
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plugins", split_names(self.plugins) if self.plugins else ())
+
+    def with_plugins(self, names: Iterable[str]) -> RunConfig:
+        """This run with ``names`` among its plugins."""
+        return replace(self, plugins=tuple(dict.fromkeys((*self.plugins, *names))))
+
     def model_config(self) -> ModelConfig:
-        """The preset with this run's changes."""
+        """The preset with this run's changes; ``MistakeError`` for an unknown preset or size."""
         return sizes_of(self.preset, self.model)
+
+    def check(self) -> None:
+        """Raises a one-line ``MistakeError`` for the first setting that cannot be trained with."""
+        self.train.check()
+        self.data.check()
+        if self.seed < 0:
+            raise MistakeError(f"seed {self.seed}; expected 0 or more")
+        stride = self.model_config().decoder_stride
+        if stride not in (4, 8, 16):
+            raise MistakeError(f"model.decoder_stride {stride}; expected 4, 8 or 16")
+        if any(side % stride or side < 64 for side in self.data.size_hw):
+            raise MistakeError(
+                f"data.size_hw {list(self.data.size_hw)}; expected multiples of the decoder's stride {stride}, 64 or more"
+            )
+
+
+def _at_least(least: int, part: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value < least:
+            raise MistakeError(f"{part}.{name} {value}; expected at least {least}")

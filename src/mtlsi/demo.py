@@ -1,4 +1,4 @@
-"""The demonstration: generated scenes, a small network, minutes of training, and what it then sees."""
+"""The demo: train a small network on generated scenes for some minutes and compare it with two baselines."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.report import Scores, score_table, write_scores
 from mtlsi.model.network import Output
 from mtlsi.tasks import TASKS
-from mtlsi.training.loop import build_model, train
+from mtlsi.training.loop import train
+from mtlsi.training.setup import build_model
 
 ITERATIONS = 600
 
 
 def run_demo(out: Path, *, iterations: int | None = None, console: Console | None = None) -> dict[str, Scores]:
-    """Train the preset ``tiny`` in ``out`` and compare it with a constant and with the untrained network.
+    """Train the preset ``tiny`` in ``out`` and compare it with the untrained network and the best constant.
 
-    Prints one table, writes ``demo.json`` beside the run's own files, and gives the three sets of scores. All are
-    measured on scenes that were not trained on. Raises ``MistakeError`` if ``out`` holds a run already.
+    Prints one table, writes ``demo.json`` into the run folder, and gives the three sets of scores, all on scenes that were
+    not trained on. Raises ``MistakeError`` if ``out`` holds a run already.
     """
     console = console or Console()
     if iterations is not None and iterations < 1:
@@ -45,7 +46,7 @@ def run_demo(out: Path, *, iterations: int | None = None, console: Console | Non
 
 
 def demo_config(iterations: int) -> RunConfig:
-    """A run that ends within minutes on two cores."""
+    """A run of a few minutes on two cores."""
     return RunConfig(
         preset="tiny",
         data=DataConfig(
@@ -70,13 +71,13 @@ def demo_config(iterations: int) -> RunConfig:
             evaluate_images=25,
             checkpoint_every=0,
             log_every=25,
-            loss_weights={"semseg": 3, "depth": 4, "normals": 5, "boundary": 20},  # evened out, for so short a run
+            loss_weights={"semseg": 3, "depth": 4, "normals": 5, "boundary": 20},  # balanced for so short a run
         ),
     )
 
 
 class Constant(nn.Module):
-    """A model that never looks: the best constant of each task, as raw predictions that decode to it."""
+    """A model that ignores the image: raw predictions that decode to each task's best constant."""
 
     def __init__(self, dataset: LabelledImages):
         super().__init__()

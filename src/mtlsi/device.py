@@ -25,14 +25,14 @@ def find_device(name: str | None) -> torch.device:
 
 
 def choose_precision(wanted: str, device: str | None = None) -> str:
-    """float32 or bf16; ``auto`` multiplies two matrices both ways and takes the faster.
+    """float32 or bfloat16; ``auto`` multiplies two matrices both ways and takes the faster.
 
     On a GPU that knows bf16 and on CPUs with bf16 instructions bf16 wins; on others it is many times slower.
     """
-    if wanted in ("float32", "bf16"):
+    if wanted in ("float32", "bfloat16"):
         return wanted
     if wanted != "auto":
-        raise MistakeError(f"train.precision {wanted!r}; expected float32, bf16 or auto")
+        raise MistakeError(f"train.precision {wanted!r}; expected float32, bfloat16 or auto")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -41,7 +41,7 @@ def choose_precision(wanted: str, device: str | None = None) -> str:
         start = time.perf_counter()
         (a @ a @ a).sum().item()
         seconds[dtype] = time.perf_counter() - start
-    return "bf16" if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else "float32"
+    return "bfloat16" if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else "float32"
 
 
 def keep_freed_memory() -> None:

@@ -146,19 +146,29 @@ class MultiTaskLoss(nn.Module):
     def forward(
         self, final: Mapping[str, Tensor], coarse: Mapping[str, Tensor], labels: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total to minimise, and its parts: unweighted detached scalars ``task`` and ``coarse/task``.
+        """The total to minimise, and the losses in it: unweighted detached scalars ``task`` and ``coarse/task``.
 
         ``final`` and ``coarse`` hold (b c h w) per task; ``coarse`` may be empty, for a network without it. Labels
         larger than a prediction are brought to its grid. A task without a label in this batch contributes 0.
         """
-        parts: dict[str, Tensor] = {}
+        losses = self.per_task(final, coarse, labels)
         total = torch.zeros((), device=final[self.tasks[0]].device)
-        for prefix, predictions, scale in (("", final, 1.0), ("coarse/", coarse, self.coarse_weight)):
-            for name in self.tasks if predictions else ():
-                value = self._task_loss(TASKS[name], predictions[name], labels.get(name))
-                parts[prefix + name] = value.detach()
-                total = total + scale * self.weights[name] * value
-        return total, parts
+        for name, value in losses.items():
+            scale = self.coarse_weight if name.startswith("coarse/") else 1.0
+            total = total + scale * self.weights[name.removeprefix("coarse/")] * value
+        return total, {name: value.detach() for name, value in losses.items()}
+
+    def per_task(
+        self, final: Mapping[str, Tensor], coarse: Mapping[str, Tensor], labels: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Every loss by itself, as ``task`` and ``coarse/task``: unweighted scalars with gradients.
+
+        ``forward``'s total is their sum, each times ``weights[task]``, coarse ones also times ``coarse_weight``.
+        """
+        losses = {name: self._task_loss(TASKS[name], final[name], labels.get(name)) for name in self.tasks}
+        for name in self.tasks if coarse else ():
+            losses[f"coarse/{name}"] = self._task_loss(TASKS[name], coarse[name], labels.get(name))
+        return losses
 
     def _task_loss(self, task: Task, prediction: Tensor, label: Tensor | None) -> Tensor:
         if label is None:

@@ -1,7 +1,7 @@
-"""What a run folder holds, written so that nothing is ever half there.
+"""The files of a run folder. Atomic: temporary file, then rename.
 
-``config.yaml`` the run's configuration; ``config.json`` and ``model.safetensors`` the model, as ``from_pretrained`` reads
-it; ``state/`` everything that a resumed run needs; ``metrics.jsonl`` one line per logged step and evaluation.
+``config.yaml``: the run's configuration. ``config.json`` and ``model.safetensors``: the model, as ``from_pretrained``
+reads it. ``state/``: everything that a resumed run needs. ``metrics.jsonl``: one line per logged step and evaluation.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ from typing import Any
 
 import torch
 import yaml
+from rich.console import Console
 from torch import Tensor, nn
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError
 from mtlsi.io import replace_text
+from mtlsi.plugins import import_plugins
 
 STATE, METRICS = "state", "metrics.jsonl"
 FORMER_NAMES = {"picture_hw": "image_hw", "evaluate_pictures": "evaluate_images"}
-"""Settings that older run folders have under another name."""
+"""Renamed settings, so that older run folders still load."""
 
 
 class MovingAverage:
-    """The exponential moving average of a module's weights and float buffers; the rest is copied.
+    """Exponential moving average of a module's weights and float buffers; integer buffers are copied.
 
-    The decay rises with the number of updates, (1 + n) / (10 + n) at most ``decay``, so that early weights are forgotten.
-    Decay 0 follows the module exactly.
+    The decay is (1 + n) / (10 + n) after n updates, at most ``decay``, so that early weights are forgotten. Decay 0
+    follows the module exactly.
     """
 
     def __init__(self, module: nn.Module, decay: float):
@@ -42,6 +44,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
+        """Take in the module's present weights."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates)) if self.decay else 0.0
         for name, tensor in module.state_dict().items():
@@ -52,7 +55,7 @@ class MovingAverage:
 
     @contextmanager
     def lent_to(self, module: nn.Module) -> Iterator[None]:
-        """Within the context ``module`` has the averaged weights; afterwards its own again."""
+        """``module`` has the averaged weights within the context, and its own again afterwards."""
         own = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         module.load_state_dict(self.state)
         try:
@@ -76,7 +79,7 @@ class MovingAverage:
 
 
 class Position:
-    """How far a run has come."""
+    """The step that a run has reached."""
 
     def __init__(self) -> None:
         self.step = 0
@@ -91,7 +94,7 @@ class Position:
 
 
 def prepare_run_folder(out: Path, *, resume: bool) -> None:
-    """Make ``out`` for a new run, or check that it can be resumed. Raises ``MistakeError`` where it cannot be used."""
+    """Create ``out`` for a new run, or check that it can be resumed. Raises ``MistakeError`` where it cannot be used."""
     if resume:
         if not (out / STATE).is_dir():
             raise MistakeError(
@@ -99,8 +102,8 @@ def prepare_run_folder(out: Path, *, resume: bool) -> None:
             )
         return
     if (out / "config.yaml").exists():
-        go_on = f"continue it with --resume {out}" if (out / STATE).is_dir() else "remove it: it has no saved state"
-        raise MistakeError(f"{out} holds a run already; give another --out, or {go_on}")
+        advice = f"continue it with --resume {out}" if (out / STATE).is_dir() else "remove it: it has no saved state"
+        raise MistakeError(f"{out} holds a run already; give another --out, or {advice}")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
@@ -122,19 +125,36 @@ def load_config(out: Path) -> RunConfig:
     path = out / "config.yaml"
     try:
         stored = yaml.safe_load(path.read_text())
-        data: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.pop("data").items()}
-        data, options = (
-            {FORMER_NAMES.get(name, name): v for name, v in of.items()} for of in (data, stored.pop("train"))
-        )
-        train = TrainConfig(**options)
-        return RunConfig(**stored, data=DataConfig(**data), train=train)
+        data, train = (_renamed(stored.pop(part)) for part in ("data", "train"))
+        return RunConfig(**stored, data=DataConfig(**data), train=TrainConfig(**train))
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise MistakeError(f"{path}: {reason}; expected the folder of a started run") from error
 
 
+def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Stored settings under their present names, lists as tuples."""
+    return {
+        FORMER_NAMES.get(name, name): tuple(value) if isinstance(value, list) else value
+        for name, value in settings.items()
+    }
+
+
+def import_plugins_of(model: str | Path, *, console: Console | None = None) -> None:
+    """Import the plugins that the run folder ``model`` was trained with; anything else than a run folder has none.
+
+    Importing runs their code, so ``console`` is told of each (by default standard error).
+    """
+    if not (Path(model) / "config.yaml").is_file():
+        return
+    plugins = load_config(Path(model)).plugins
+    for name in plugins:
+        (console or Console(stderr=True)).print(f"plugin of {model}: {name}", markup=False, highlight=False)
+    import_plugins(plugins)
+
+
 def save_model(model: nn.Module, state: dict[str, Tensor], out: Path) -> None:
-    """``model.safetensors`` with ``state`` and ``config.json``: a model folder that rebuilds the network alone."""
+    """``model.safetensors``, with ``state``, and ``config.json``: enough to rebuild the network."""
     from safetensors.torch import save_file
 
     temporary = out / ".model.safetensors"
@@ -145,7 +165,7 @@ def save_model(model: nn.Module, state: dict[str, Tensor], out: Path) -> None:
 
 
 def pack_model(run: Path, folder: Path) -> None:
-    """A model folder to share, from a run: matrices in float16, half the size; vectors, such as batch statistics, stay."""
+    """A model folder to share: matrices in float16, which halves the size; vectors, such as batch statistics, stay."""
     from safetensors.torch import load_file, save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +176,7 @@ def pack_model(run: Path, folder: Path) -> None:
 
 
 def save_state(accelerator: Any, out: Path) -> None:
-    """The full state of the run: written beside, then exchanged with the last one."""
+    """The full state of the run. Atomic: written to a temporary folder, then renamed."""
     fresh, old = out / f".{STATE}.new", out / f".{STATE}.old"
     if accelerator.is_main_process:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -172,7 +192,7 @@ def save_state(accelerator: Any, out: Path) -> None:
 
 
 def load_state(accelerator: Any, out: Path) -> None:
-    """Go on from the state in the run folder ``out``. Raises ``MistakeError`` where it is damaged or another network's."""
+    """Load the state in the run folder ``out``. Raises ``MistakeError`` where it is damaged or another network's."""
     from safetensors import SafetensorError
 
     try:
@@ -185,20 +205,20 @@ def load_state(accelerator: Any, out: Path) -> None:
 
 
 def recover_state(out: Path) -> None:
-    """Put the last whole state back in place where a run was killed between the two renames of ``save_state``."""
+    """Restore the previous state where a run was killed between the two renames of ``save_state``."""
     old = out / f".{STATE}.old"
     if not (out / STATE).exists() and old.exists():
         os.replace(old, out / STATE)
 
 
 def append_metrics(out: Path, line: dict[str, Any]) -> None:
-    """One more line in ``metrics.jsonl``."""
+    """Append a line to ``metrics.jsonl``."""
     with (out / METRICS).open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def forget_metrics_after(out: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will take again."""
+    """Drop the lines of steps that a resumed run will repeat."""
     path = out / METRICS
     if path.exists():
         lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]

@@ -15,13 +15,14 @@ from rich.console import Console
 from torch import nn
 
 from mtlsi.benchmarking import runs as benchmark_runs
-from mtlsi.benchmarking.benchmark import Request, benchmark, draw, read_counts, read_sizes
+from mtlsi.benchmarking.benchmark import benchmark, draw
 from mtlsi.benchmarking.runs import Measured, random_labels
 from mtlsi.cli import main
 from mtlsi.errors import MistakeError
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet, Output
+from mtlsi.options import BenchmarkOptions
 from mtlsi.tasks import TASKS
 
 CPU = torch.device("cpu")
@@ -47,8 +48,8 @@ def finished(tmp_path_factory):
         asked.append(size := prepare.args[2])
         return 500 * size[0] * size[1] + 10**6
 
-    request = Request(
-        "tiny", size_hw=(96, 128), batches=(2,), sizes=((96, 128), (64, 96)), train=True,
+    request = BenchmarkOptions(
+        model="tiny", size_hw=(96, 128), batches=(2,), sizes=((96, 128), (64, 96)), train=True,
         repeats=3, device="cpu", json_path=out / "report.json", plot_path=out / "growth.png",
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
@@ -166,7 +167,7 @@ def test_modes_that_fail_are_reported_and_the_rest_goes_on(monkeypatch, capsys, 
     monkeypatch.setattr(torch, "compile", no_compiler)
     monkeypatch.setattr(torch.export, "export", no_export)
     said = StringIO()
-    request = Request("tiny", size_hw=(64, 64), modes=("compiled", "exported", "eager"), **QUICK)
+    request = BenchmarkOptions(model="tiny", size_hw=(64, 64), modes=("compiled", "exported", "eager"), **QUICK)
     report = benchmark(request, console=Console(file=said, width=80))
     assert report["failed"] == [
         {"mode": "compiled", "batch": 1, "reason": "RuntimeError: no C++ compiler"},
@@ -181,8 +182,9 @@ def test_modes_that_fail_are_reported_and_the_rest_goes_on(monkeypatch, capsys, 
 def test_fewer_tasks_and_half_the_precision_are_what_is_measured(no_memory):  # noqa: ARG001
     size = {"size_hw": (64, 64), **QUICK}
     trained = "nyud-mobilenetv2"
-    every = benchmark(Request(trained, **size), console=Console(file=StringIO()))
-    one = benchmark(Request(trained, tasks=("depth",), dtype="bfloat16", **size), console=Console(file=StringIO()))
+    every = benchmark(BenchmarkOptions(model=trained, **size), console=Console(file=StringIO()))
+    depth = BenchmarkOptions(model=trained, tasks="depth", dtype="bf16", **size)
+    one = benchmark(depth, console=Console(file=StringIO()))
     assert every["tasks"] == ["semseg", "depth", "normals", "boundary"]
     assert one["tasks"] == ["depth"]
     assert one["totals"]["gflop"]["decoder"] < every["totals"]["gflop"]["decoder"]
@@ -202,11 +204,6 @@ def test_random_labels_are_labels(dataset):
     loss, of_tasks = MultiTaskLoss(model.tasks)(output.final, output.coarse, labels)
     assert torch.isfinite(loss)
     assert min(value.item() for value in of_tasks.values()) > 0
-
-
-def test_sizes_and_batches_are_read():
-    assert read_sizes("224x288, 448x576") == ((224, 288), (448, 576))
-    assert read_counts("1, 4,16") == (1, 4, 16)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ from torch import nn
 from mtlsi.config import DataConfig
 from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.evaluate import Request, evaluate, evaluate_from_command, shared_tasks
+from mtlsi.evaluation.evaluate import data_config, evaluate, evaluate_from_command, shared_tasks
 from mtlsi.evaluation.report import headline
 from mtlsi.model.network import MTLSINet, Output
+from mtlsi.options import EvaluateOptions
 from mtlsi.tasks import TASKS
 
 CONFIG = DataConfig(num_val=5, size_hw=(48, 64), label_set="all", num_workers=0)
@@ -244,7 +245,7 @@ def test_images_of_different_sizes_are_shown_one_by_one():
 
 def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp_path):
     said = StringIO()
-    request = Request(
+    options = EvaluateOptions(
         str(tiny_run.out),
         data="scenes",
         limit=2,
@@ -253,7 +254,7 @@ def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp
         save=tmp_path / "saved",
         curve_path=tmp_path / "curve.png",
     )
-    scores = evaluate_from_command(request, console=Console(file=said, width=160))
+    scores = evaluate_from_command(options, console=Console(file=said, width=160))
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written["images"] == 2
     assert written["scores"]["depth"]["RMSE"] == pytest.approx(scores["depth"]["RMSE"])
@@ -262,7 +263,7 @@ def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp
     assert len(rows) == 2
     assert (tmp_path / "curve.png").stat().st_size > 5000
     saved = np.load(tmp_path / "saved/depth" / f"{rows[0]['image']}.npy")
-    truth = open_dataset(request.data_config(MTLSINet.from_pretrained(tiny_run.out)), "val")
+    truth = open_dataset(data_config(options, MTLSINet.from_pretrained(tiny_run.out)), "val")
     label = next(truth[i]["depth"] for i in range(len(truth)) if truth.name(i) == rows[0]["image"]).numpy()
     assert float(rows[0]["depth/RMSE"]) == pytest.approx(np.sqrt(((saved - label) ** 2).mean()), rel=1e-4)
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {"semseg", "depth", "normals", "edge"}
@@ -270,10 +271,10 @@ def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp
 
 def test_images_are_shown_as_the_run_showed_them(tiny_run, tmp_path):
     network = MTLSINet.from_pretrained(tiny_run.out)
-    assert Request(str(tiny_run.out)).data_config(network).image_hw == (64, 64)
-    assert Request(str(tiny_run.out), size_hw=(32, 48)).data_config(network).image_hw == (32, 48)
+    assert data_config(EvaluateOptions(str(tiny_run.out)), network).image_hw == (64, 64)
+    assert data_config(EvaluateOptions(str(tiny_run.out), size_hw=(32, 48)), network).image_hw == (32, 48)
     network.save_pretrained(tmp_path / "model")
-    assert Request(str(tmp_path / "model")).data_config(network).image_hw == network.input_size
+    assert data_config(EvaluateOptions(str(tmp_path / "model")), network).image_hw == network.input_size
 
 
 @pytest.mark.parametrize(
@@ -283,4 +284,4 @@ def test_images_are_shown_as_the_run_showed_them(tiny_run, tmp_path):
 def test_requests_that_cannot_be_met_are_refused_before_anything_is_loaded(changes, message):
     changes = {name: Path(x) if isinstance(x, str) else x for name, x in changes.items()}
     with pytest.raises(MistakeError, match=message):
-        evaluate_from_command(Request("no such model", **changes))
+        evaluate_from_command(EvaluateOptions("no such model", **changes))

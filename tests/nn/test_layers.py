@@ -2,13 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtlsi.nn.layers import (
-    TaskBatchNorm,
-    TaskConvolution,
-    TaskLayerNorm,
-    TaskLinear,
-    TaskMLP,
-)
+from mtlsi.nn.layers import TaskBatchNorm, TaskConvolution, TaskLayerNorm, TaskLinear, TaskMLP
 from mtlsi.nn.layout import resize_maps, side_by_side, to_map, to_positions
 from mtlsi.nn.task_subset import TakeTasks, for_tasks
 

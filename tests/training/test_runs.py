@@ -159,10 +159,10 @@ def test_a_run_killed_at_the_worst_moment_ends_with_the_very_weights_of_an_unbro
 
 
 def test_a_run_stopped_between_checkpoints_goes_on_from_the_last_one(tiny_run, tmp_path, monkeypatch):
-    def stop(parts, *rest):
-        if parts.position.step == 5:
+    def stop(run, batches):
+        if run.position.step == 5:
             raise KeyboardInterrupt
-        return step(parts, *rest)
+        return step(run, batches)
 
     step = train_module.optimizer_step
     with monkeypatch.context() as patched:

@@ -3,51 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from mtlsi.benchmarking.runs import DTYPES, MODES, Measured, Size, open_model
+from mtlsi.benchmarking.runs import DTYPES, MODES, Measured, open_model
 from mtlsi.benchmarking.tables import print_report
 from mtlsi.device import find_device
 from mtlsi.drawing.plots import plot_scaling
 from mtlsi.errors import MistakeError
 from mtlsi.io import check_writable, replace_text
+from mtlsi.options import BenchmarkOptions
 from mtlsi.tasks import check_tasks
 from mtlsi.timing import describe_machine
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is to be measured."""
-
-    model: str
-    """A preset's name (random weights), or a packaged model's name, or a run or model folder."""
-    dataset: str | None = None
-    """nyud or pascal: whose tasks a preset gets; None: nyud. A trained model has its own."""
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    """Sizes that differ from the preset's, by field of ``ModelConfig``."""
-    size_hw: Size | None = None
-    """None: the size that the model was made for."""
-    tasks: tuple[str, ...] | None = None
-    """Predict these only, as ``Predictor(...)(image, tasks)`` does."""
-    dtype: str = "float32"
-    device: str | None = None
-    modes: tuple[str, ...] = ("eager",)
-    batches: tuple[int, ...] = (1, 4)
-    sizes: tuple[Size, ...] = ()
-    """Sizes over which growth is measured; none: it is not."""
-    train: bool = False
-    repeats: int = 7
-    json_path: Path | None = None
-    plot_path: Path | None = None
-
-
-def benchmark(request: Request, *, console: Console | None = None) -> dict[str, Any]:
+def benchmark(request: BenchmarkOptions, *, console: Console | None = None) -> dict[str, Any]:
     """Everything measured, as it is written to ``json_path``; tables go to the console.
 
     One image at a time where nothing else is said; parts, memory and growth are those of the eager mode. A mode that
@@ -94,7 +67,7 @@ def benchmark(request: Request, *, console: Console | None = None) -> dict[str, 
     return report
 
 
-def check(request: Request) -> None:
+def check(request: BenchmarkOptions) -> None:
     """Raises ``MistakeError`` for what cannot be measured, before anything is."""
     if request.dtype not in DTYPES:
         raise MistakeError(f"unknown dtype {request.dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -114,32 +87,6 @@ def check(request: Request) -> None:
     for path in (request.json_path, request.plot_path):
         if path is not None:
             check_writable(path)
-
-
-def read_sizes(text: str) -> tuple[Size, ...]:
-    """``224x288,448x576`` as pairs of height and width; ``MistakeError`` for anything else."""
-    found = [re.fullmatch(r"\s*(\d+)x(\d+)\s*", part) for part in text.split(",")]
-    if not all(found):
-        raise MistakeError(f"sizes {text!r}; expected heights and widths, such as 224x288,320x416,448x576")
-    return tuple((int(match[1]), int(match[2])) for match in found if match)
-
-
-def read_changes(text: str) -> dict[str, Any]:
-    """``{"decoder_stride": 4}`` as a dictionary; ``MistakeError`` for anything else."""
-    try:
-        changes = json.loads(text)
-    except json.JSONDecodeError:
-        changes = None
-    if not isinstance(changes, dict):
-        raise MistakeError(f"sizes to change {text!r}; expected JSON such as " + '{"decoder_stride": 4}')
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
-
-
-def read_counts(text: str) -> tuple[int, ...]:
-    """``1,4`` as numbers; ``MistakeError`` for anything else."""
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
-        raise MistakeError(f"batches {text!r}; expected whole numbers, such as 1,4")
-    return tuple(int(part) for part in text.split(","))
 
 
 def totals(parts: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from mtlsi.tasks import TASKS
 class TrainingImages(Dataset):
     """Augmented samples by (position in the run, index in the data set)."""
 
-    def __init__(self, dataset: LabelledImages, transform: TrainTransform, seed: int, *, in_memory: bool = False):
+    def __init__(
+        self, dataset: LabelledImages, transform: Callable[..., Sample], seed: int, *, in_memory: bool = False
+    ):
         self.dataset, self.transform, self.seed = dataset, transform, seed
         self.kept: dict[int, Sample] | None = {} if in_memory else None
 
@@ -56,10 +58,16 @@ class EvaluationImages(Dataset):
 
 
 def training_batches(
-    dataset: LabelledImages, config: DataConfig, sampler: RunSampler, *, seed: int, pin_memory: bool = False
+    dataset: LabelledImages,
+    config: DataConfig,
+    sampler: RunSampler,
+    *,
+    seed: int,
+    pin_memory: bool = False,
+    transform: Callable[[Sample, torch.Generator], Sample] | None = None,
 ) -> DataLoader:
-    """Batches of augmented samples in the sampler's order."""
-    transform = TrainTransform(config.size_hw, config.image_hw, config.zoom, config.class_limit)
+    """Batches of augmented samples in the sampler's order; ``transform`` replaces the field's augmentation."""
+    transform = transform or TrainTransform(config.size_hw, config.image_hw, config.zoom, config.class_limit)
     return DataLoader(
         TrainingImages(dataset, transform, seed, in_memory=config.in_memory),
         batch_sampler=sampler,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtlsi.config import DataConfig
+from mtlsi.config import DataConfig, split_names
 from mtlsi.data.readers.files import FileDataset, holds
 from mtlsi.data.readers.folder import Folder, splits_of_folder
 from mtlsi.data.readers.nyud_official import open_nyud
@@ -46,10 +46,34 @@ class LabelledImages(Protocol):
 
 READERS: dict[str, Callable[..., FileDataset]] = {"nyud": open_nyud, "pascal": PASCALContext, "folder": Folder}
 """By ``DataConfig.name``, called with (root, split, tasks=...)."""
+SIGNS: dict[str, tuple[str, ...]] = {
+    "folder": ("dataset.yaml",),
+    "nyud": ("nyu_depth_v2_labeled.mat", "gt_sets"),
+    "pascal": ("JPEGImages", "ImageSets/Context"),
+}
+"""Files or folders, by reader, any of which tells that a folder is of its layout."""
+BUILT_IN = ("scenes", *READERS)
+
+
+def register_dataset(name: str, reader: Callable[..., FileDataset], *, signs: Sequence[str] = ()) -> None:
+    """Let ``name`` stand for a data set of one's own: ``--data.name NAME``, ``--data NAME``.
+
+    ``reader(root, split, tasks=...)`` opens one split, train or val, of the folder ``root`` and gives an object with the
+    attributes and methods of ``LabelledImages``; ``tasks`` is a tuple of names, or None for all that it has. ``signs``:
+    files or folders inside ``root``, any of which tells ``mtlsi data`` that the reader is for it; what ``mtlsi data`` does
+    needs a ``FileDataset``. A name of one's own may be registered again; raises ``MistakeError`` for a built-in one.
+    """
+    if name in BUILT_IN:
+        raise MistakeError(f"data set {name!r} is built in; register yours under another name")
+    READERS[name] = reader
+    SIGNS.pop(name, None)
+    if signs:
+        SIGNS[name] = tuple(signs)
 
 
 def open_dataset(config: DataConfig, split: str, seed: int = 0) -> LabelledImages:
     """The data set that ``config`` names, ``split`` train or val. Raises ``MistakeError`` for an unknown name."""
+    tasks = None if config.tasks is None else split_names(config.tasks)
     if config.name == "scenes":
         if split not in ("train", "val"):
             raise MistakeError(f"unknown split {split!r} of scenes; expected train or val")
@@ -59,7 +83,7 @@ def open_dataset(config: DataConfig, split: str, seed: int = 0) -> LabelledImage
             seed=seed,
             size_hw=config.image_hw or config.size_hw,
             label_set=config.label_set,
-            tasks=config.tasks,
+            tasks=tasks,
             first_index=0 if training else FIRST_VALIDATION_SCENE,
         )
     if config.name not in READERS:
@@ -68,27 +92,23 @@ def open_dataset(config: DataConfig, split: str, seed: int = 0) -> LabelledImage
         raise MistakeError(f"data {config.name} needs its folder; give --data.root (train) or --root (evaluate)")
     root = Path(config.root)
     if (root / INDEX).is_file():
-        return Prepared(root, split, tasks=config.tasks)
-    return READERS[config.name](root, split, tasks=config.tasks)
+        return Prepared(root, split, tasks=tasks)
+    return READERS[config.name](root, split, tasks=tasks)
 
 
 def recognise(root: Path) -> str:
     """Which of ``READERS`` reads the folder ``root``, by what lies in it; ``MistakeError`` where none does."""
-    signs = {
-        "folder": ("dataset.yaml",),
-        "nyud": ("nyu_depth_v2_labeled.mat", "gt_sets"),
-        "pascal": ("JPEGImages", "ImageSets/Context"),
-    }
     if (root / INDEX).is_file():
         raise MistakeError(f"{root}: made by mtlsi data prepare; give the folder that it was made from")
     if root.suffix == ".mat" and root.is_file():
         return "nyud"
-    for name, files in signs.items():
+    for name, files in SIGNS.items():
         if any((root / file).exists() for file in files):
             return name
     raise MistakeError(
         f"{root}: {holds(root)}; expected dataset.yaml (your own data), gt_sets/ or nyu_depth_v2_labeled.mat (NYUDv2) or "
         "JPEGImages/ (PASCAL-Context)"
+        + "".join(f" or {' or '.join(SIGNS[name])} ({name})" for name in SIGNS if name not in BUILT_IN)
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from mtlsi import run_folder
 from mtlsi.config import DataConfig
@@ -36,10 +37,12 @@ from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
 from mtlsi.model.heads import decode
 from mtlsi.model.network import MTLSINet
 from mtlsi.nn.layout import resize_maps
-from mtlsi.tasks import TASKS, num_channels
+from mtlsi.options import EvaluateOptions
+from mtlsi.plugins import import_plugins
+from mtlsi.tasks import TASKS, check_tasks, num_channels
 
 OnImage = Callable[[int, dict[str, Tensor], Scores], None]
-"""Called with an image's index, its decoded predictions by task at the labels' size, and the figures on it alone."""
+"""Called with an image's index, its decoded predictions by task at the labels' size, and the image's own figures."""
 
 
 @torch.no_grad()
@@ -54,27 +57,30 @@ def evaluate(
     legacy_saliency: bool = False,
     device: torch.device | str = "cpu",
     console: Console | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     on_image: OnImage | None = None,
 ) -> Scores:
     """Scores of ``model`` on the images ``indices`` (None: all) of ``dataset``.
 
-    Images are shown at ``config.image_hw``, several at once where they have one size; predictions are upsampled
-    bilinearly to the labels' size before they are decoded and compared. ``num_thresholds``: of the boundary curve;
-    ``legacy_saliency``: see ``MaxF``; ``on_image``: told of every image. Tasks are those that the model and the data
-    set share; raises ``MistakeError`` if none, or if their classes differ.
+    Images are resized to ``config.image_hw`` and batched where they have one size; predictions are upsampled bilinearly to
+    the labels' size before they are decoded and compared. ``num_thresholds``: of the boundary curve. ``legacy_saliency``:
+    see ``MaxF``. ``metrics``: by task, instead of the built-in ones. ``on_image``: called with every image's results.
+    Tasks are those that the model and the data set share. Raises ``MistakeError`` if there are none, if their classes
+    differ, or if a metric of ``metrics`` lacks its task's score.
     """
     tasks = shared_tasks(model, dataset)
-    metrics = {
-        task: build_metric(
-            TASKS[task],
-            MetricSettings(
-                num_classes=num_channels(task, dataset.classes) if TASKS[task].output == "class" else None,
-                boundary_tolerance=dataset.boundary_tolerance,
-                num_thresholds=num_thresholds,
-                legacy_saliency=legacy_saliency,
-            ),
-        ).to(device)
+    own = check_metrics(metrics or {}, tasks)
+    settings = {
+        task: MetricSettings(
+            num_classes=num_channels(task, dataset.classes) if TASKS[task].output == "class" else None,
+            boundary_tolerance=dataset.boundary_tolerance,
+            num_thresholds=num_thresholds,
+            legacy_saliency=legacy_saliency,
+        )
         for task in tasks
+    }
+    meters = {
+        task: (own[task] if task in own else build_metric(TASKS[task], settings[task])).to(device) for task in tasks
     }
     was_training = model.training
     model.eval()
@@ -84,38 +90,54 @@ def evaluate(
         bar = progress.add_task("evaluating", total=len(indices))
         for samples in evaluation_batches(dataset, config, indices, batch_size=batch_size):
             for sample, raw in _predict(model, samples, tasks, device):
-                decoded, own = {}, {}
-                for task, metric in metrics.items():
+                decoded, figures = {}, {}
+                for task, metric in meters.items():
                     label = sample[task].to(device)[None]
                     decoded[task] = decode(task, resize_maps(raw[task].float(), label.shape[-2:]))
                     valid = TASKS[task].valid(label)
                     if on_image is None:
                         metric.update(decoded[task], label, valid)
                     else:
-                        own[task] = {name: float(value) for name, value in metric(decoded[task], label, valid).items()}
+                        of_image = metric(decoded[task], label, valid)
+                        figures[task] = {name: float(value) for name, value in of_image.items()}
                 index = next(waiting)
                 if on_image is not None:
-                    on_image(index, decoded, own)
+                    on_image(index, decoded, figures)
                 progress.advance(bar)
     model.train(was_training)
-    scores = {
-        task: {name: float(value) for name, value in metric.compute().items()} for task, metric in metrics.items()
-    }
-    for task, metric in metrics.items():
-        if isinstance(metric, MeanIoU):
-            of_classes = zip(dataset.classes[task], metric.per_class().tolist(), strict=True)
-            scores[task] |= {f"IoU/{name}": value for name, value in of_classes}
-        if isinstance(metric, BoundaryF):
-            scores[task] |= metric.curve()
+    return {task: _scores_of(task, metric, dataset.classes) for task, metric in meters.items()}
+
+
+def check_metrics(metrics: Mapping[str, Metric], tasks: Sequence[str]) -> dict[str, Metric]:
+    """A person's own metrics, empty, of those of ``tasks`` that they are for."""
+    if metrics:
+        check_tasks(metrics)
+    for metric in metrics.values():
+        metric.reset()
+    return {task: metric for task, metric in metrics.items() if task in tasks}
+
+
+def _scores_of(task: str, metric: Metric, classes: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """All figures of one task, those of single classes and of the boundary curve included."""
+    scores = {name: float(value) for name, value in metric.compute().items()}
+    if TASKS[task].score not in scores:
+        raise MistakeError(
+            f"the metric of {task} gives {', '.join(scores) or 'nothing'}; expected its score {TASKS[task].score} among them"
+        )
+    if isinstance(metric, MeanIoU):
+        ious = zip(classes[task], metric.per_class().tolist(), strict=True)
+        scores |= {f"IoU/{name}": value for name, value in ious}
+    if isinstance(metric, BoundaryF):
+        scores |= metric.curve()
     return scores
 
 
 def _predict(
     model: nn.Module, samples: Sequence[Sample], tasks: Sequence[str], device: torch.device | str
 ) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
-    """Each sample with its raw predictions (1 c h w); samples go through the model together if they have one size."""
-    together = len({sample["image"].shape for sample in samples}) == 1
-    for group in [samples] if together else [[sample] for sample in samples]:
+    """Each sample with its raw predictions (1 c h w); samples of one size are batched."""
+    one_size = len({sample["image"].shape for sample in samples}) == 1
+    for group in [samples] if one_size else [[sample] for sample in samples]:
         images = torch.stack([sample["image"] for sample in group]).to(device)
         at_stride_4 = all(side % 4 == 0 for side in images.shape[-2:])  # then the stride's grid fits the image
         raw = model(images, tasks, full_size=not at_stride_4).final
@@ -141,69 +163,49 @@ def shared_tasks(model: Any, dataset: LabelledImages) -> tuple[str, ...]:
     return tasks
 
 
-@dataclass(frozen=True)
-class Request:
-    """What ``mtlsi evaluate`` is asked for."""
-
-    model: str
-    data: str = "nyud"
-    root: str | None = None
-    split: str = "val"
-    size_hw: tuple[int, int] | None = None
-    """The size to show images at; None: as the run did, or the model's own size."""
-    limit: int = 0
-    """Images to measure on, spread over the split; 0: all."""
-    device: str | None = None
-    json_path: Path | None = None
-    csv_path: Path | None = None
-    curve_path: Path | None = None
-    """An image of the boundaries' precision-recall curve."""
-    save: Path | None = None
-    """A folder for the predictions, in the field's formats."""
-    single_task: Path | None = None
-    legacy_saliency: bool = False
-
-    def check(self) -> None:
-        """Refuse, in one line and before anything is computed, what cannot be done."""
-        for path in (self.json_path, self.csv_path, self.curve_path):
-            if path is not None:
-                check_writable(path)
-        if self.limit < 0:
-            raise MistakeError(f"--limit {self.limit}; expected the number of images, or 0 for all")
-        if self.size_hw is not None and min(self.size_hw) < 1:
-            raise MistakeError(f"--size {self.size_hw[0]} {self.size_hw[1]}; expected a height and a width in pixels")
-
-    def data_config(self, network: MTLSINet) -> DataConfig:
-        """The data, shown as the run showed it, if ``model`` is a run folder, else at the network's own size."""
-        shown: Any = network.input_size
-        if (Path(self.model) / "config.yaml").is_file():
-            shown = run_folder.load_config(Path(self.model)).data.image_hw
-        config = DataConfig(name=self.data, root=self.root, image_hw=self.size_hw or shown)
-        if self.data == "scenes":
-            label_set = label_set_of(network.classes, network.tasks)
-            config = replace(config, label_set=label_set, size_hw=config.image_hw or network.input_size)
-        return config
+def check_options(options: EvaluateOptions) -> None:
+    """Refuse, in one line and before anything is computed, what cannot be done."""
+    for path in (options.json_path, options.csv_path, options.curve_path):
+        if path is not None:
+            check_writable(path)
+    if options.limit < 0:
+        raise MistakeError(f"--limit {options.limit}; expected the number of images, or 0 for all")
+    if options.size_hw is not None and min(options.size_hw) < 1:
+        raise MistakeError(f"--size {options.size_hw[0]} {options.size_hw[1]}; expected a height and a width in pixels")
 
 
-def evaluate_from_command(request: Request, *, console: Console | None = None) -> Scores:
+def data_config(options: EvaluateOptions, network: MTLSINet) -> DataConfig:
+    """The data, at the image size of the run, if ``options.model`` is a run folder, else at the network's own."""
+    size_hw: Any = network.input_size
+    if (Path(options.model) / "config.yaml").is_file():
+        size_hw = run_folder.load_config(Path(options.model)).data.image_hw
+    config = DataConfig(name=options.data, root=options.root, image_hw=options.size_hw or size_hw)
+    if options.data == "scenes":
+        label_set = label_set_of(network.classes, network.tasks)
+        config = replace(config, label_set=label_set, size_hw=config.image_hw or network.input_size)
+    return config
+
+
+def evaluate_from_command(options: EvaluateOptions, *, console: Console | None = None) -> Scores:
     """Load, measure, print, write: ``mtlsi evaluate``."""
     console = console or Console()
-    request.check()
-    network = MTLSINet.from_pretrained(request.model)
-    device = find_device(request.device)
+    check_options(options)
+    import_plugins(options.plugin)
+    run_folder.import_plugins_of(options.model)
+    network = MTLSINet.from_pretrained(options.model)
+    device = find_device(options.device)
     network.to(device)
-    config = request.data_config(network)
-    dataset = open_dataset(config, request.split)
+    config = data_config(options, network)
+    dataset = open_dataset(config, options.split)
     introduce(dataset, console)
-    indices = spread(request.limit, len(dataset))
+    indices = spread(options.limit, len(dataset))
     rows: list[tuple[str, Scores]] = []
 
-    def on_image(index: int, decoded: dict[str, Tensor], own: Scores) -> None:
-        rows.append((dataset.name(index), own))
-        if request.save is not None:
-            save_for_field(request.save, dataset.name(index), {t: x[0].cpu().numpy() for t, x in decoded.items()})
+    def on_image(index: int, decoded: dict[str, Tensor], figures: Scores) -> None:
+        rows.append((dataset.name(index), figures))
+        if options.save is not None:
+            save_for_field(options.save, dataset.name(index), {t: x[0].cpu().numpy() for t, x in decoded.items()})
 
-    by_image = on_image if request.csv_path or request.save else None
     scores = evaluate(
         network,
         dataset,
@@ -211,36 +213,38 @@ def evaluate_from_command(request: Request, *, console: Console | None = None) -
         indices=indices,
         device=device,
         console=console,
-        legacy_saliency=request.legacy_saliency,
-        on_image=by_image,
+        legacy_saliency=options.legacy_saliency,
+        on_image=on_image if options.csv_path or options.save else None,
     )
     console.print(score_table(scores, derived=dataset.derived))
     context: dict[str, Any] = {
-        "model": request.model,
-        "data": request.data,
+        "model": options.model,
+        "data": options.data,
         "layout": getattr(dataset, "layout", None),
-        "split": request.split,
+        "split": options.split,
         "images": len(indices),
         "shown_at": config.image_hw,
         "derived_labels": dataset.derived,
     }
-    delta = None if request.single_task is None else compare_single_task(scores, request.single_task)
+    delta = None if options.single_task is None else compare_single_task(scores, options.single_task)
     if delta is not None:
         context["delta_m_percent"] = delta
     console.print(paper_row(scores, derived=dataset.derived, delta_percent=delta))
-    if request.json_path is not None:
-        write_scores(scores, request.json_path, **context)
-    if request.csv_path is not None:
-        write_images(rows, request.csv_path)
-    if request.curve_path is not None:
-        draw_curve(scores, request.curve_path)
+    if options.json_path is not None:
+        write_scores(scores, options.json_path, **context)
+    if options.csv_path is not None:
+        write_images(rows, options.csv_path)
+    if options.curve_path is not None:
+        draw_curve(scores, options.curve_path)
     return scores
 
 
 def draw_curve(scores: Scores, path: Path) -> None:
-    """The boundaries' precision-recall curve as PNG; ``MistakeError`` where no boundaries were measured."""
+    """The precision-recall curve of the boundaries as PNG; ``MistakeError`` where no boundaries were measured."""
     if "boundary" not in scores:
         raise MistakeError(f"--curve {path}: no boundaries were measured; expected a model and data that have them")
-    of = {name: value / 100 for name, value in scores["boundary"].items()}
-    recall, precision = ([of[name] for name in of if name.startswith(f"{what}/")] for what in ("recall", "precision"))
-    plot_precision_recall(recall, precision, path, ods=(of["recall"], of["precision"]))
+    figures = {name: value / 100 for name, value in scores["boundary"].items()}
+    recall, precision = (
+        [value for name, value in figures.items() if name.startswith(f"{axis}/")] for axis in ("recall", "precision")
+    )
+    plot_precision_recall(recall, precision, path, ods=(figures["recall"], figures["precision"]))

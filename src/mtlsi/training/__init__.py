@@ -1,1 +1,1 @@
-"""Train a network: the loop, what it is set up with, and its log."""
+"""Training: ``loop`` takes the steps, ``setup`` builds what they need, ``log`` and ``callbacks`` report on them."""

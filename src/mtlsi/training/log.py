@@ -1,11 +1,13 @@
-"""What a person and the run folder are told while a network trains."""
+"""Training logger: console, metrics.jsonl, tracker."""
 
 from __future__ import annotations
 
 import time
 from math import isfinite
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,8 +20,21 @@ from mtlsi.evaluation.report import Scores, headline
 from mtlsi.tasks import TASKS
 
 
+class Step(NamedTuple):
+    """What one optimizer step gave."""
+
+    losses: list[dict[str, Tensor]]
+    """Of every micro-batch: ``loss``, the total, and the losses by task; detached."""
+    norm: Tensor | None
+    """The gradient's norm before clipping."""
+
+    def mean_losses(self) -> dict[str, Tensor]:
+        """The losses, as means over the micro-batches."""
+        return {name: torch.stack([one[name] for one in self.losses]).mean() for name in self.losses[0]}
+
+
 class Log:
-    """Means of the losses since the last line, on the screen, in ``metrics.jsonl`` and with accelerate's tracker."""
+    """Mean losses of every ``log_every`` steps, on the console, in ``metrics.jsonl`` and with accelerate's tracker."""
 
     def __init__(self, accelerator: Accelerator, out: Path, options: TrainConfig, console: Console, first_step: int):
         self.accelerator, self.out, self.options, self.console = accelerator, out, options, console
@@ -38,14 +53,16 @@ class Log:
         )
         self.bar = self.progress.add_task("", total=options.iterations, completed=first_step)
 
-    def add(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
-        """One micro-step's losses."""
-        for name, value in {"loss": loss.detach(), **{f"loss/{task}": part for task, part in parts.items()}}.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.num_added += 1
+    def step(self, step: int, result: Step, lr: float) -> None:
+        """Take in the optimizer step ``step``; every ``log_every`` of them writes a line.
 
-    def step(self, step: int, norm: Tensor | float | None, lr: float) -> None:
-        """After an optimizer step; every ``log_every`` of them writes a line. Raises ``MistakeError`` for a NaN loss."""
+        Raises ``MistakeError`` for a loss that is not finite.
+        """
+        for losses in result.losses:
+            for name, value in losses.items():
+                name = name if name == "loss" else f"loss/{name}"
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.num_added += len(result.losses)
         self.progress.advance(self.bar)
         if step % self.options.log_every and step != self.options.iterations:
             return
@@ -54,15 +71,15 @@ class Log:
             raise MistakeError(f"{', '.join(bad)} is not a number at step {step}; start again with a lower --train.lr")
         seconds = time.perf_counter() - self.since
         images = self.num_added * self.options.batch_size * self.accelerator.num_processes
-        line = {"step": step, **means, "lr": lr, "grad_norm": float(norm or 0), "images_per_s": images / seconds}
+        line = {"step": step, **means, "lr": lr, "grad_norm": float(result.norm or 0), "images_per_s": images / seconds}
         self._write(line)
         losses = " ".join(f"{name[5:]} {value:.3f}" for name, value in means.items() if name[5:] in TASKS)
         text = f"loss {means['loss']:.3f} ({losses}) {line['images_per_s']:.1f} images/s"
         self.progress.update(self.bar, description=text)
         if not self.console.is_terminal and self.accelerator.is_main_process:
-            left = (self.options.iterations - step) * seconds * self.accelerator.num_processes
-            left = left / max(1, images) * self.options.batch_size * self.options.accumulate
-            self.console.print(f"{step}/{self.options.iterations} {text} {left / 60:.0f} min left", soft_wrap=True)
+            seconds_per_step = seconds / self.num_added * self.options.accumulate
+            minutes_left = (self.options.iterations - step) * seconds_per_step / 60
+            self.console.print(f"{step}/{self.options.iterations} {text} {minutes_left:.0f} min left", soft_wrap=True)
         self.sums, self.num_added, self.since = {}, 0, time.perf_counter()
 
     def validation(self, step: int, scores: Scores, seconds: float) -> None:

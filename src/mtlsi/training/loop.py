@@ -1,154 +1,111 @@
-"""Train a network: one function that reads from top to bottom."""
+"""Train a network: one function that reads from top to bottom, and its steps below it in order."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.tracking import get_available_trackers
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from mtlsi import run_folder
-from mtlsi.config import DataConfig, RunConfig, TrainConfig
+from mtlsi.config import DataConfig, RunConfig
 from mtlsi.data.batches import evaluation_batches, training_batches
-from mtlsi.data.datasets import LabelledImages, constant_predictions, open_dataset, spread
+from mtlsi.data.datasets import LabelledImages, spread
 from mtlsi.data.sampling import RunSampler
-from mtlsi.device import choose_precision
 from mtlsi.drawing.panels import compare_panel
 from mtlsi.drawing.plots import plot_curves
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate, shared_tasks
 from mtlsi.evaluation.report import Scores, introduce, write_scores
-from mtlsi.losses import MultiTaskLoss
-from mtlsi.model.build import create_model
-from mtlsi.model.decoder import start_predictions_at
 from mtlsi.model.heads import decode
 from mtlsi.model.network import MTLSINet
-from mtlsi.model.pretrained import packaged_models
-from mtlsi.nn.layers import TaskLayerNorm
 from mtlsi.nn.layout import resize_maps
-from mtlsi.run_folder import MovingAverage, Position
-from mtlsi.tasks import TASKS
-from mtlsi.training.log import Log
+from mtlsi.plugins import import_plugins
+from mtlsi.training.callbacks import Callbacks
+from mtlsi.training.log import Log, Step
+from mtlsi.training.setup import TrainingRun, Transform, assemble, learning_rate_factor, settle
 
 
-@dataclass
-class Parts:
-    """What a run consists of, made ready for the machine by accelerate."""
-
-    accelerator: Accelerator
-    train_set: LabelledImages
-    val_set: LabelledImages
-    network: MTLSINet
-    model: nn.Module
-    """The network as accelerate wraps it for several processes."""
-    criterion: MultiTaskLoss
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LambdaLR
-    average: MovingAverage
-    position: Position
-
-
-def train(config: RunConfig, out: Path, *, resume: bool = False, console: Console | None = None) -> Scores:
+def train(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+    criterion: nn.Module | None = None,
+    train_transform: Transform | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    callbacks: Iterable[Any] = (),
+) -> Scores:
     """Run ``config`` in the folder ``out`` and give the scores of the last weights on the validation split.
 
-    With ``resume`` the run goes on from its last saved state and ends with the very weights of an unbroken run. Raises
-    ``MistakeError`` for a configuration or folder that cannot be used, and for a loss that is no longer a number.
+    ``resume``: continue from the last saved state, to the very weights of an unbroken run.
+    ``criterion``: instead of ``MultiTaskLoss``, a module called as it is, with ``(final, coarse, labels)``; gives the total
+    to minimise and a dict of detached losses to log. Parameters of its own are trained.
+    ``train_transform``: instead of ``TrainTransform``, called with ``(sample, generator)``; gives the normalised image
+    (3 H W) and the labels, all samples at one size.
+    ``metrics``: by task, instead of the built-in metric; updated with ``(decoded, label, valid)``, computes a dict of
+    scalars with the task's score in it.
+    ``callbacks``: objects with any of ``on_step``, ``on_evaluation``, ``on_save``; see ``Callbacks``.
+    A resumed run needs the same four again: the run folder does not hold them.
+    Raises ``MistakeError`` for a configuration or folder that cannot be used, and for a loss that is not finite.
     """
-    console = console or Console()
-    check(config)
-    config, options = settle(config), config.train
-    parts = assemble(config, out, resume=resume)
-    position, average = parts.position, parts.average
-    if parts.accelerator.is_main_process:
-        introduce(parts.train_set, console)
-    batches = iter(batches_from(position.step, parts, config))
-    log = Log(parts.accelerator, out, options, console, position.step)
+    console, told = console or Console(), Callbacks(callbacks)
+    import_plugins(config.plugins)
+    config.check()
+    run = assemble(
+        settle(config), out, resume=resume, criterion=criterion, train_transform=train_transform, metrics=metrics
+    )
+    options, position = run.config.train, run.position
+    if run.accelerator.is_main_process:
+        introduce(run.train_set, console)
+    batches = iter(batches_from(position.step, run))
+    log = Log(run.accelerator, out, options, console, position.step)
     scores: Scores = {}
-    parts.model.train()
+    run.model.train()
     with log.progress:
         while position.step < options.iterations:
-            norm = optimizer_step(parts, batches, config, log)
+            step = optimizer_step(run, batches)
+            log.step(position.step, step, options.lr * learning_rate_factor(position.step, options))
+            told.on_step(position.step, step.mean_losses(), run)
             last = position.step == options.iterations
-            log.step(position.step, norm, options.lr * learning_rate_factor(position.step, options))
-            if last or (options.checkpoint_every and position.step % options.checkpoint_every == 0):
-                # a state with broken weights must not replace a good one
-                if norm is not None and not torch.isfinite(norm):
-                    raise MistakeError(
-                        f"the gradient at step {position.step} is not finite; start again with a lower --train.lr"
-                    )
-                run_folder.save_state(parts.accelerator, out)
-                if parts.accelerator.is_main_process:
-                    run_folder.save_model(parts.network, average.state, out)
-            if last or (options.evaluate_every and position.step % options.evaluate_every == 0):
+            if last or is_due(options.checkpoint_every, position.step):
+                save(run, step.norm)
+                told.on_save(position.step, out, run)
+            if last or is_due(options.evaluate_every, position.step):
                 start = time.perf_counter()
-                scores = measure(parts, config.data, 0 if last else options.evaluate_images)
+                scores = measure(run, 0 if last else options.evaluate_images)
                 log.validation(position.step, scores, time.perf_counter() - start)
+                told.on_evaluation(position.step, scores, run)
     if not scores:
-        if (out / "scores.json").exists():
-            raise MistakeError(f"the run in {out} has ended at step {position.step} already; nothing is left to do")
-        # the run was stopped between its last saved state and its scores
-        if parts.accelerator.is_main_process:
-            run_folder.save_model(parts.network, average.state, out)
-        scores = measure(parts, config.data, 0)
-    if parts.accelerator.is_main_process:
-        with average.lent_to(parts.network):
-            finish(parts.network, parts.val_set, config.data, out, scores, console)
-    parts.accelerator.end_training()
+        scores = scores_of_finished(run)
+    if run.accelerator.is_main_process:
+        with run.average.lent_to(run.network):
+            finish(run, scores, console)
+    run.accelerator.end_training()
     return scores
 
 
-def assemble(config: RunConfig, out: Path, *, resume: bool) -> Parts:
-    """Open the data, build the network and what trains it, and make or open the run folder."""
-    options = config.train
-    trackers: dict[str, Any] = {"log_with": options.tracker, "project_dir": str(out)} if options.tracker else {}
-    AcceleratorState._reset_state()  # else a second run in this process could not have another precision
-    accelerator = Accelerator(mixed_precision="bf16" if options.precision == "bf16" else "no", **trackers)
-    train_set, val_set = open_dataset(config.data, "train", config.seed), open_dataset(config.data, "val", config.seed)
-    torch.manual_seed(config.seed)
-    network = build_model(config, train_set, with_weights=not resume)
-    shared_tasks(network, val_set)
-    criterion = MultiTaskLoss(
-        network.tasks,
-        weights=options.loss_weights,
-        coarse_weight=options.coarse_weight,
-        boundary_weight=options.boundary_positive,
-    )
-    if accelerator.is_main_process:
-        run_folder.prepare_run_folder(out, resume=resume)
-    optimizer = build_optimizer(network, options)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options))
-    average, position = MovingAverage(network, options.ema), Position()
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        network = cast(MTLSINet, nn.SyncBatchNorm.convert_sync_batchnorm(network))
-    model, optimizer = accelerator.prepare(network, optimizer)
-    average.to(accelerator.device)
-    accelerator.register_for_checkpointing(scheduler, average, position)
-    if resume:
-        run_folder.load_state(accelerator, out)
-    if accelerator.is_main_process:
-        run_folder.forget_metrics_after(out, position.step)
-        run_folder.save_config(config, out)
-    if options.tracker:
-        accelerator.init_trackers(out.name)
-    return Parts(accelerator, train_set, val_set, network, model, criterion, optimizer, scheduler, average, position)
+def resume(out: Path, *, console: Console | None = None, **own: Any) -> Scores:
+    """Continue the run in ``out`` under its own ``config.yaml``, to the very weights of an unbroken run.
+
+    ``own``: criterion, train_transform, metrics and callbacks as ``train`` was given them.
+    """
+    run_folder.recover_state(out)
+    return train(run_folder.load_config(out), out, resume=True, console=console, **own)
 
 
-def batches_from(step: int, parts: Parts, config: RunConfig) -> Iterable[dict[str, Tensor]]:
+def batches_from(step: int, run: TrainingRun) -> Iterable[dict[str, Tensor]]:
     """This process's batches of the steps after ``step``."""
-    options, accelerator = config.train, parts.accelerator
+    config, options, accelerator = run.config, run.config.train, run.accelerator
     sampler = RunSampler(
-        len(parts.train_set),
+        len(run.train_set),
         options.batch_size,
         seed=config.seed,
         start=step * options.accumulate,
@@ -157,172 +114,78 @@ def batches_from(step: int, parts: Parts, config: RunConfig) -> Iterable[dict[st
         num_processes=accelerator.num_processes,
     )
     on_gpu = accelerator.device.type == "cuda"
-    return training_batches(parts.train_set, config.data, sampler, seed=config.seed, pin_memory=on_gpu)
+    return training_batches(
+        run.train_set, config.data, sampler, seed=config.seed, pin_memory=on_gpu, transform=run.train_transform
+    )
 
 
-def optimizer_step(parts: Parts, batches: Iterator[dict[str, Tensor]], config: RunConfig, log: Log) -> Tensor | None:
-    """One step of the weights over ``accumulate`` batches; gives the gradient's norm before it was cut."""
-    options, accelerator = config.train, parts.accelerator
-    torch.manual_seed(step_seed(config.seed, parts.position.step, accelerator.process_index))  # drop path's draws
-    parts.optimizer.zero_grad(set_to_none=True)
+def optimizer_step(run: TrainingRun, batches: Iterator[dict[str, Tensor]]) -> Step:
+    """One step of the weights, on the mean gradient of ``accumulate`` micro-batches."""
+    options, accelerator = run.config.train, run.accelerator
+    losses = []
+    torch.manual_seed(step_seed(run.config.seed, run.position.step, accelerator.process_index))  # drop path's draws
+    run.optimizer.zero_grad(set_to_none=True)
     for _ in range(options.accumulate):
         batch = {name: x.to(accelerator.device, non_blocking=True) for name, x in next(batches).items()}
         with accelerator.autocast():
-            output = parts.model(batch["image"], full_size=options.loss_at == "image")
-        loss, of_tasks = parts.criterion(output.final, output.coarse, batch)
+            output = run.model(batch["image"], full_size=options.loss_at == "image")
+        loss, by_task = run.criterion(output.final, output.coarse, batch)
         accelerator.backward(loss / options.accumulate)
-        log.add(loss, of_tasks)
-    norm = accelerator.clip_grad_norm_(parts.model.parameters(), options.clip_norm)
-    parts.optimizer.step()
-    parts.scheduler.step()
-    parts.average.update(parts.network)
-    parts.position.step += 1
-    return norm
-
-
-def measure(parts: Parts, config: DataConfig, num_images: int) -> Scores:
-    """Scores of the averaged weights on ``num_images`` (0: all), shared out over the processes."""
-    accelerator = parts.accelerator
-    chosen = spread(num_images, len(parts.val_set))[accelerator.process_index :: accelerator.num_processes]
-    with parts.average.lent_to(parts.network):
-        return evaluate(parts.network, parts.val_set, config, indices=chosen, device=accelerator.device)
-
-
-def resume(out: Path, *, console: Console | None = None) -> Scores:
-    """Go on with the run in ``out`` under its own ``config.yaml``, to the weights that an unbroken run ends with."""
-    run_folder.recover_state(out)
-    return train(run_folder.load_config(out), out, resume=True, console=console)
-
-
-def settle(config: RunConfig) -> RunConfig:
-    """The configuration with what depends on this machine written out: the precision, and where files are."""
-    root = config.data.root and str(Path(config.data.root).resolve())
-    weights = config.backbone_weights
-    if weights not in (None, "none", "pretrained", *packaged_models()):
-        weights = str(Path(weights).resolve())
-    options = replace(config.train, precision=choose_precision(config.train.precision))
-    return replace(config, backbone_weights=weights, data=replace(config.data, root=root), train=options)
-
-
-def check(config: RunConfig) -> None:
-    """Refuse, in one line, numbers that cannot be trained with."""
-    options, data = config.train, config.data
-    if options.optimizer not in ("adamw", "adam"):
-        raise MistakeError(f"train.optimizer {options.optimizer!r}; expected adamw or adam")
-    if options.schedule not in ("poly", "cosine"):
-        raise MistakeError(f"train.schedule {options.schedule!r}; expected poly or cosine")
-    if options.loss_at not in ("prediction", "image"):
-        raise MistakeError(f"train.loss_at {options.loss_at!r}; expected prediction or image")
-    if not 0 <= options.ema < 1:
-        raise MistakeError(f"train.ema {options.ema}; expected at least 0 and below 1")
-    for part, names, least in (
-        ("train", ("iterations", "batch_size", "accumulate", "log_every"), 1),
-        ("train", ("warmup", "checkpoint_every", "evaluate_every", "evaluate_images"), 0),
-        ("data", ("num_train", "num_val"), 1),
-        ("data", ("num_workers",), 0),
-    ):
-        for name in names:
-            value = getattr(getattr(config, part), name)
-            if value < least:
-                raise MistakeError(f"{part}.{name} {value}; expected at least {least}")
-    for name in ("lr", "clip_norm"):
-        if not getattr(options, name) > 0:
-            raise MistakeError(f"train.{name} {getattr(options, name)}; expected a number above 0")
-    if not 0 < data.zoom[0] <= data.zoom[1]:
-        raise MistakeError(f"data.zoom {list(data.zoom)}; expected two numbers above 0, the smaller one first")
-    if data.image_hw is not None and min(data.image_hw) < 2:
-        raise MistakeError(f"data.image_hw {list(data.image_hw)}; expected a height and a width in pixels")
-    if config.seed < 0:
-        raise MistakeError(f"seed {config.seed}; expected 0 or more")
-    trackers = [str(name) for name in get_available_trackers()]
-    if options.tracker is not None and options.tracker not in trackers:
-        known = ", ".join(trackers) or "none"
-        raise MistakeError(f"train.tracker {options.tracker!r} is not installed; expected one of those here: {known}")
-    stride = config.model_config().decoder_stride
-    if stride not in (4, 8, 16):
-        raise MistakeError(f"model.decoder_stride {stride}; expected 4, 8 or 16")
-    if any(side % stride or side < 64 for side in data.size_hw):
-        raise MistakeError(
-            f"data.size_hw {list(data.size_hw)}; expected multiples of the decoder's stride {stride}, 64 or more"
-        )
-
-
-def build_model(config: RunConfig, dataset: LabelledImages, *, with_weights: bool = True) -> MTLSINet:
-    """The network of ``config`` for the tasks and classes of ``dataset``, the backbone loaded and frozen as told.
-
-    ``with_weights=False`` is for a resumed run, whose state brings all weights.
-
-    Its ``input_size`` is a whole image's at zoom 1: an image shown larger or smaller than that has other depths.
-    """
-    network = create_model(
-        config.preset,
-        tasks=dataset.tasks,
-        classes=dataset.classes,
-        input_size=config.data.image_hw or dataset[0]["image"].shape[-2:],
-        **config.model,
-    )
-    if with_weights:
-        set_first_weights(network, config.backbone_weights or "none", dataset)
-    network.backbone.freeze(config.train.freeze_stride, norm=config.train.freeze_norm)
-    network.recompute(config.train.recompute)
-    return network
-
-
-def set_first_weights(network: MTLSINet, backbone_weights: str, dataset: LabelledImages) -> None:
-    """The backbone's weights as ``RunConfig.backbone_weights`` says, and depth begun at its median in ``dataset``."""
-    if backbone_weights == "pretrained":
-        network.backbone.download()
-    elif backbone_weights in packaged_models() or Path(backbone_weights).is_dir():
-        network.backbone.take_from(MTLSINet.from_pretrained(backbone_weights).backbone)
-    elif backbone_weights != "none":
-        network.backbone.load(backbone_weights)
-    for task, value in constant_predictions(dataset).items():
-        if TASKS[task].output == "value":  # metres far from 0 would take a thousand steps to reach
-            start_predictions_at(network.decoder, task, float(value))
-
-
-def build_optimizer(network: MTLSINet, options: TrainConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW over four groups: backbone or decoder, with weight decay (matrices) or without (vectors)."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
-    norms = [module for module in network.modules() if isinstance(module, TaskLayerNorm)]
-    gains = {parameter for norm in norms for parameter in norm.parameters()}  # one row per task: no matrix
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            is_vector = name.endswith(".bias") or parameter.dim() < 2 or parameter in gains
-            groups[name.startswith("backbone.body."), is_vector].append(parameter)
-    settings = [
-        {
-            "params": parameters,
-            "lr": options.lr * (options.backbone_lr_factor if in_backbone else 1.0),
-            "weight_decay": 0.0 if is_vector else options.weight_decay,
-        }
-        for (in_backbone, is_vector), parameters in groups.items()
-    ]
-    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[options.optimizer](
-        settings, lr=options.lr, fused=True
-    )
-
-
-def learning_rate_factor(step: int, options: TrainConfig) -> float:
-    """What the learning rate is multiplied by after ``step`` steps: a linear rise, then the schedule down to zero."""
-    if step < options.warmup:
-        return (step + 1) / options.warmup
-    share = min(1.0, (step - options.warmup) / max(1, options.iterations - options.warmup))
-    return (1 - share) ** 0.9 if options.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * share))
+        losses.append({"loss": loss.detach(), **by_task})
+    norm = accelerator.clip_grad_norm_(run.model.parameters(), options.clip_norm)
+    run.optimizer.step()
+    run.scheduler.step()
+    run.average.update(run.network)
+    run.position.step += 1
+    return Step(losses, norm)
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
-    """The seed of what the network draws in one step: a pure function of its arguments."""
+    """The seed of the network's own random draws in one step: a pure function of its arguments."""
     return (seed * 1_000_003 + step) * 4_096 + process
 
 
-def finish(
-    network: MTLSINet, dataset: LabelledImages, config: DataConfig, out: Path, scores: Scores, console: Console
-) -> None:
-    """Scores, curves and a panel of predictions beside the labels, in the run folder and on the screen."""
-    write_scores(scores, out / "scores.json", data=config.name, split="val", images=len(dataset))
+def is_due(every: int, step: int) -> bool:
+    """Whether something that happens ``every`` so many steps (0: never) happens after ``step``."""
+    return every > 0 and step % every == 0
+
+
+def save(run: TrainingRun, norm: Tensor | None) -> None:
+    """Save the state and the averaged model, unless ``norm`` says that the weights are broken."""
+    if norm is not None and not torch.isfinite(norm):  # must not replace a good state
+        raise MistakeError(
+            f"the gradient at step {run.position.step} is not finite; start again with a lower --train.lr"
+        )
+    run_folder.save_state(run.accelerator, run.out)
+    if run.accelerator.is_main_process:
+        run_folder.save_model(run.network, run.average.state, run.out)
+
+
+def measure(run: TrainingRun, num_images: int) -> Scores:
+    """Scores of the averaged weights on ``num_images`` validation images (0: all), split over the processes."""
+    accelerator = run.accelerator
+    chosen = spread(num_images, len(run.val_set))[accelerator.process_index :: accelerator.num_processes]
+    with run.average.lent_to(run.network):
+        return evaluate(
+            run.network, run.val_set, run.config.data, indices=chosen, device=accelerator.device, metrics=run.metrics
+        )
+
+
+def scores_of_finished(run: TrainingRun) -> Scores:
+    """Scores of a run that was stopped between its last saved state and its scores."""
+    if (run.out / "scores.json").exists():
+        raise MistakeError(f"the run in {run.out} has ended at step {run.position.step} already; nothing is left to do")
+    if run.accelerator.is_main_process:
+        run_folder.save_model(run.network, run.average.state, run.out)
+    return measure(run, 0)
+
+
+def finish(run: TrainingRun, scores: Scores, console: Console) -> None:
+    """Scores, curves and sample panels, into the run folder."""
+    out, data = run.out, run.config.data
+    write_scores(scores, out / "scores.json", data=data.name, split="val", images=len(run.val_set))
     plot_curves(out / run_folder.METRICS, out / "curves.png")
-    draw_samples(network, dataset, config, out / "samples")
+    draw_samples(run.network, run.val_set, data, out / "samples")
     console.print(f"run folder: {out}")
 
 

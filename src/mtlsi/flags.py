@@ -1,0 +1,151 @@
+"""Command-line flags from a dataclass: a field's name, type, default and the sentence below it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from docstring_parser import parse_from_object
+from jsonargparse import ArgumentParser, Namespace
+
+from mtlsi.errors import MistakeError
+
+Options = TypeVar("Options")
+
+
+def add_flags(parser: ArgumentParser, options: type) -> None:
+    """Give ``parser`` an argument for every field of the dataclass ``options``; ``read_flags`` reads them."""
+    hints, sentences = get_type_hints(options), _sentences(options)
+    for field in fields(options):
+        kind = _plain_type(hints[field.name])
+        settings: dict[str, Any] = {"help": sentences[field.name]}
+        if field.default is MISSING and field.default_factory is MISSING and not field.kw_only:
+            if _is_list(kind):
+                settings["nargs"] = "+"
+            parser.add_argument(field.name, type=_item_type(kind), **settings)
+            continue
+        if kind is bool:
+            settings["action"] = "store_false" if field.default is True else "store_true"
+        elif field.metadata.get("repeated"):
+            settings |= {"action": "append", "default": [], "metavar": "MODULE"}
+        else:
+            settings |= _value_settings(field, kind)
+        parser.add_argument(_flag(field), dest=_key(field), **settings)
+
+
+def read_flags(namespace: Namespace, options: type[Options]) -> Options:
+    """The dataclass that the parsed ``namespace`` describes; ``MistakeError`` for a value that cannot be read."""
+    hints, values = get_type_hints(options), {}
+    for field in fields(options):  # type: ignore[arg-type]
+        kind, value = _plain_type(hints[field.name]), namespace[_key(field)]
+        values[field.name] = value if value is None else _read(_flag(field).lstrip("-"), value, kind)
+    return options(**values)
+
+
+def read_sizes(name: str, text: str) -> tuple[tuple[int, int], ...]:
+    """``224x288,448x576`` as pairs of height and width; ``MistakeError`` for anything else."""
+    found = [re.fullmatch(r"\s*(\d+)x(\d+)\s*", part) for part in text.split(",")]
+    if not all(found):
+        raise MistakeError(f"{name} {text!r}; expected heights and widths, such as 224x288,320x416,448x576")
+    return tuple((int(match[1]), int(match[2])) for match in found if match)
+
+
+def read_counts(name: str, text: str) -> tuple[int, ...]:
+    """``1,4`` as numbers; ``MistakeError`` for anything else."""
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+        raise MistakeError(f"{name} {text!r}; expected whole numbers, such as 1,4")
+    return tuple(int(part) for part in text.split(","))
+
+
+def read_mapping(name: str, text: str) -> dict[str, Any]:
+    """``{"decoder_stride": 4}`` as a dictionary; ``MistakeError`` for anything else."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError:
+        values = None
+    if not isinstance(values, dict):
+        raise MistakeError(f"{name} {text!r}; expected JSON such as " + '{"decoder_stride": 4}')
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _value_settings(field: Field, kind: Any) -> dict[str, Any]:
+    """What argparse must know of a flag that takes a value."""
+    settings: dict[str, Any] = {"type": _item_type(kind)}
+    if field.default is MISSING and field.default_factory is MISSING:
+        return settings | {"required": True}
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    if _is_list(kind):
+        return settings | {"nargs": "+", "default": default, "metavar": "NAME"}
+    if _is_pair(kind):
+        letters = ("X", "Y") if float in get_args(kind) else ("H", "W")
+        return settings | {"nargs": 2, "default": default, "metavar": letters}
+    return settings | {"default": _as_text(default)}
+
+
+def _read(name: str, value: Any, kind: Any) -> Any:
+    """``value`` as the parser gave it, in the form that the field has."""
+    if kind in (bool, int, float, str, Path) or _is_list(kind):
+        return value
+    if not isinstance(value, str):
+        return tuple(value)
+    if _is_mapping(kind):
+        return read_mapping(name, value)
+    item = get_args(kind)[0]
+    if item is int:
+        return read_counts(name, value) if value else ()
+    if get_origin(item) is tuple:
+        return read_sizes(name, value) if value else ()
+    return value
+
+
+def _item_type(kind: Any) -> Any:
+    """The type of one word on the command line; text where several values share a word."""
+    if kind in (int, float, Path):
+        return kind
+    return get_args(kind)[0] if _is_list(kind) or _is_pair(kind) else str
+
+
+def _as_text(default: Any) -> Any:
+    """A default as a person would type it."""
+    if isinstance(default, Mapping):
+        return json.dumps(dict(default))
+    if isinstance(default, tuple):
+        return ",".join("x".join(map(str, item)) if isinstance(item, tuple) else str(item) for item in default)
+    return default
+
+
+def _key(field: Field) -> str:
+    """``num_workers`` and ``size_hw`` are ``workers`` and ``size`` on the command line."""
+    return field.metadata.get("flag") or re.sub(r"^num_|_(hw|xy|m|path)$", "", field.name)
+
+
+def _flag(field: Field) -> str:
+    return f"--{'no-' if field.default is True else ''}{_key(field).replace('_', '-')}"
+
+
+def _sentences(options: type) -> dict[str, str]:
+    """The sentence below each field of a dataclass."""
+    found = {param.arg_name: param.description or "" for param in parse_from_object(options).params}
+    return {name: " ".join(text.split()) for name, text in found.items()}
+
+
+def _plain_type(hint: Any) -> Any:
+    """The first type of a union, such as ``X`` of ``X | None``; any other hint as it is."""
+    return get_args(hint)[0] if get_origin(hint) in (Union, UnionType) else hint
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) is list
+
+
+def _is_pair(kind: Any) -> bool:
+    return get_args(kind) in ((int, int), (float, float))
+
+
+def _is_mapping(kind: Any) -> bool:
+    return get_origin(kind) is Mapping

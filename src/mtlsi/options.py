@@ -1,0 +1,214 @@
+"""What each verb can be asked for: one dataclass per verb, whose fields are its flags and whose sentences are its help.
+
+``mtlsi.flags`` makes the flags. A field without a default is a positional argument, a keyword-only one a required flag;
+``num_``, ``_hw``, ``_xy``, ``_m`` and ``_path`` say what a value is and are left out of the flag.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtlsi.config import PRECISIONS, Names, split_names
+
+DEFAULT_MODEL = "nyud-mobilenetv2"
+REPEATED = {"repeated": True}
+"""Marks a flag that is given once per value, as in --plugin a.py --plugin b.py."""
+Size = tuple[int, int]
+"""Height and width, in pixels."""
+Point = tuple[float, float]
+
+
+def num_cpus() -> int:
+    """Number of CPUs in this machine."""
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Generate scenes, train the preset tiny on them, measure it on unseen ones, draw a panel."""
+
+    out: Path = Path("demo")
+    """Folder for the images and the model."""
+    iterations: int | None = None
+    """Training steps; the default takes minutes on two cores."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Measure a model at the labels' own size; prints a table."""
+
+    model: str
+    """A run folder, a model folder or the name of a packaged model."""
+    data: str = "nyud"
+    """nyud, pascal, folder, scenes or a data set that a plugin registers."""
+    root: str | None = None
+    """The data set's folder."""
+    split: str = "val"
+    """val or train."""
+    size_hw: Size | None = None
+    """Size at which the model sees the images; by default that of its run, or the model's own."""
+    limit: int = 0
+    """Measure on this many images, spread over the split; 0: all."""
+    device: str | None = None
+    """cpu, cuda or mps; by default an accelerator, if there is one."""
+    json_path: Path | None = None
+    """Also write the scores to this file."""
+    csv_path: Path | None = None
+    """Also write the figures of every single image to this file."""
+    curve_path: Path | None = None
+    """Also draw the precision-recall curve of the boundaries, as PNG."""
+    save: Path | None = None
+    """Folder for the predictions, in the field's formats."""
+    legacy_saliency: bool = False
+    """Apply one sigmoid too many to the saliency, as some older tables do."""
+    single_task: Path | None = None
+    """JSON file of single-task scores, for Delta_m."""
+    plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)
+    """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Predict every task for images of any size; arrays and images are written to --out."""
+
+    images: list[Path]
+    """Images or folders of images."""
+    model: str = DEFAULT_MODEL
+    """A packaged model, a run or model folder, or a hub id."""
+    tasks: Names | None = None
+    """Comma-separated, such as depth,normals; by default all."""
+    out: Path = Path("out")
+    """Folder for the results."""
+    device: str | None = None
+    """cpu, cuda or mps; by default an accelerator, if there is one."""
+    dtype: str = "float32"
+    """float32 (fp32), bfloat16 (bf16) or float16 (fp16)."""
+    compile: bool = False
+    """Compile the network, which takes a minute for every new image shape."""
+    plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)
+    """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", PRECISIONS.get(self.dtype, self.dtype))
+        if self.tasks is not None:
+            object.__setattr__(self, "tasks", split_names(self.tasks))
+
+
+@dataclass(frozen=True)
+class BoundaryOptions:
+    """One-to-one matching as in the BSDS benchmark; prints ODS, OIS and AP."""
+
+    predictions: Path
+    """Folder of grey images, 255 = certainly a boundary."""
+    truth: Path
+    """Folder with the same names: grey images, or BSDS .mat files."""
+    max_dist: float = 0.0075
+    """Reach of a match, as a fraction of the image's diagonal."""
+    num_thresholds: int = 99
+    """Number of thresholds."""
+    nms: bool = True
+    """The maps are thin already: no non-maximum suppression."""
+    thin: bool = True
+    """Do not thin the binarised maps."""
+    num_workers: int = field(default_factory=num_cpus)
+    """Threads."""
+    json_path: Path | None = None
+    """Also write the scores to this file."""
+    curve_path: Path | None = None
+    """Also draw the precision-recall curve, as PNG."""
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """Parameters, operations, time by part, memory and growth, on this machine."""
+
+    model: str = field(kw_only=True)
+    """A preset (random weights), a packaged model, a run or model folder."""
+    dataset: str | None = None
+    """nyud or pascal: the tasks of a preset, by default nyud's; a trained model has its own."""
+    size_hw: Size | None = None
+    """Size of the images; by default the one the model was made for."""
+    tasks: Names | None = None
+    """Predict these only, such as depth,normals."""
+    dtype: str = "float32"
+    """float32 (fp32) or bfloat16 (bf16)."""
+    device: str | None = None
+    """cpu, cuda or mps; by default an accelerator, if there is one."""
+    changes: Mapping[str, Any] = field(default_factory=dict, metadata={"flag": "change"})
+    """Sizes that differ from the preset's, by field of ModelConfig, such as '{"decoder_stride": 4}'."""
+    modes: Names = ("eager",)
+    """Some of eager,compiled,cudagraphs,exported."""
+    batches: tuple[int, ...] = (1, 4)
+    """Images at a time, such as 1,4,16."""
+    sizes: tuple[Size, ...] = ()
+    """Measure growth over these sizes, such as 224x288,320x416,448x576."""
+    train: bool = False
+    """Also time a training step."""
+    repeats: int = 7
+    """How often each thing is timed."""
+    json_path: Path | None = None
+    """Also write everything to this file."""
+    plot_path: Path | None = None
+    """Also draw the growth over --sizes, as PNG."""
+    plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)
+    """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", PRECISIONS.get(self.dtype, self.dtype))
+        object.__setattr__(self, "modes", split_names(self.modes))
+        if self.tasks is not None:
+            object.__setattr__(self, "tasks", split_names(self.tasks))
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Read every file; print what is there and what is wrong. Exit code 1 if something is."""
+
+    root: Path
+    """The data set's folder."""
+    json_path: Path | None = None
+    """Also write the report to this file."""
+    num_workers: int = field(default_factory=num_cpus)
+    """Processes."""
+
+
+@dataclass(frozen=True)
+class DeriveOptions:
+    """Derive labels from others and write them as images into OUT/TASK."""
+
+    root: Path
+    """The data set's folder."""
+    out: Path = field(kw_only=True)
+    """Folder for the labels."""
+    boundary: bool = False
+    """Boundaries from the class labels."""
+    normals: bool = False
+    """Normals from depth and the camera."""
+    saliency: list[str] = field(default_factory=list)
+    """Saliency: the pixels of these classes."""
+    focal_xy: Point | None = None
+    """Focal length, in pixels."""
+    centre_xy: Point | None = None
+    """Principal point, in pixels."""
+    depth_step_m: float | None = None
+    """Quantisation step of the depth in metres, where it is coarse."""
+    num_workers: int = field(default_factory=num_cpus)
+    """Processes."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Write the data set in a form that loads several times as fast."""
+
+    root: Path
+    """The data set's folder."""
+    out: Path = field(kw_only=True)
+    """An empty folder, or one that an earlier call began."""
+    size_hw: Size | None = None
+    """Resize everything to this."""
+    num_workers: int = field(default_factory=num_cpus)
+    """Processes."""

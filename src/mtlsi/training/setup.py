@@ -1,0 +1,213 @@
+"""What a training run consists of, built from its configuration: data, network, optimizer, schedule, run folder."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from torch import Generator, nn
+from torchmetrics import Metric
+
+from mtlsi import run_folder
+from mtlsi.config import RunConfig, TrainConfig
+from mtlsi.data.datasets import LabelledImages, constant_predictions, open_dataset
+from mtlsi.data.transforms import Sample
+from mtlsi.device import choose_precision
+from mtlsi.errors import MistakeError
+from mtlsi.evaluation.evaluate import shared_tasks
+from mtlsi.losses import MultiTaskLoss
+from mtlsi.model.build import create_model
+from mtlsi.model.decoder import start_predictions_at
+from mtlsi.model.network import MTLSINet
+from mtlsi.model.pretrained import packaged_models
+from mtlsi.nn.layers import TaskLayerNorm
+from mtlsi.plugins import settle_plugins
+from mtlsi.run_folder import MovingAverage, Position
+from mtlsi.tasks import TASKS
+
+Transform = Callable[[Sample, Generator], Sample]
+"""An augmentation: a sample and the generator of all its random draws, to a sample of the network's input."""
+
+
+@dataclass
+class TrainingRun:
+    """Everything that a run trains with, ready for this machine; callbacks receive it."""
+
+    config: RunConfig
+    """As settled for this machine."""
+    out: Path
+    """The run folder."""
+    accelerator: Accelerator
+    train_set: LabelledImages
+    val_set: LabelledImages
+    network: MTLSINet
+    model: nn.Module
+    """``network`` as accelerate wraps it for several processes."""
+    criterion: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LambdaLR
+    average: MovingAverage
+    """Moving average of the weights: what is evaluated and saved."""
+    position: Position
+    train_transform: Transform | None = None
+    """Instead of the field's augmentation."""
+    metrics: Mapping[str, Metric] | None = None
+    """Instead of the metrics of these tasks."""
+
+
+def settle(config: RunConfig) -> RunConfig:
+    """``config`` with all that depends on this machine written out: the precision, and absolute paths."""
+    root = config.data.root and str(Path(config.data.root).resolve())
+    weights = config.backbone_weights
+    if weights not in (None, "none", "pretrained", *packaged_models()):
+        weights = str(Path(weights).resolve())
+    return replace(
+        config,
+        backbone_weights=weights,
+        plugins=settle_plugins(config.plugins),
+        data=replace(config.data, root=root),
+        train=replace(config.train, precision=choose_precision(config.train.precision)),
+    )
+
+
+def assemble(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool,
+    criterion: nn.Module | None = None,
+    train_transform: Transform | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+) -> TrainingRun:
+    """Open the data, build the network and its optimizer, and create or open the run folder ``out``."""
+    options = config.train
+    check_tracker(options.tracker)
+    trackers: dict[str, Any] = {"log_with": options.tracker, "project_dir": str(out)} if options.tracker else {}
+    AcceleratorState._reset_state()  # else a second run in this process could not have another precision
+    accelerator = Accelerator(mixed_precision="bf16" if options.precision == "bfloat16" else "no", **trackers)
+    train_set, val_set = open_dataset(config.data, "train", config.seed), open_dataset(config.data, "val", config.seed)
+    torch.manual_seed(config.seed)
+    network = build_model(config, train_set, with_weights=not resume)
+    shared_tasks(network, val_set)
+    loss: nn.Module = build_criterion(network.tasks, options) if criterion is None else criterion
+    if accelerator.is_main_process:
+        run_folder.prepare_run_folder(out, resume=resume)
+    optimizer = build_optimizer(network, options, loss)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options))
+    average, position = MovingAverage(network, options.ema), Position()
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        network = cast(MTLSINet, nn.SyncBatchNorm.convert_sync_batchnorm(network))
+    model, optimizer = accelerator.prepare(network, optimizer)
+    average.to(accelerator.device)
+    loss = loss.to(accelerator.device)
+    if any(parameter.requires_grad for parameter in loss.parameters()):
+        loss = accelerator.prepare(loss)  # its gradients are averaged over processes, its weights saved
+    accelerator.register_for_checkpointing(scheduler, average, position)
+    if resume:
+        run_folder.load_state(accelerator, out)
+    if accelerator.is_main_process:
+        run_folder.forget_metrics_after(out, position.step)
+        run_folder.save_config(config, out)
+    if options.tracker:
+        accelerator.init_trackers(out.name)
+    return TrainingRun(
+        config, out, accelerator, train_set, val_set, network, model, loss, optimizer, scheduler, average, position,
+        train_transform, metrics,
+    )  # fmt: skip
+
+
+def check_tracker(name: str | None) -> None:
+    """Raises ``MistakeError`` for a tracker whose library is not installed."""
+    trackers = [str(tracker) for tracker in get_available_trackers()]
+    if name is not None and name not in trackers:
+        known = ", ".join(trackers) or "none"
+        raise MistakeError(f"train.tracker {name!r} is not installed; expected one of those here: {known}")
+
+
+def build_model(config: RunConfig, dataset: LabelledImages, *, with_weights: bool = True) -> MTLSINet:
+    """The network of ``config`` for the tasks and classes of ``dataset``, its backbone loaded and frozen as configured.
+
+    ``with_weights=False`` is for a resumed run, whose state brings all weights. The network's ``input_size`` is that of a
+    whole image at zoom 1: an image shown larger or smaller than that has other depths.
+    """
+    network = create_model(
+        config.preset,
+        tasks=dataset.tasks,
+        classes=dataset.classes,
+        input_size=config.data.image_hw or dataset[0]["image"].shape[-2:],
+        **config.model,
+    )
+    if with_weights:
+        set_first_weights(network, config.backbone_weights or "none", dataset)
+    network.backbone.freeze(config.train.freeze_stride, norm=config.train.freeze_norm)
+    network.recompute(config.train.recompute)
+    return network
+
+
+def set_first_weights(network: MTLSINet, backbone_weights: str, dataset: LabelledImages) -> None:
+    """Load the backbone as ``RunConfig.backbone_weights`` says, and start depth at its median in ``dataset``."""
+    if backbone_weights == "pretrained":
+        network.backbone.download()
+    elif backbone_weights in packaged_models() or Path(backbone_weights).is_dir():
+        network.backbone.take_from(MTLSINet.from_pretrained(backbone_weights).backbone)
+    elif backbone_weights != "none":
+        network.backbone.load(backbone_weights)
+    for task, value in constant_predictions(dataset).items():
+        if TASKS[task].output == "value":  # metres far from 0 would take a thousand steps to reach
+            start_predictions_at(network.decoder, task, float(value))
+
+
+def build_criterion(tasks: tuple[str, ...], options: TrainConfig) -> MultiTaskLoss:
+    """The multi-task loss with the weights of ``options``."""
+    return MultiTaskLoss(
+        tasks,
+        weights=options.loss_weights,
+        coarse_weight=options.coarse_weight,
+        boundary_weight=options.boundary_positive,
+    )
+
+
+def build_optimizer(
+    network: MTLSINet, options: TrainConfig, criterion: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """Adam or AdamW over four groups: backbone or decoder, with weight decay (matrices) or without (vectors).
+
+    Parameters that ``criterion`` has, such as learned task weights, are a fifth group, without weight decay.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+    norms = [module for module in network.modules() if isinstance(module, TaskLayerNorm)]
+    gains = {parameter for norm in norms for parameter in norm.parameters()}  # one row per task: no matrix
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            is_vector = name.endswith(".bias") or parameter.dim() < 2 or parameter in gains
+            groups[name.startswith("backbone.body."), is_vector].append(parameter)
+    settings = [
+        {
+            "params": parameters,
+            "lr": options.lr * (options.backbone_lr_factor if in_backbone else 1.0),
+            "weight_decay": 0.0 if is_vector else options.weight_decay,
+        }
+        for (in_backbone, is_vector), parameters in groups.items()
+    ]
+    learned = [p for p in criterion.parameters() if p.requires_grad] if criterion is not None else []
+    if learned:
+        settings.append({"params": learned, "lr": options.lr, "weight_decay": 0.0})
+    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[options.optimizer](
+        settings, lr=options.lr, fused=True
+    )
+
+
+def learning_rate_factor(step: int, options: TrainConfig) -> float:
+    """Factor on the learning rate after ``step`` steps: linear warm-up, then the schedule down to zero."""
+    if step < options.warmup:
+        return (step + 1) / options.warmup
+    share = min(1.0, (step - options.warmup) / max(1, options.iterations - options.warmup))
+    return (1 - share) ** 0.9 if options.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * share))

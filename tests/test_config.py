@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mtlsi.config import DataConfig, RunConfig, TrainConfig, split_names
+from mtlsi.errors import MistakeError
+
+
+def changed(config: RunConfig, where: str, value: Any) -> RunConfig:
+    """``config`` with the field ``where``, such as train.lr, at ``value``."""
+    part, _, name = where.rpartition(".")
+    if not part:
+        return replace(config, **{name: value})
+    return replace(config, **{part: replace(getattr(config, part), **{name: value})})
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("depth", ("depth",)),
+        ("depth,normals", ("depth", "normals")),
+        (" depth , normals ", ("depth", "normals")),
+        ("[depth, normals]", ("depth", "normals")),
+        ("['depth', \"normals\"]", ("depth", "normals")),
+        (["depth", "normals"], ("depth", "normals")),
+        ((), ()),
+    ],
+)
+def test_names_are_a_sequence_or_one_string(given, names):
+    assert split_names(given) == names
+    assert DataConfig(tasks=given).tasks == names
+    assert RunConfig(plugins=given).plugins == names
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [("float32", "float32"), ("fp32", "float32"), ("bfloat16", "bfloat16"), ("bf16", "bfloat16"), ("auto", "auto")],
+)
+def test_a_precision_has_one_name_whichever_way_it_is_spelled(spelling, name):
+    options = TrainConfig(precision=spelling)
+    assert options.precision == name
+    options.check()
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "told"),
+    [
+        ("train.optimizer", "sgd", "adamw or adam"),
+        ("train.schedule", "linear", "poly or cosine"),
+        ("train.loss_at", "middle", "prediction or image"),
+        ("train.ema", 1.0, "below 1"),
+        ("train.ema", -0.1, "at least 0"),
+        ("train.precision", "float16", "float32, bfloat16 or auto"),
+        ("train.iterations", 0, "at least 1"),
+        ("train.batch_size", 0, "at least 1"),
+        ("train.accumulate", -1, "at least 1"),
+        ("train.log_every", 0, "at least 1"),
+        ("data.size_hw", (64, 68), "multiples of the decoder's stride 8"),
+        ("data.size_hw", (32, 64), "64 or more"),
+        ("preset", "huge", "unknown preset"),
+        ("model", {"width": 3}, "unknown model size"),
+        ("model", {"decoder_stride": 0}, "decoder_stride"),
+        ("data.num_train", 0, "num_train"),
+        ("data.num_val", 0, "num_val"),
+        ("data.num_workers", -1, "num_workers"),
+        ("data.zoom", (2.0, 1.0), "zoom"),
+        ("data.zoom", (0.0, 1.0), "zoom"),
+        ("data.image_hw", (0, 64), "image_hw"),
+        ("train.lr", -1.0, "lr"),
+        ("train.warmup", -1, "warmup"),
+        ("train.clip_norm", 0.0, "clip_norm"),
+        ("train.evaluate_every", -1, "evaluate_every"),
+        ("train.checkpoint_every", -1, "checkpoint_every"),
+        ("train.evaluate_images", -5, "evaluate_images"),
+        ("seed", -1, "seed"),
+    ],
+)
+def test_settings_that_cannot_be_trained_with_are_refused_by_name(where, value, told):
+    RunConfig().check()
+    with pytest.raises(MistakeError, match=told) as caught:
+        changed(RunConfig(), where, value).check()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mtlsi.config import DataConfig, RunConfig, TrainConfig
+from mtlsi.data.datasets import open_dataset
+from mtlsi.errors import MistakeError
+from mtlsi.model.build import create_model
+from mtlsi.model.network import MTLSINet
+from mtlsi.training import setup
+from mtlsi.training.setup import build_model, build_optimizer, learning_rate_factor, settle
+
+NYUD = ("semseg", "depth", "normals", "boundary")
+
+
+# ---- the learning rate and the optimizer
+
+
+def test_the_learning_rate_rises_linearly_then_falls_to_zero():
+    poly = TrainConfig(iterations=110, warmup=10)
+    cosine = replace(poly, schedule="cosine")
+    for options in (poly, cosine):
+        assert [learning_rate_factor(step, options) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+        assert learning_rate_factor(10, options) == 1
+        assert learning_rate_factor(110, options) == pytest.approx(0, abs=1e-12)
+        assert learning_rate_factor(200, options) == pytest.approx(0, abs=1e-12)
+    assert learning_rate_factor(35, poly) == pytest.approx(0.75**0.9)
+    assert learning_rate_factor(60, poly) == pytest.approx(math.exp(0.9 * math.log(0.5)))
+    assert learning_rate_factor(60, cosine) == pytest.approx(0.5)
+    assert learning_rate_factor(10 + 25, cosine) == pytest.approx(math.cos(math.pi / 8) ** 2)
+    assert learning_rate_factor(0, replace(poly, warmup=0)) == 1
+
+
+def test_a_warm_up_longer_than_the_run_is_no_division_by_zero():
+    assert learning_rate_factor(5, TrainConfig(iterations=5, warmup=10)) == pytest.approx(0.6)
+    assert learning_rate_factor(10, TrainConfig(iterations=10, warmup=10)) == 1
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_the_optimizer_treats_backbone_and_vectors_in_their_own_way(name):
+    network = create_model("tiny")
+    network.backbone.freeze(8, norm=True)
+    options = TrainConfig(optimizer=name, lr=0.02, backbone_lr_factor=0.25, weight_decay=0.03)
+    optimizer = build_optimizer(network, options)
+    assert type(optimizer) is {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[name]
+    found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(found)  # none of them twice
+
+    norms = (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+    vectors = {id(p) for module in network.modules() for p in module.parameters(recurse=False)
+               if isinstance(module, norms) or type(module).__name__.endswith("Norm")}  # fmt: skip
+    vectors |= {id(p) for name, p in network.named_parameters() if name.endswith("bias") or p.dim() < 2}
+    for parameter_name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            assert id(parameter) not in found, parameter_name
+            continue
+        group = found[id(parameter)]
+        in_backbone = parameter_name.startswith("backbone.")
+        assert group["lr"] == pytest.approx(0.005 if in_backbone else 0.02), parameter_name
+        assert group["weight_decay"] == (0 if id(parameter) in vectors else 0.03), parameter_name
+    frozen = [n for n, p in network.named_parameters() if not p.requires_grad]
+    assert frozen
+    assert all(n.startswith("backbone.") for n in frozen)
+
+
+# ---- building
+
+
+def test_depth_begins_at_the_middle_of_the_labels(tiny_config):
+    dataset = open_dataset(tiny_config.data, "train")
+    torch.manual_seed(0)
+    network = build_model(tiny_config, dataset).eval()
+    median = np.median(np.concatenate([dataset[i]["depth"].numpy().ravel() for i in range(6)]))
+    with torch.no_grad():
+        out = network(torch.randn(1, 3, 64, 64))
+    for prediction in (out.final["depth"], out.coarse["depth"]):
+        assert prediction.mean() == pytest.approx(median, abs=0.5)
+    assert network.input_size == (64, 64)
+    assert network.tasks == NYUD
+
+
+def test_settling_writes_out_the_precision_and_whole_paths(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(setup, "choose_precision", {"auto": "float32"}.__getitem__)
+    config = RunConfig(
+        backbone_weights="weights.safetensors", data=DataConfig(root="set"), plugins=("mine.py", "my.pack")
+    )
+    settled = settle(config)
+    assert settled.train.precision == "float32"
+    assert settled.data.root == str(tmp_path / "set")
+    assert settled.plugins == (str(tmp_path / "mine.py"), "my.pack")
+    assert settled.backbone_weights == str(tmp_path / "weights.safetensors")
+    assert settle(RunConfig(backbone_weights="pretrained")).backbone_weights == "pretrained"
+    assert settle(RunConfig()).data.root is None
+
+
+def test_a_run_starts_from_the_backbone_of_a_model_folder(tiny_run, two_steps):
+    train_set = open_dataset(two_steps.data, "train")
+    begun = build_model(replace(two_steps, backbone_weights=str(tiny_run.out)), train_set)
+    donor = MTLSINet.from_pretrained(tiny_run.out).backbone.state_dict()
+    assert all(torch.equal(value, donor[name]) for name, value in begun.backbone.state_dict().items())
+    with pytest.raises(MistakeError, match="of mobilenetv2_035; expected those of mobilenetv2_100"):
+        build_model(replace(two_steps, preset="mobilenetv2_100", backbone_weights=str(tiny_run.out)), train_set)
+    assert settle(replace(two_steps, backbone_weights="nyud-mobilenetv2")).backbone_weights == "nyud-mobilenetv2"
