@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from mtlsi.config import RunConfig
 from mtlsi.errors import MistakeError
+from mtlsi.metrics.boundary import MAX_DIST, NUM_THRESHOLDS
 
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
@@ -169,8 +170,8 @@ def _boundary_parser() -> Parser:
     parser = Parser(description="One-to-one matching as the BSDS benchmark does it; prints ODS, OIS and AP.")
     parser.add_argument("predictions", type=Path, help="folder of grey images, 255 = certainly a boundary")
     parser.add_argument("truth", type=Path, help="folder of the same names: grey images, or BSDS .mat files")
-    parser.add_argument("--max-dist", type=float, default=0.0075, help="reach of a match over the image's diagonal")
-    parser.add_argument("--thresholds", type=int, default=99, help="number of thresholds")
+    parser.add_argument("--max-dist", type=float, default=MAX_DIST, help="reach of a match over the image's diagonal")
+    parser.add_argument("--thresholds", type=int, default=NUM_THRESHOLDS, help="number of thresholds")
     parser.add_argument("--no-nms", action="store_true", help="the maps are thin already: suppress no non-maxima")
     parser.add_argument("--no-thin", action="store_true", help="do not thin the binarised maps")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="threads")

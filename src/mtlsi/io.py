@@ -42,3 +42,11 @@ def check_writable(path: Path) -> None:
     """Raises ``MistakeError`` where ``path`` is a folder or its folder is not there or may not be written to."""
     if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
         raise MistakeError(f"cannot write {path}; give a file in a folder that is there and may be written to")
+
+
+def holds(root: Path) -> str:
+    """What a folder holds, for a message."""
+    if not root.is_dir():
+        return "no such folder"
+    found = sorted(entry.name for entry in os.scandir(root))
+    return f"it holds {', '.join(found[:6]) or 'nothing'}" + (" and more" if len(found) > 6 else "")

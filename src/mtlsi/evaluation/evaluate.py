@@ -33,6 +33,7 @@ from mtlsi.evaluation.report import (
 )
 from mtlsi.io import check_writable
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
+from mtlsi.metrics.boundary import NUM_THRESHOLDS
 from mtlsi.model.network import MTLSINet, decode
 from mtlsi.nn.layers import resize_maps
 from mtlsi.tasks import TASKS, num_channels
@@ -49,7 +50,7 @@ def evaluate(
     *,
     indices: Sequence[int] | None = None,
     batch_size: int = 4,
-    num_thresholds: int = 99,
+    num_thresholds: int = NUM_THRESHOLDS,
     legacy_saliency: bool = False,
     device: torch.device | str = "cpu",
     console: Console | None = None,

@@ -233,14 +233,6 @@ def check_split(split: str, known: Iterable[str], what: str) -> None:
         raise MistakeError(f"split {split!r}: unknown to {what}; expected one of {', '.join(known)}")
 
 
-def holds(root: Path) -> str:
-    """What a folder holds, for a message."""
-    if not root.is_dir():
-        return "no such folder"
-    found = sorted(entry.name for entry in os.scandir(root))
-    return f"it holds {', '.join(found[:6]) or 'nothing'}" + (" and more" if len(found) > 6 else "")
-
-
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
