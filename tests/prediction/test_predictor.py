@@ -205,8 +205,8 @@ def test_reading_names_what_is_wrong(tmp_path, photo, monkeypatch):
     whole = io.BytesIO()
     Image.fromarray(photo).save(whole, "JPEG")
     contents = {
-        "text.jpg": (b"these are words", "not an image that can be read"),
-        "cut.jpg": (whole.getvalue()[:600], "damaged"),
+        "text.jpg": (b"these are words", "not a whole image; expected JPEG"),
+        "cut.jpg": (whole.getvalue()[:600], r"not a whole image \(.*; give an undamaged copy"),
         "empty.jpg": (b"", "an empty file"),
         "clip.mp4": (b"film", "videos are not supported yet"),
     }
@@ -294,8 +294,8 @@ def test_a_broken_image_is_passed_over_and_named(folder, tmp_path):
     assert [path.name for path, _ in outcome.failed] == ["room3 [b].png"]
     assert len(outcome.written) == 3 * 4
     assert "1 of 4 images could not be read" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert "room3 [b].png: not an image" in console.file.getvalue()  # type: ignore[attr-defined]
-    with pytest.raises(MistakeError, match=r"^\S*room3 \[b\]\.png: not an image"):
+    assert "room3 [b].png: not a whole image" in console.file.getvalue()  # type: ignore[attr-defined]
+    with pytest.raises(MistakeError, match=r"^\S*room3 \[b\]\.png: not a whole image"):
         predict_paths([folder / "room3 [b].png"], predictor(), tmp_path / "out", console=quiet())
 
 

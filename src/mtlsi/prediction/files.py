@@ -16,8 +16,9 @@ from rich.progress import track
 
 from mtlsi.drawing.panels import draw_task, panel
 from mtlsi.errors import MistakeError
+from mtlsi.images import FilePath
 from mtlsi.io import replace_array
-from mtlsi.prediction.images import IMAGE_ENDINGS, FilePath, check_file, read_image
+from mtlsi.prediction.images import IMAGE_ENDINGS, check_file, read_image
 from mtlsi.prediction.predictor import Predictor
 from mtlsi.tasks import TASKS, check_tasks, palette
 

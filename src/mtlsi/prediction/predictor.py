@@ -16,11 +16,12 @@ from torch._dynamo.exc import TorchDynamoException
 from mtlsi.data.transforms import normalise
 from mtlsi.device import find_device
 from mtlsi.errors import MistakeError
+from mtlsi.images import FilePath
 from mtlsi.kernels.convolve_linears import convolve_linears, has_linears
 from mtlsi.kernels.fold_norms import fold_norms
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.network import MTLSINet, Output, decode
-from mtlsi.prediction.images import FilePath, as_pixels
+from mtlsi.prediction.images import as_pixels
 from mtlsi.tasks import check_tasks
 from mtlsi.timing import convolutions_are_faster
 

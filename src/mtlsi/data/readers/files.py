@@ -17,6 +17,7 @@ from rich.console import Console
 from mtlsi.data.readers.decoding import decode_image, decode_normals, decode_rgb, encode_normals
 from mtlsi.data.readers.derive import DERIVE_VERSION
 from mtlsi.errors import MistakeError
+from mtlsi.images import turned_label
 from mtlsi.io import replace_array
 from mtlsi.parallel import for_each
 from mtlsi.tasks import TASKS, check_tasks
@@ -115,7 +116,8 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             label = self.read(task, index)
             if label.shape[-2:] != image.shape[:2]:
                 raise MistakeError(
-                    f"{self.path(task, index)}: {_size(label.shape)}, but {self.path(IMAGE, index)} has "
+                    turned_label(self.path(IMAGE, index), label.shape[-2:], image.shape[:2])
+                    or f"{self.path(task, index)}: {_size(label.shape)}, but {self.path(IMAGE, index)} has "
                     f"{_size(image.shape[:2])}; give both the same size"
                 )
             item[task] = torch.from_numpy(label)
