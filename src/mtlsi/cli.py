@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from mtlsi.config import RunConfig
 from mtlsi.errors import MistakeError
-from mtlsi.metrics.boundary import MAX_DIST, NUM_THRESHOLDS
+from mtlsi.tasks import MAX_DIST, NUM_THRESHOLDS
 
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores

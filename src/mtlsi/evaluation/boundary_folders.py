@@ -14,9 +14,9 @@ from rich.table import Table
 from mtlsi.data.readers.decoding import decode_grey, decode_mat, decode_npy, edges_npy, edges_png
 from mtlsi.errors import MistakeError
 from mtlsi.io import check_writable, holds, replace_text
-from mtlsi.metrics.boundary import MAX_DIST, NUM_THRESHOLDS
 from mtlsi.metrics.boundary.curve import BoundaryCurve
 from mtlsi.metrics.boundary.score import count_pairs
+from mtlsi.tasks import MAX_DIST, NUM_THRESHOLDS
 
 MAP_SUFFIXES, TRUTH_SUFFIXES = (".png", ".npy"), (".mat", ".png", ".npy")
 Pair = tuple[np.ndarray, list[np.ndarray]]

@@ -33,10 +33,9 @@ from mtlsi.evaluation.report import (
 )
 from mtlsi.io import check_writable
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
-from mtlsi.metrics.boundary import NUM_THRESHOLDS
 from mtlsi.model.network import MTLSINet, decode
 from mtlsi.nn.layers import resize_maps
-from mtlsi.tasks import TASKS, num_channels
+from mtlsi.tasks import NUM_THRESHOLDS, TASKS, num_channels
 
 OnImage = Callable[[int, dict[str, Tensor], Scores], None]
 """Called with an image's index, its decoded predictions by task at the labels' size, and the figures on it alone."""

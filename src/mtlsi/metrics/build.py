@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from torchmetrics import Metric
 
 from mtlsi.errors import MistakeError
-from mtlsi.metrics.boundary import NUM_THRESHOLDS
 from mtlsi.metrics.boundary.metric import BoundaryF
 from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU
-from mtlsi.tasks import TASK_SETS, Task
+from mtlsi.tasks import NUM_THRESHOLDS, TASK_SETS, Task
 
 
 @dataclass(frozen=True)

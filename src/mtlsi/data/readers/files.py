@@ -91,7 +91,8 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         if not may_lack:
             self._demand(IMAGE)
         self.left_out: dict[str, str] = {}
-        for task in check_tasks(tasks, among=known) if tasks else known:
+        tasks = check_tasks(tasks, among=known) if tasks else ()
+        for task in tasks or known:
             if not any(self._path(task, name) for name in self.names):
                 self.left_out[task] = self._absent(task)
             elif not may_lack:

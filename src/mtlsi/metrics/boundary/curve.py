@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtlsi.errors import MistakeError
-from mtlsi.metrics.boundary import NUM_THRESHOLDS
+from mtlsi.tasks import NUM_THRESHOLDS
 
 
 class Counts(NamedTuple):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mtlsi.metrics.boundary import NUM_THRESHOLDS
 from mtlsi.metrics.boundary.curve import BoundaryCurve, Counts, at_own_best, thresholds_of
 from mtlsi.metrics.boundary.score import count_pairs
+from mtlsi.tasks import NUM_THRESHOLDS
 
 
 class BoundaryF(Metric):

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from mtlsi.errors import MistakeError
-from mtlsi.metrics.boundary import MAX_DIST, NUM_THRESHOLDS
 from mtlsi.metrics.boundary.curve import Counts, thresholds_of
 from mtlsi.metrics.boundary.suppression import suppress_non_maxima
+from mtlsi.tasks import MAX_DIST, NUM_THRESHOLDS
 
 
 def boundary_counts(
