@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "torchvision", "timm", "accelerate", "torchmetrics", "matplotlib", "scipy", "huggingface_hub")
@@ -68,6 +70,18 @@ def test_help_is_quick_and_complete(verb):
     assert "usage: " in done.stdout
     for promised in {"train": ("--resume", "--train.lr"), "evaluate": ("--json",)}.get("".join(verb), ("--help",)):
         assert promised in done.stdout
+
+
+def test_the_boundary_verb_needs_no_network(tmp_path):
+    line = np.zeros((20, 30), np.uint8)
+    line[10, 8:-8] = 255
+    for folder in ("maps", "truth"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(line).save(tmp_path / folder / "a.png")
+    command = ["boundary", str(tmp_path / "maps"), str(tmp_path / "truth"), "--json", str(tmp_path / "scores.json")]
+    loaded = heavy_modules_after(f"from mtlsi.cli import main; assert main({command}) == 0")
+    assert set(loaded) <= {"scipy"}  # for the suppression's filters
+    assert json.loads((tmp_path / "scores.json").read_text())["ods"] == 1
 
 
 def test_every_public_name_is_there():

@@ -90,6 +90,11 @@ def test_num_channels_comes_from_the_record_or_from_the_class_names():
         num_channels("parsing", {"semseg": ["a"]})
 
 
+def test_tasks_as_a_plain_string():
+    assert check_tasks("depth") == ("depth",)
+    assert check_tasks("normals, depth", among=["depth", "normals"]) == ("normals", "depth")
+
+
 @pytest.mark.parametrize(
     ("given", "among", "said"),
     [
@@ -97,7 +102,7 @@ def test_num_channels_comes_from_the_record_or_from_the_class_names():
         (["parsing"], ["semseg", "depth"], "unknown task 'parsing'; expected some of semseg, depth"),
         ([], TASKS, "at least one"),
         (["depth", "depth"], TASKS, "each once"),
-        ("depth", TASKS, "unknown task 'd'"),
+        ("depth,dept", TASKS, "unknown task 'dept'"),
     ],
 )
 def test_check_tasks_says_what_was_wrong_in_one_line(given, among, said):

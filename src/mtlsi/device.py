@@ -11,8 +11,9 @@ import torch
 from mtlsi.errors import MistakeError
 
 
-def find_device(name: str | None) -> torch.device:
-    """The device called ``name``, or the best one here for None or ``"auto"``; else ``MistakeError``."""
+def find_device(wanted: str | torch.device | None) -> torch.device:
+    """The device ``wanted``, or the best one here for None or ``"auto"``; else ``MistakeError``."""
+    name = str(wanted) if isinstance(wanted, torch.device) else wanted
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name is None or name == "auto":
         return accelerator or torch.device("cpu")

@@ -49,3 +49,11 @@ def default_cache_dir() -> Path:
     if chosen := os.environ.get("MTLSI_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mtlsi"
+
+
+def holds(root: Path) -> str:
+    """What a folder holds, for a message."""
+    if not root.is_dir():
+        return "no such folder"
+    found = sorted(entry.name for entry in os.scandir(root))
+    return f"it holds {', '.join(found[:6]) or 'nothing'}" + (" and more" if len(found) > 6 else "")

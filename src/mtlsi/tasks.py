@@ -114,6 +114,10 @@ PASCAL21 = (
     "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor",
 )  # fmt: skip
 PARTS7 = ("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg")
+NUM_THRESHOLDS = 99
+"""How many thresholds the boundary benchmark reports on, evenly spaced inside 0..1."""
+MAX_DIST = 0.0075
+"""How far it lets a boundary pixel lie from its match, as a fraction of the image's diagonal."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ TASK_SETS: dict[str, TaskSet] = {
         ("semseg", "parsing", "saliency", "normals", "boundary"),
         {"semseg": PASCAL21, "parsing": PARTS7},
         (512, 512),
-        0.0075,
+        MAX_DIST,
     ),
 }
 
@@ -151,9 +155,13 @@ def num_channels(task: str, classes: dict[str, Any]) -> int:
     return len(classes[task])
 
 
-def check_tasks(tasks: Iterable[str], among: Iterable[str] = TASKS) -> tuple[str, ...]:
-    """``tasks`` as a tuple, or a ``MistakeError`` that names the unknown one and the known ones."""
-    known, tasks = tuple(among), tuple(tasks)
+def check_tasks(tasks: str | Iterable[str], among: Iterable[str] = TASKS) -> tuple[str, ...]:
+    """``tasks`` as a tuple, or a ``MistakeError`` that names the unknown one and the known ones.
+
+    A plain string is one task, or several with commas between: "depth", "depth,normals".
+    """
+    known = tuple(among)
+    tasks = tuple(name.strip() for name in tasks.split(",")) if isinstance(tasks, str) else tuple(tasks)
     for task in tasks:
         if task not in known:
             raise MistakeError(f"unknown task {task!r}; expected some of {', '.join(known)}")

@@ -84,12 +84,82 @@ def test_predictions_have_the_images_own_size_and_the_promised_units(photo):
     np.testing.assert_allclose(prediction["boundary"][:, 0], 1 / (1 + np.exp(-8 * (230 / 255 - 0.5))), atol=1e-4)
 
 
-def test_a_path_an_image_and_an_array_give_the_same(photo, tmp_path):
-    Image.fromarray(photo).save(tmp_path / "a.png")
+def test_ways_to_give_an_image(photo, tmp_path):
+    file = tmp_path / "a.png"
+    Image.fromarray(photo).save(file)
+    tensor = torch.from_numpy(photo).permute(2, 0, 1)
+    ways: dict[str, Any] = {
+        "path": file,
+        "string": str(file),
+        "PIL image": Image.open(file),
+        "bytes": file.read_bytes(),
+        "file object": io.BytesIO(file.read_bytes()),
+        "floats": (photo / 255).astype(np.float32),
+        "opaque": np.dstack([photo, np.full(photo.shape[:2], 255, np.uint8)]),
+        "tensor": tensor,
+        "float tensor": tensor[None] / 255,
+        "tensor with gradient": (tensor / 255).requires_grad_(),
+    }
     expected = predictor()(photo)
-    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.open(tmp_path / "a.png")):
-        for task, array in predictor()(given).items():
-            np.testing.assert_array_equal(array, expected[task])
+    for way, image in ways.items():
+        for task, array in predictor()(image).items():
+            np.testing.assert_array_equal(array, expected[task], err_msg=way)
+    with file.open("rb") as opened:
+        np.testing.assert_array_equal(predictor()(opened, "depth")["depth"], expected["depth"])
+        assert not opened.closed
+
+
+def test_grey_and_transparent_arrays(photo):
+    grey, clear = photo[..., 2], np.dstack([photo, np.zeros(photo.shape[:2], np.uint8)])
+    expected = predictor()(np.dstack([grey] * 3))["depth"]
+    for given in (grey, grey[..., None], grey / 255, grey.astype(np.uint16) * 257, Image.fromarray(grey)):
+        np.testing.assert_array_equal(predictor()(given)["depth"], expected)
+    np.testing.assert_allclose(predictor()(clear)["depth"], 10, atol=1e-5)  # white: blue is 1
+
+
+def test_a_list_of_images_gives_a_list_of_results(photo, tmp_path):
+    Image.fromarray(photo[:48]).save(tmp_path / "b.png")
+    results = predictor()([photo, str(tmp_path / "b.png"), torch.from_numpy(photo).permute(2, 0, 1)], "depth")
+    assert [result["depth"].shape for result in results] == [(96, 128), (48, 128), (96, 128)]
+    np.testing.assert_array_equal(results[0]["depth"], results[2]["depth"])
+    assert predictor()([]) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((3, 8, 9), np.uint8), r"shape \(3, 8, 9\), uint8; expected an image \(height, width, 3\)"),
+        (np.zeros((2, 8, 9, 3), np.uint8), r"shape \(2, 8, 9, 3\), uint8; expected"),
+        (np.zeros((0, 9, 3), np.uint8), r"shape \(0, 9, 3\)"),
+        (np.zeros((8, 9, 3), np.int64), "int64; expected uint8, or floats in 0..1"),
+        (np.full((8, 9, 3), 255.0), "values 255..255; expected 0..1"),
+        (np.full((8, 9, 3), np.nan), "values nan..nan; expected 0..1"),
+        (torch.zeros(8, 9, 3), r"a tensor of shape \(8, 9, 3\); expected an image \(3, height, width\)"),
+        (torch.zeros(2, 3, 8, 9), "expected one image, or a list: give list"),
+        (torch.full((3, 8, 9), -2.1), "not normalised"),
+        (b"these are words", "image bytes: not a whole image"),
+        (io.StringIO("words"), "file object: not a whole image"),
+        (7, "an image of type int; expected a path"),
+        ([7], "an image of type int"),
+        (None, "an image of type NoneType"),
+    ],
+)
+def test_what_is_no_image_is_told_in_one_line(given, message):
+    with pytest.raises(MistakeError, match=message) as caught:
+        predictor()(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_devices_and_dtypes_by_name_or_as_torchs_own(photo):
+    assert Predictor(ByColour(), device=torch.device("cpu")).device == torch.device("cpu")  # type: ignore[arg-type]
+    with pytest.raises(MistakeError, match="'meta' is not there"):
+        Predictor(ByColour(), device=torch.device("meta"))  # type: ignore[arg-type]
+    for name in ("bf16", "bfloat16", torch.bfloat16):
+        assert predictor(dtype=name).dtype is torch.bfloat16
+    for wrong in ("int8", torch.int8, None):
+        with pytest.raises(MistakeError, match="expected one of float32"):
+            predictor(dtype=wrong)
+    assert predictor()(photo, "depth, normals").keys() == {"depth", "normals"}
 
 
 def test_only_the_tasks_asked_for_are_computed(photo):
@@ -136,17 +206,13 @@ def test_lower_precision_changes_little(photo):
     np.testing.assert_allclose(mixed["depth"], exact["depth"], atol=0.1)
 
 
-def test_settings_that_cannot_be_met_are_refused(photo):
+def test_settings_that_cannot_be_met_are_refused():
     with pytest.raises(MistakeError, match="unknown dtype 'int8'; expected one of float32"):
         predictor(dtype="int8")
     with pytest.raises(MistakeError, match="working size"):
         predictor(working_size=(0, 64))
     with pytest.raises(MistakeError, match="'abacus' is not there; expected auto or one of cpu"):
         find_device("abacus")
-    with pytest.raises(MistakeError, match=r"shape \(96, 128\), uint8"):
-        predictor()(photo[..., 0])
-    with pytest.raises(MistakeError, match="float64"):
-        predictor()(photo / 255)
 
 
 def test_a_network_that_gives_no_numbers_is_named(photo, monkeypatch):
@@ -205,8 +271,8 @@ def test_reading_names_what_is_wrong(tmp_path, photo, monkeypatch):
     whole = io.BytesIO()
     Image.fromarray(photo).save(whole, "JPEG")
     contents = {
-        "text.jpg": (b"these are words", "not an image that can be read"),
-        "cut.jpg": (whole.getvalue()[:600], "damaged"),
+        "text.jpg": (b"these are words", "not a whole image; expected JPEG"),
+        "cut.jpg": (whole.getvalue()[:600], r"not a whole image \(.*; give an undamaged copy"),
         "empty.jpg": (b"", "an empty file"),
         "clip.mp4": (b"film", "videos are not supported yet"),
     }
@@ -281,10 +347,18 @@ def quiet() -> Console:
 def test_a_folder_in_natural_order(folder, tmp_path):
     (folder / "notes.txt").write_text("not an image")
     (folder / "._room1.png").write_bytes(b"hidden")
-    outcome = predict_paths([folder, folder / "room2.png"], predictor(), tmp_path / "out", ["depth"], console=quiet())
+    outcome = predict_paths([folder, folder / "room2.png"], predictor(), tmp_path / "out", "depth", console=quiet())
     panels = [path.name for path in outcome.written if path.name.endswith("panel.png")]
     assert panels == ["Room1_panel.png", "room2_panel.png", "room10_panel.png"]
     assert not outcome.failed
+
+
+def test_folders_and_paths_as_plain_strings(folder, tmp_path, photo):
+    out = tmp_path / "out"
+    outcome = predict_paths(str(folder / "room2.png"), predictor(), str(out), "depth", console=quiet())
+    again = save_prediction(predictor()(photo, "depth"), str(folder / "room2.png"), str(tmp_path / "again"), "room2")
+    for one, other in zip(outcome.written, again, strict=True):
+        assert one.read_bytes() == other.read_bytes()
 
 
 def test_a_broken_image_is_passed_over_and_named(folder, tmp_path):
@@ -294,8 +368,8 @@ def test_a_broken_image_is_passed_over_and_named(folder, tmp_path):
     assert [path.name for path, _ in outcome.failed] == ["room3 [b].png"]
     assert len(outcome.written) == 3 * 4
     assert "1 of 4 images could not be read" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert "room3 [b].png: not an image" in console.file.getvalue()  # type: ignore[attr-defined]
-    with pytest.raises(MistakeError, match=r"^\S*room3 \[b\]\.png: not an image"):
+    assert "room3 [b].png: not a whole image" in console.file.getvalue()  # type: ignore[attr-defined]
+    with pytest.raises(MistakeError, match=r"^\S*room3 \[b\]\.png: not a whole image"):
         predict_paths([folder / "room3 [b].png"], predictor(), tmp_path / "out", console=quiet())
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtlsi.config import DataConfig, split_names
-from mtlsi.data.readers.files import FileDataset, holds
+from mtlsi.data.readers.files import FileDataset
 from mtlsi.data.readers.folder import Folder, splits_of_folder
 from mtlsi.data.readers.nyud_official import open_nyud
 from mtlsi.data.readers.pascal import PASCALContext
@@ -19,6 +19,7 @@ from mtlsi.data.readers.prepared import INDEX, Prepared
 from mtlsi.data.scenes.dataset import Scenes
 from mtlsi.data.transforms import Sample
 from mtlsi.errors import MistakeError
+from mtlsi.io import holds
 from mtlsi.tasks import TASKS
 
 FIRST_VALIDATION_SCENE = 1_000_000

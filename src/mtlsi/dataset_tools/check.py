@@ -16,6 +16,7 @@ from mtlsi.data.datasets import open_folder, splits_of
 from mtlsi.data.readers.files import IMAGE, FileDataset
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import say_left_out
+from mtlsi.images import turned_label
 from mtlsi.io import check_writable, replace_text
 from mtlsi.parallel import for_each
 from mtlsi.tasks import TASKS
@@ -88,7 +89,8 @@ class _Reader:
                 continue
             if size is not None and values.shape[-2:] != size:
                 shapes = f"{values.shape[-2]}x{values.shape[-1]} pixels, but its image has {size[0]}x{size[1]}"
-                yield Reading(what, problem=f"{path}: {shapes}; give both the same size")
+                turned = turned_label(dataset.path(IMAGE, index), values.shape[-2:], size)
+                yield Reading(what, problem=turned or f"{path}: {shapes}; give both the same size")
                 continue
             yield _summary(what, values)
 

@@ -16,6 +16,7 @@ from mtlsi.data.readers.files import IMAGE, FileDataset
 from mtlsi.data.readers.prepared import INDEX, VERSION, image_path, pack
 from mtlsi.data.transforms import resize
 from mtlsi.errors import MistakeError
+from mtlsi.images import is_plain
 from mtlsi.io import replace_bytes, replace_text
 from mtlsi.parallel import for_each
 
@@ -36,7 +37,7 @@ class _Packer:
             source = self.dataset.path(IMAGE, index)
             if self.size_hw is not None:
                 sample = resize(sample, self.size_hw)
-            elif source is not None and source.suffix.lower() in (".jpg", ".jpeg"):
+            elif source is not None and source.suffix.lower() in (".jpg", ".jpeg") and is_plain(source):
                 jpeg = source.read_bytes()
             replace_bytes(path, pack(sample, jpeg))
         return path.stat().st_size

@@ -12,11 +12,11 @@ from rich.progress import track
 from rich.table import Table
 
 from mtlsi.data.readers.decoding import decode_grey, decode_mat, decode_npy, edges_npy, edges_png
-from mtlsi.data.readers.files import holds
-from mtlsi.drawing.plots import plot_precision_recall
 from mtlsi.errors import MistakeError
-from mtlsi.io import check_writable, replace_text
-from mtlsi.metrics.boundary.score import BoundaryCurve, count_pairs
+from mtlsi.io import check_writable, holds, replace_text
+from mtlsi.metrics.boundary.curve import BoundaryCurve
+from mtlsi.metrics.boundary.score import count_pairs
+from mtlsi.tasks import MAX_DIST, NUM_THRESHOLDS
 
 MAP_SUFFIXES, TRUTH_SUFFIXES = (".png", ".npy"), (".mat", ".png", ".npy")
 Pair = tuple[np.ndarray, list[np.ndarray]]
@@ -27,8 +27,8 @@ def score_folders(
     predictions: Path,
     truth: Path,
     *,
-    max_dist: float = 0.0075,
-    num_thresholds: int = 99,
+    max_dist: float = MAX_DIST,
+    num_thresholds: int = NUM_THRESHOLDS,
     nms: bool = True,
     thin: bool = True,
     num_workers: int = 2,
@@ -47,7 +47,7 @@ def score_folders(
         if path is not None:
             check_writable(path)
     if not 0 < max_dist < 1:
-        raise MistakeError(f"--max-dist {max_dist}; expected a fraction of the image's diagonal, such as 0.0075")
+        raise MistakeError(f"--max-dist {max_dist}; expected a fraction of the image's diagonal, such as {MAX_DIST}")
     if num_thresholds < 1 or num_workers < 1:
         raise MistakeError(f"--thresholds {num_thresholds} --workers {num_workers}; expected 1 or more of each")
     pairs = _find_pairs(predictions, truth)
@@ -73,6 +73,8 @@ def score_folders(
         points = {name: getattr(curve, name).tolist() for name in ("thresholds", "recall", "precision")}
         replace_text(json_path, json.dumps({**scores, **settings, "curve": points}, indent=2) + "\n")
     if curve_path is not None:
+        from mtlsi.drawing.plots import plot_precision_recall  # lazy: only this needs matplotlib
+
         points = (curve.recall.tolist(), curve.precision.tolist())
         plot_precision_recall(*points, curve_path, ods=(curve.ods_recall, curve.ods_precision))
     return scores

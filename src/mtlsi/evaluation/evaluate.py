@@ -39,7 +39,7 @@ from mtlsi.model.network import MTLSINet
 from mtlsi.nn.layout import resize_maps
 from mtlsi.options import EvaluateOptions
 from mtlsi.plugins import import_plugins
-from mtlsi.tasks import TASKS, check_tasks, num_channels
+from mtlsi.tasks import NUM_THRESHOLDS, TASKS, check_tasks, num_channels
 
 OnImage = Callable[[int, dict[str, Tensor], Scores], None]
 """Called with an image's index, its decoded predictions by task at the labels' size, and the image's own figures."""
@@ -53,7 +53,7 @@ def evaluate(
     *,
     indices: Sequence[int] | None = None,
     batch_size: int = 4,
-    num_thresholds: int = 99,
+    num_thresholds: int = NUM_THRESHOLDS,
     legacy_saliency: bool = False,
     device: torch.device | str = "cpu",
     console: Console | None = None,

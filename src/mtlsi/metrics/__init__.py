@@ -1,18 +1,37 @@
-"""The metrics of the tasks: sums that add up over batches and processes, and one division at the end."""
+"""The metrics of the tasks: sums that add up over batches and processes, and one division at the end.
+
+Importing this package is light: a name is imported from its module on first use, so that the boundary benchmark needs
+neither torch nor torchmetrics.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from torchmetrics import Metric
+if TYPE_CHECKING:
+    from mtlsi.metrics.boundary.curve import BoundaryCurve, Counts
+    from mtlsi.metrics.boundary.metric import BoundaryF
+    from mtlsi.metrics.boundary.score import boundary_counts, count_pairs
+    from mtlsi.metrics.build import METRICS, MetricSettings, build_metric
+    from mtlsi.metrics.delta import delta_m
+    from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU
 
-from mtlsi.errors import MistakeError
-from mtlsi.metrics.boundary.curve import BoundaryCurve, Counts
-from mtlsi.metrics.boundary.score import BoundaryF, boundary_counts, count_pairs
-from mtlsi.metrics.delta import delta_m
-from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU
-from mtlsi.tasks import Task
+_HOMES = {
+    "METRICS": "build",
+    "AngularError": "dense",
+    "BoundaryCurve": "boundary.curve",
+    "BoundaryF": "boundary.metric",
+    "Counts": "boundary.curve",
+    "DepthError": "dense",
+    "MaxF": "dense",
+    "MeanIoU": "dense",
+    "MetricSettings": "build",
+    "boundary_counts": "boundary.score",
+    "build_metric": "build",
+    "count_pairs": "boundary.score",
+    "delta_m": "delta",
+}
 
 __all__ = [
     "METRICS",
@@ -31,35 +50,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class MetricSettings:
-    """What metrics must know besides the task."""
-
-    num_classes: int | None = None
-    """For tasks with classes."""
-    boundary_tolerance: float = 0.011
-    """How far a boundary pixel may lie from its match, as a fraction of the image's diagonal."""
-    num_thresholds: int = 99
-    """Of the boundary curve."""
-    legacy_saliency: bool = False
-    """See ``MaxF``."""
-
-
-METRICS: dict[str, Callable[[MetricSettings], Metric]] = {
-    "miou": lambda settings: MeanIoU(settings.num_classes or 0),
-    "depth_error": lambda _: DepthError(),
-    "angular_error": lambda _: AngularError(),
-    "max_f": lambda settings: MaxF(legacy=settings.legacy_saliency),
-    "boundary_f": lambda settings: BoundaryF(settings.boundary_tolerance, num_thresholds=settings.num_thresholds),
-}
-"""By ``Task.metric``."""
-
-
-def build_metric(task: Task, settings: MetricSettings) -> Metric:
-    """An empty metric for ``task``; its ``compute()`` gives a dict of scalars that holds ``task.score``.
-
-    Raises ``MistakeError`` where a task with classes is given no ``num_classes``.
-    """
-    if task.output == "class" and not settings.num_classes:
-        raise MistakeError(f"{task.name}: number of classes not given; mIoU needs num_classes")
-    return METRICS[task.metric](settings)
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections import Counter
@@ -16,20 +17,21 @@ from rich.progress import track
 
 from mtlsi.drawing.panels import draw_task, panel
 from mtlsi.errors import MistakeError
+from mtlsi.images import FilePath
 from mtlsi.io import replace_array
-from mtlsi.prediction.images import IMAGE_ENDINGS, FilePath, check_file, read_image
+from mtlsi.prediction.images import IMAGE_ENDINGS, ImageLike, as_pixels, check_file, read_image
 from mtlsi.prediction.predictor import Predictor
 from mtlsi.tasks import TASKS, check_tasks, palette
 
 
 def save_prediction(
     prediction: Mapping[str, np.ndarray],
-    image: np.ndarray,
+    image: ImageLike,
     out_dir: FilePath,
     stem: str,
     classes: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Path]:
-    """Writes what ``Predictor`` gave for ``image (H W 3) uint8`` into ``out_dir`` and gives the files' paths.
+    """Writes what ``Predictor`` gave for ``image`` into ``out_dir`` and gives the files' paths.
 
     ==========================  =======================================================================
     ``<stem>_<task>.npy``       the exact array
@@ -43,12 +45,13 @@ def save_prediction(
     Raises ``MistakeError`` where the folder or a file cannot be written.
     """
     folder, classes = _prepare_folder(out_dir), classes or {}
+    sheet = panel(as_pixels(image), prediction, classes)
     written = [
         _write_whole(folder / f"{stem}_{ending}", render(array, classes.get(task)))
         for task, array in prediction.items()
         for ending, render in _files_of(task).items()
     ]
-    return [*written, _write_whole(folder / f"{stem}_panel.png", Image.fromarray(panel(image, prediction, classes)))]
+    return [*written, _write_whole(folder / f"{stem}_panel.png", Image.fromarray(sheet))]
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,10 @@ class Outcome:
 
 
 def predict_paths(
-    paths: Iterable[FilePath],
+    paths: FilePath | Iterable[FilePath],
     predictor: Predictor,
     out_dir: FilePath,
-    tasks: Iterable[str] | None = None,
+    tasks: str | Iterable[str] | None = None,
     *,
     console: Console | None = None,
 ) -> Outcome:
@@ -77,7 +80,7 @@ def predict_paths(
     """
     console = console or Console(stderr=True)
     names = check_tasks(predictor.model.tasks if tasks is None else tasks, among=predictor.model.tasks)
-    stems = _name_results(_find_images(paths))
+    stems = _name_results(_find_images([paths] if isinstance(paths, str | os.PathLike) else paths))
     folder = _prepare_folder(out_dir)
     _keep_sources(stems, folder, names)
     outcome = Outcome([], [])

@@ -1,50 +1,34 @@
-"""Images given by a person: files, PIL images and arrays, all to upright RGB pixels."""
+"""Images given by a person: files, PIL images, arrays and tensors, all to upright RGB pixels."""
 
 from __future__ import annotations
 
 import os
-import struct
-import warnings
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
-from PIL import Image, ImageOps
+import torch
+from PIL import Image
 
 from mtlsi.errors import MistakeError
+from mtlsi.images import FilePath, open_image, to_8_bits, to_rgb
 
-FilePath = str | os.PathLike[str]
+ImageLike = FilePath | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray | torch.Tensor
+"""What ``as_pixels`` takes as one image."""
 IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp")
 VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-UNREADABLE = (
-    OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error,
-)  # fmt: skip
-"""What Pillow's readers raise on broken files."""
 
 
 def read_image(path: FilePath) -> np.ndarray:
-    """The image in a file, ``(H W 3) uint8`` RGB, upright as its EXIF orientation says.
+    """The image in a file, upright ``(H W 3) uint8``; see ``to_rgb``.
 
-    Grey, palette, CMYK and one-bit images become RGB; 16-bit grey is scaled from 0..65535; of an animation the first
-    frame is taken. Choice: a transparent image is laid on white, as viewers show it.
     Raises ``MistakeError`` where there is no such file, it cannot be read whole, or it has more than
     ``PIL.Image.MAX_IMAGE_PIXELS`` pixels (89 million).
     """
     check_file(path := Path(path))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _to_rgb(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise MistakeError(f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller first") from error
-    except MistakeError as error:
-        raise MistakeError(f"{path}: {error}") from error
-    except Image.UnidentifiedImageError as error:
-        raise MistakeError(f"{path}: not an image that can be read; expected JPEG, PNG, WebP or TIFF") from error
-    except UNREADABLE as error:
-        reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
-        raise MistakeError(f"{path}: the image is damaged or cannot be read ({reason}); give a whole copy") from error
+    with open_image(path, path) as image:
+        return to_rgb(image)
 
 
 def check_file(path: Path) -> None:
@@ -58,30 +42,64 @@ def check_file(path: Path) -> None:
         raise MistakeError(f"{path}: videos are not supported yet; save its frames in a folder and give that")
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """Any PIL image as upright ``(H W 3) uint8``."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise MistakeError("an image of floating-point numbers; expected 8 or 16 bits: convert it first")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise MistakeError("a grey image with values outside 0..65535; expected 8 or 16 bits: convert it first")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-    return np.array(image.convert("RGB"))
+def as_pixels(image: ImageLike) -> np.ndarray:
+    """One image of any kind as upright ``(H W 3) uint8``.
 
-
-def as_pixels(image: FilePath | Image.Image | np.ndarray) -> np.ndarray:
-    """The image as upright ``(H W 3) uint8``. Raises ``MistakeError`` for an array of another layout or type."""
+    A path; the bytes of an image file, or a file object opened in binary mode; a PIL image; an array ``(H W 3)``,
+    ``(H W 4)`` RGBA, ``(H W)`` or ``(H W 1)`` grey; a tensor ``(3 H W)`` or ``(1 3 H W)``. Arrays and tensors hold
+    uint8, or floats in 0..1; grey arrays may be uint16.
+    Raises ``MistakeError`` for anything else, and for a file that cannot be read.
+    """
     if isinstance(image, str | os.PathLike):
         return read_image(image)
     if isinstance(image, Image.Image):
-        return _to_rgb(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        return to_rgb(image)
+    if isinstance(image, np.ndarray):
+        return _array_pixels(image)
+    if isinstance(image, torch.Tensor):
+        return _tensor_pixels(image)
+    name, file = "image bytes", image
+    if isinstance(image, bytes | bytearray | memoryview):
+        file = BytesIO(image)
+    elif hasattr(image, "read"):
+        name = getattr(image, "name", "file object")
+    else:
         raise MistakeError(
-            f"an array of shape {image.shape}, {image.dtype}; expected an image (height, width, 3), uint8"
+            f"an image of type {type(image).__name__}; expected a path, bytes, a file object, a PIL image, an array "
+            "(height, width, 3) or a tensor (3, height, width)"
         )
-    return image
+    with open_image(name, cast(BinaryIO, file)) as opened:
+        return to_rgb(opened)
+
+
+def _tensor_pixels(tensor: torch.Tensor) -> np.ndarray:
+    if tensor.ndim == 4 and tensor.shape[0] > 1:
+        raise MistakeError(f"a batch {tuple(tensor.shape)}; expected one image, or a list: give list(images)")
+    one = tensor[0] if tensor.ndim == 4 and len(tensor) else tensor
+    if one.ndim != 3 or one.shape[0] != 3:
+        raise MistakeError(f"a tensor of shape {tuple(tensor.shape)}; expected an image (3, height, width)")
+    one = one.detach().cpu().permute(1, 2, 0)
+    return _array_pixels((one.float() if one.is_floating_point() else one).numpy())
+
+
+def _array_pixels(array: np.ndarray) -> np.ndarray:
+    given = f"an array of shape {array.shape}, {array.dtype}"
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4) or not array.size:
+        raise MistakeError(
+            f"{given}; expected an image (height, width, 3), RGBA (height, width, 4) or grey (height, width)"
+        )
+    if array.dtype.kind == "f":
+        low, high = array.min(), array.max()
+        if not (low >= 0 and high <= 1):  # false for NaN too
+            raise MistakeError(f"{given}, values {low:g}..{high:g}; expected 0..1 (not normalised), or uint8 in 0..255")
+        array = np.rint(array * 255).astype(np.uint8)
+    elif array.dtype == np.uint16 and channels == 1:
+        array = to_8_bits(array)
+    elif array.dtype != np.uint8:
+        raise MistakeError(f"{given}; expected uint8, or floats in 0..1")
+    if channels == 4:
+        return to_rgb(Image.fromarray(np.ascontiguousarray(array)))
+    if channels == 1:
+        return np.repeat(array.reshape(*array.shape[:2], 1), 3, -1)
+    return array

@@ -6,12 +6,12 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from typing import Any, overload
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch._dynamo.exc import TorchDynamoException
 
 from mtlsi.data.transforms import normalise
 from mtlsi.device import find_device
@@ -21,12 +21,17 @@ from mtlsi.kernels.fold_norms import fold_norms
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.heads import decode
 from mtlsi.model.network import MTLSINet, Output
-from mtlsi.prediction.images import FilePath, as_pixels
+from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.tasks import check_tasks
 
 Size = tuple[int, int]
 """Height and width, in pixels."""
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32, "fp32": torch.float32,
+    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+    "float16": torch.float16, "fp16": torch.float16,
+}  # fmt: skip
+"""By every name they have in the field."""
 BAND_VALUES = 2**24
 """How many numbers of one task's raw output are held at the image's own size at a time (64 MB)."""
 LONGEST_SIDE = 4
@@ -42,8 +47,8 @@ class Predictor:
     they become classes, directions or strengths. Metres are those of a camera like the training set's.
 
     The model is moved to ``device`` (None: an accelerator where there is one, else the CPU) and put in evaluation
-    mode. ``dtype`` is float32, bfloat16 or float16 (mixed precision). ``compile`` hands the network to ``torch.compile``,
-    which takes a minute for the first image of every new shape: for streams, not for albums.
+    mode. ``dtype`` is float32, bfloat16 or float16 (mixed precision), a name or torch's own. ``compile`` hands the
+    network to ``torch.compile``, which takes a minute for every new image shape: for video, not for photo albums.
     Raises ``MistakeError`` for a device that is not there, an unknown dtype or a machine that cannot compile.
     """
 
@@ -51,36 +56,45 @@ class Predictor:
         self,
         model: MTLSINet,
         *,
-        device: str | None = None,
-        dtype: str = "float32",
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
         working_size: Size | None = None,
         compile: bool = False,
     ):
-        if dtype not in PRECISIONS:
-            raise MistakeError(f"unknown dtype {dtype!r}; expected one of {', '.join(PRECISIONS)}")
+        if dtype not in {*DTYPES, *DTYPES.values()}:
+            raise MistakeError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
         if working_size and min(working_size) < 1:
             raise MistakeError(f"working size {working_size}; expected a height and a width in pixels, such as 448 576")
         self.device = find_device(device)
-        self.dtype = PRECISIONS[dtype]
+        self.dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
         self.working_size = working_size or model.input_size
         self.model = model.to(self.device).eval()
         self.network: Callable[..., Output] = for_prediction(self.model, self.dtype)
         if compile:
-            # on a GPU a recorded graph of kernels, whose buffers every image uses again
-            mode = "reduce-overhead" if self.device.type == "cuda" else None
-            self.network = torch.compile(self.network, dynamic=False, mode=mode)
+            self.network = compiled(self.network, self.device)
+
+    @overload
+    def __call__(
+        self, image: list[ImageLike] | tuple[ImageLike, ...], tasks: str | Iterable[str] | None = None
+    ) -> list[dict[str, np.ndarray]]: ...
+
+    @overload
+    def __call__(self, image: ImageLike, tasks: str | Iterable[str] | None = None) -> dict[str, np.ndarray]: ...
 
     def __call__(
-        self, image: FilePath | Image.Image | np.ndarray, tasks: Iterable[str] | None = None
-    ) -> dict[str, np.ndarray]:
+        self, image: ImageLike | list[ImageLike] | tuple[ImageLike, ...], tasks: str | Iterable[str] | None = None
+    ) -> dict[str, np.ndarray] | list[dict[str, np.ndarray]]:
         """The prediction of each task (default: all that the model has), as arrays of the image's own size ``H W``.
 
-        ``image`` is a path, a PIL image or ``(H W 3) uint8``. Gives semseg and parsing ``(H W) uint8``, depth
-        ``(H W) float32`` in metres, normals ``(H W 3) float32`` of unit length, boundary and saliency ``(H W) float32``
-        in 0..1.
+        ``image`` is a path, bytes, a file object, a PIL image, an array ``(H W 3)`` or a tensor ``(3 H W)``: see
+        ``as_pixels``. A list of images gives a list of results. ``tasks``: names, or one string such as "depth,normals".
+        Gives semseg and parsing ``(H W) uint8``, depth ``(H W) float32`` in metres, normals ``(H W 3) float32`` of unit
+        length, boundary and saliency ``(H W) float32`` in 0..1.
         Raises ``MistakeError`` for an unreadable image or an unknown task.
         """
         names = check_tasks(self.model.tasks if tasks is None else tasks, among=self.model.tasks)
+        if isinstance(image, list | tuple):
+            return [self(one, names) for one in image]
         pixels = as_pixels(image)
         height, width = pixels.shape[:2]
         with torch.inference_mode():
@@ -98,17 +112,31 @@ class Predictor:
         mixed = self.dtype is not torch.float32
         fits = all(side % STRIDES[0] == 0 for side in images.shape[-2:])  # the predictions' grid is the image's
         with torch.autocast(self.device.type, self.dtype) if mixed else nullcontext():
-            try:
-                final = self.network(images, tasks=tasks, full_size=not fits).final
-            except TorchDynamoException as error:
-                reason = " ".join(str(error).split())[:200]
-                raise MistakeError(f"this machine cannot compile ({reason}); predict without compile") from error
+            final = self.network(images, tasks=tasks, full_size=not fits).final
         raw = {task: final[task].float() for task in tasks}
         for task, values in raw.items():
             if not torch.isfinite(values).all():
                 advice = "use float32" if mixed else "the weights are damaged or their training diverged"
                 raise MistakeError(f"the network's {task} is not finite (dtype {self.dtype}); {advice}")
         return raw
+
+
+def compiled(network: Callable[..., Output], device: torch.device) -> Callable[..., Output]:
+    """``network`` under ``torch.compile``; calling it raises ``MistakeError`` where this machine cannot compile."""
+    from torch._dynamo.exc import TorchDynamoException  # lazy: seconds of imports, for this name
+
+    # on a GPU a recorded graph of kernels, whose buffers are reused for every image
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    optimised = torch.compile(network, dynamic=False, mode=mode)
+
+    def call(*images: torch.Tensor, **options: Any) -> Output:
+        try:
+            return optimised(*images, **options)
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:200]
+            raise MistakeError(f"this machine cannot compile ({reason}); predict without compile") from error
+
+    return call
 
 
 def for_prediction(model: MTLSINet, dtype: torch.dtype) -> MTLSINet:

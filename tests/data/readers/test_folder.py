@@ -103,6 +103,12 @@ def test_six_tasks_in_mixed_files_are_read_as_written(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+def test_one_task_as_a_plain_string(tmp_path: Path) -> None:
+    write_six(tmp_path)
+    assert Folder(tmp_path, "train", tasks="depth").tasks == ("depth",)
+    assert list(Folder(tmp_path, "train", tasks="depth,normals")[0]) == ["image", "depth", "normals"]
+
+
 def yaml_of_docs() -> str:
     text = (ROOT / "docs/own_data.md").read_text()
     return re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1]  # pyright: ignore

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mtlsi.errors import MistakeError
+from mtlsi.images import open_image, to_rgb
 
 Decoder = Callable[[Path, bytes], np.ndarray]
 
@@ -26,20 +27,15 @@ FARTHEST_M = 200.0
 
 
 def decode_image(path: Path, content: bytes) -> Image.Image:
-    """The image file, read to its last byte."""
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's SyntaxError: a broken PNG chunk
-        raise MistakeError(
-            f"{path}: not a whole image ({len(content)} bytes); download it again or delete it"
-        ) from error
-    return image
+    """The image file of a label as it is stored, decoded whole; an EXIF orientation is ignored."""
+    with open_image(path, io.BytesIO(content)) as image:
+        return image
 
 
 def decode_rgb(path: Path, content: bytes) -> np.ndarray:
-    """(H W 3) uint8."""
-    return np.array(decode_image(path, content).convert("RGB"))
+    """An image's pixels (H W 3) uint8, upright; see ``to_rgb``."""
+    with open_image(path, io.BytesIO(content)) as image:
+        return to_rgb(image)
 
 
 def decode_grey(path: Path, content: bytes) -> np.ndarray:

@@ -17,6 +17,7 @@ from rich.console import Console
 from mtlsi.data.readers.decoding import decode_image, decode_normals, decode_rgb, encode_normals
 from mtlsi.data.readers.derive import DERIVE_VERSION
 from mtlsi.errors import MistakeError
+from mtlsi.images import turned_label
 from mtlsi.io import default_cache_dir, replace_array
 from mtlsi.parallel import for_each
 from mtlsi.tasks import TASKS, check_tasks
@@ -83,7 +84,8 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         if not may_lack:
             self._demand(IMAGE)
         self.left_out: dict[str, str] = {}
-        for task in check_tasks(tasks, among=known) if tasks else known:
+        tasks = check_tasks(tasks, among=known) if tasks else ()
+        for task in tasks or known:
             if not any(self._path(task, name) for name in self.names):
                 self.left_out[task] = self._absent(task)
             elif not may_lack:
@@ -108,7 +110,8 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             label = self.read(task, index)
             if label.shape[-2:] != image.shape[:2]:
                 raise MistakeError(
-                    f"{self.path(task, index)}: {_size(label.shape)}, but {self.path(IMAGE, index)} has "
+                    turned_label(self.path(IMAGE, index), label.shape[-2:], image.shape[:2])
+                    or f"{self.path(task, index)}: {_size(label.shape)}, but {self.path(IMAGE, index)} has "
                     f"{_size(image.shape[:2])}; give both the same size"
                 )
             item[task] = torch.from_numpy(label)
@@ -224,14 +227,6 @@ def check_split(split: str, known: Iterable[str], what: str) -> None:
     known = list(known)
     if split not in known:
         raise MistakeError(f"split {split!r}: unknown to {what}; expected one of {', '.join(known)}")
-
-
-def holds(root: Path) -> str:
-    """What a folder holds, for a message."""
-    if not root.is_dir():
-        return "no such folder"
-    found = sorted(entry.name for entry in os.scandir(root))
-    return f"it holds {', '.join(found[:6]) or 'nothing'}" + (" and more" if len(found) > 6 else "")
 
 
 def _content(path: Path) -> bytes:

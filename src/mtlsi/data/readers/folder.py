@@ -32,9 +32,10 @@ from mtlsi.data.readers.decoding import (
     normals_png,
 )
 from mtlsi.data.readers.derive import boundaries_from_labels, normals_from_depth
-from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split, holds
+from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
 from mtlsi.data.readers.folder_settings import METRES, SETTINGS, Settings, names_of_splits, read_settings
 from mtlsi.errors import MistakeError
+from mtlsi.io import holds
 from mtlsi.tasks import TASKS, check_tasks
 
 SUFFIXES = {

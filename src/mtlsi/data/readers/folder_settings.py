@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from mtlsi.data.readers.files import holds, read_names
+from mtlsi.data.readers.files import read_names
 from mtlsi.errors import MistakeError
+from mtlsi.io import holds
 from mtlsi.tasks import TASKS
 
 SETTINGS = "dataset.yaml"

@@ -36,8 +36,9 @@ from mtlsi.data.readers.derive import (
     boundaries_from_labels,
     normals_from_depth,
 )
-from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split, holds, read_names
+from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split, read_names
 from mtlsi.errors import MistakeError
+from mtlsi.io import holds
 from mtlsi.tasks import NYUD40, TASK_SETS, check_tasks
 
 SPLITS = ("train", "val")

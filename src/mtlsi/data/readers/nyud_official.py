@@ -18,9 +18,10 @@ import numpy as np
 
 from mtlsi.data.readers.decoding import checked_depth, decode_mat
 from mtlsi.data.readers.derive import boundaries_from_labels
-from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split, holds
+from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
 from mtlsi.data.readers.nyud import NYUD, SPLITS, camera_normals
 from mtlsi.errors import MistakeError
+from mtlsi.io import holds
 from mtlsi.tasks import NYUD40, TASK_SETS, check_tasks
 
 if TYPE_CHECKING:

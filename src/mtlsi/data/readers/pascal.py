@@ -24,8 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from mtlsi.data.readers.decoding import decode_classes, decode_grey, decode_mat, normals_png
-from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split, holds, read_names
+from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split, read_names
 from mtlsi.errors import MistakeError
+from mtlsi.io import holds
 from mtlsi.tasks import PARTS7, PASCAL21, TASK_SETS
 
 SPLITS = ("train", "val")

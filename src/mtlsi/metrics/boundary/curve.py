@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtlsi.errors import MistakeError
+from mtlsi.tasks import NUM_THRESHOLDS
 
 
 class Counts(NamedTuple):
@@ -30,7 +31,7 @@ class Counts(NamedTuple):
 def thresholds_of(num_thresholds: int) -> np.ndarray:
     """``num_thresholds`` of them, evenly spaced inside 0..1; raises ``MistakeError`` below 1."""
     if num_thresholds < 1:
-        raise MistakeError(f"num_thresholds: {num_thresholds}; expected 1 or more, as papers do 99")
+        raise MistakeError(f"num_thresholds: {num_thresholds}; expected 1 or more; papers use {NUM_THRESHOLDS}")
     return np.linspace(1 / (num_thresholds + 1), 1 - 1 / (num_thresholds + 1), num_thresholds)
 
 

@@ -1,4 +1,4 @@
-"""The field's boundary scores: ODS, OIS and AP, with pixels matched one to one.
+"""The counts behind the field's boundary scores, image by image, with pixels matched one to one.
 
 Paper: Martin, Fowlkes and Malik, Learning to Detect Natural Image Boundaries Using Local Brightness, Color, and Texture
 Cues (2004).
@@ -14,13 +14,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torchmetrics import Metric
 
 from mtlsi.errors import MistakeError
-from mtlsi.metrics.boundary.curve import BoundaryCurve, Counts, at_own_best, thresholds_of
+from mtlsi.metrics.boundary.curve import Counts, thresholds_of
 from mtlsi.metrics.boundary.suppression import suppress_non_maxima
+from mtlsi.tasks import MAX_DIST, NUM_THRESHOLDS
 
 
 def boundary_counts(
@@ -28,7 +26,7 @@ def boundary_counts(
     annotators: Sequence[np.ndarray],
     *,
     max_dist: float,
-    num_thresholds: int = 99,
+    num_thresholds: int = NUM_THRESHOLDS,
     nms: bool = True,
     thin: bool = True,
     valid: np.ndarray | None = None,
@@ -42,7 +40,7 @@ def boundary_counts(
     of BSDS are thin already and stay as they are.
     Raises ``MistakeError`` for maps of other sizes, values outside 0..1, or a ``max_dist`` outside 0..1.
     """
-    from mtlsi.metrics.boundary.matching import match_levels  # here, because numba takes a second to import
+    from mtlsi.metrics.boundary.matching import match_levels  # lazy: numba takes a second to import
     from mtlsi.metrics.boundary.thinning import thin as thinned
     from mtlsi.metrics.boundary.thinning import thin_levels
 
@@ -70,7 +68,9 @@ def boundary_counts(
 
 def _check(soft: np.ndarray, annotators: Sequence[np.ndarray], max_dist: float) -> None:
     if not 0 < max_dist < 1:
-        raise MistakeError(f"max_dist: {max_dist}; expected a fraction of the diagonal between 0 and 1, such as 0.0075")
+        raise MistakeError(
+            f"max_dist: {max_dist}; expected a fraction of the diagonal between 0 and 1, such as {MAX_DIST}"
+        )
     for boundary in annotators:
         if boundary.shape != soft.shape:
             raise MistakeError(f"boundary map {soft.shape}, label {boundary.shape}; expected one size: resize the map")
@@ -87,7 +87,7 @@ def count_pairs(
     pairs: Iterable[tuple[Any, ...]],
     *,
     max_dist: float,
-    num_thresholds: int = 99,
+    num_thresholds: int = NUM_THRESHOLDS,
     nms: bool = True,
     thin: bool = True,
     num_workers: int = 1,
@@ -117,74 +117,3 @@ def count_pairs(
                 yield waiting.popleft().result()
         finally:  # after an error nobody wants the rest
             pool.shutdown(cancel_futures=True)
-
-
-class BoundaryF(Metric):
-    """ODS, OIS and AP of boundaries with one annotator, as papers print them.
-
-    ``update``: ``prediction`` (b H W) probability in 0..1, ``label`` (b H W) 0 or 1, ``valid`` (b H W) bool; see
-    ``boundary_counts`` for the rest. Images with several annotators: ``add`` their ``boundary_counts``.
-    ``compute``: ``odsF`` and ``oisF``, ``AP``, and ``precision`` and ``recall`` at the ODS, in percent, and its
-    ``threshold`` in 0..1; NaN where nothing is labelled.
-    The work is done by the CPU, image by image; all states are counts, so any split adds up alike.
-    """
-
-    full_state_update = False
-    total: Tensor
-    """The four counts at every threshold (4 num_thresholds)."""
-    own_best: Tensor
-    """The four counts (4 1), each image at its own best threshold."""
-
-    def __init__(
-        self, max_dist: float, *, num_thresholds: int = 99, nms: bool = True, thin: bool = True, num_workers: int = 1
-    ) -> None:
-        super().__init__()
-        self.options = {"max_dist": max_dist, "num_thresholds": num_thresholds, "nms": nms, "thin": thin}
-        self.num_workers = num_workers
-        size = len(thresholds_of(num_thresholds))
-        self.add_state("total", torch.zeros(4, size, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("own_best", torch.zeros(4, 1, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, prediction: Tensor, label: Tensor, valid: Tensor) -> None:
-        """Add a batch."""
-        seen = valid.cpu().numpy()
-        boundaries = (label == 1).cpu().numpy()
-        pairs = zip(prediction.detach().float().cpu().numpy(), boundaries[:, None], seen, strict=True)
-        for counts in count_pairs(pairs, **self.options, num_workers=self.num_workers):
-            self.add(counts)
-
-    def add(self, counts: Counts) -> None:
-        """Add one image."""
-        self.total += torch.from_numpy(np.stack(counts)).to(self.device)
-        self.own_best += torch.from_numpy(np.stack(at_own_best(counts))).to(self.device)
-
-    def compute(self) -> dict[str, Tensor]:
-        """``odsF``, ``oisF``, ``AP``, ``precision``, ``recall`` in percent and the ``threshold`` in 0..1."""
-        curve = self._curve()
-        values = {
-            "odsF": 100 * curve.ods,
-            "oisF": 100 * curve.ois,
-            "AP": 100 * curve.ap,
-            "precision": 100 * curve.ods_precision,
-            "recall": 100 * curve.ods_recall,
-            "threshold": curve.threshold,
-        }
-        return {key: torch.tensor(value, dtype=torch.float64, device=self.device) for key, value in values.items()}
-
-    def curve(self) -> dict[str, float]:
-        """``precision/T`` and ``recall/T`` in percent at every threshold T, over all processes."""
-        curve = self.precision_recall()
-        points = {"precision": curve.precision, "recall": curve.recall}
-        return {
-            f"{name}/{threshold:.4g}": 100 * float(value)
-            for name, values in points.items()
-            for threshold, value in zip(curve.thresholds, values, strict=True)
-        }
-
-    def precision_recall(self) -> BoundaryCurve:
-        """The curve and its scores, over all processes."""
-        with self.sync_context():
-            return self._curve()
-
-    def _curve(self) -> BoundaryCurve:
-        return BoundaryCurve.of_sums(Counts(*self.total.cpu().numpy()), Counts(*self.own_best.cpu().numpy()))

@@ -1,0 +1,111 @@
+"""The one image reader: whatever a file holds, as upright RGB pixels.
+
+Data sets and prediction both read through it, so that a network is trained on the same pixels that it is shown later.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from mtlsi.errors import MistakeError
+
+FilePath = str | os.PathLike[str]
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError, struct.error,
+)  # fmt: skip
+"""What Pillow's readers raise on broken files."""
+UPRIGHT = 1
+"""The EXIF orientation of pixels stored as they are to be shown."""
+SIDEWAYS = (5, 6, 7, 8)
+"""The EXIF orientations that swap height and width."""
+
+
+@contextmanager
+def open_image(name: object, file: FilePath | BinaryIO) -> Iterator[Image.Image]:
+    """The image in ``file``, decoded whole; of an animation the first frame. ``name`` begins every message.
+
+    Raises ``MistakeError`` where the file is no image, is damaged, or has more than ``PIL.Image.MAX_IMAGE_PIXELS``
+    pixels (89 million). A ``MistakeError`` raised in the ``with`` block gets ``name`` too.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                image.load()
+                yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MistakeError(f"{name}: more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller first") from error
+    except MistakeError as error:
+        raise MistakeError(f"{name}: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise MistakeError(f"{name}: not a whole image; expected JPEG, PNG, WebP or TIFF") from error
+    except UNREADABLE as error:
+        reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+        raise MistakeError(f"{name}: not a whole image ({reason}); give an undamaged copy") from error
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Any PIL image as upright ``(H W 3) uint8``.
+
+    Grey, palette, CMYK and one-bit images become RGB; 16-bit grey is scaled from 0..65535. Choice: a transparent image
+    is composited onto white, as viewers show it.
+    Raises ``MistakeError`` for floating-point pixels and for grey values outside 0..65535.
+    """
+    if orientation(image) != UPRIGHT:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise MistakeError("an image of floating-point numbers; expected 8 or 16 bits: convert it first")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = Image.fromarray(to_8_bits(np.asarray(image)))
+    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+        clear = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+    return np.array(image.convert("RGB"))
+
+
+def to_8_bits(grey: np.ndarray) -> np.ndarray:
+    """16-bit values 0..65535 scaled to uint8 0..255, rounded. Raises ``MistakeError`` for values outside."""
+    values = grey.astype(np.int64)
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise MistakeError("a grey image with values outside 0..65535; expected 8 or 16 bits: convert it first")
+    return ((values + 128) // 257).astype(np.uint8)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) to 8; 1 where there is none or the metadata are broken, as viewers do."""
+    try:
+        tag = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    except UNREADABLE:
+        return UPRIGHT
+    return tag if tag in range(1, 9) else UPRIGHT
+
+
+def is_plain(path: FilePath) -> bool:
+    """Whether the stored pixels are those that ``to_rgb`` gives: 8-bit grey or RGB without an orientation."""
+    with open_image(path, path) as image:
+        return image.mode in ("L", "RGB") and orientation(image) == UPRIGHT
+
+
+def turned_label(image: FilePath | None, label_hw: Sequence[int], image_hw: Sequence[int]) -> str | None:
+    """What to say where labels lie as an image's pixels are stored but the image is read upright; else None.
+
+    Choice: labels are never turned by their image's EXIF tag: on which of the two they were drawn cannot be known where
+    the image is square or the tag is a half turn.
+    """
+    if image is None or tuple(label_hw) == tuple(image_hw) or tuple(label_hw) != tuple(image_hw)[::-1]:
+        return None
+    with open_image(image, image) as opened:
+        tag = orientation(opened)
+    if tag not in SIDEWAYS:
+        return None
+    sizes = "its labels are {}x{}, the upright image {}x{}".format(*label_hw, *image_hw)
+    return f"{image}: orientation tag {tag}: {sizes}; turn the labels too, or remove the tag from the image"

@@ -1,0 +1,47 @@
+"""Which metric a task has, and how it is set up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torchmetrics import Metric
+
+from mtlsi.errors import MistakeError
+from mtlsi.metrics.boundary.metric import BoundaryF
+from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU
+from mtlsi.tasks import NUM_THRESHOLDS, TASK_SETS, Task
+
+
+@dataclass(frozen=True)
+class MetricSettings:
+    """What metrics must know besides the task."""
+
+    num_classes: int | None = None
+    """For tasks with classes."""
+    boundary_tolerance: float = TASK_SETS["nyud"].boundary_tolerance
+    """How far a boundary pixel may lie from its match, as a fraction of the image's diagonal."""
+    num_thresholds: int = NUM_THRESHOLDS
+    """Of the boundary curve."""
+    legacy_saliency: bool = False
+    """See ``MaxF``."""
+
+
+METRICS: dict[str, Callable[[MetricSettings], Metric]] = {
+    "miou": lambda settings: MeanIoU(settings.num_classes or 0),
+    "depth_error": lambda _: DepthError(),
+    "angular_error": lambda _: AngularError(),
+    "max_f": lambda settings: MaxF(legacy=settings.legacy_saliency),
+    "boundary_f": lambda settings: BoundaryF(settings.boundary_tolerance, num_thresholds=settings.num_thresholds),
+}
+"""By ``Task.metric``."""
+
+
+def build_metric(task: Task, settings: MetricSettings) -> Metric:
+    """An empty metric for ``task``; its ``compute()`` gives a dict of scalars that holds ``task.score``.
+
+    Raises ``MistakeError`` where a task with classes is given no ``num_classes``.
+    """
+    if task.output == "class" and not settings.num_classes:
+        raise MistakeError(f"{task.name}: number of classes not given; mIoU needs num_classes")
+    return METRICS[task.metric](settings)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+from rich.console import Console
+from torch import nn
+
+from mtlsi.data.readers.folder import Folder
+from mtlsi.data.readers.prepared import Prepared
+from mtlsi.dataset_tools.check import check
+from mtlsi.dataset_tools.prepare import prepare
+from mtlsi.errors import MistakeError
+from mtlsi.prediction.predictor import Predictor
+
+HEIGHT, WIDTH = 64, 96
+RGB = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+GREY = RGB[..., 0]
+SMOOTH = np.stack(np.broadcast_arrays(*np.ogrid[60:188:64j, 60:156:96j], 128.0), -1).astype(np.uint8)
+
+
+class Seeing(nn.Module):
+    """Keeps the images it is given, as values 0..255."""
+
+    tasks, classes, input_size = ("depth",), {}, (HEIGHT, WIDTH)
+
+    def forward(self, images: torch.Tensor, **_: Any) -> SimpleNamespace:
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        self.seen = ((images * std + mean) * 255)[0].permute(1, 2, 0).numpy()
+        return SimpleNamespace(final={"depth": images[:, :1]})
+
+
+def seen_by_predictor(file: Path) -> np.ndarray:
+    model = Seeing()
+    Predictor(model, device="cpu")(file)  # type: ignore[arg-type]
+    return model.seen
+
+
+def folder_of(root: Path, image: Image.Image, name: str, label_hw: tuple[int, int], **options: Any) -> Path:
+    """A data set of one image with depth; gives the image's file."""
+    (root / "images").mkdir(parents=True)
+    (root / "depth").mkdir()
+    image.save(root / "images" / name, **options)
+    np.save(root / "depth" / f"{Path(name).stem}.npy", np.ones(label_hw, np.float32))
+    (root / "dataset.yaml").write_text(f"splits: {{train: [{Path(name).stem}], val: [{Path(name).stem}]}}\n")
+    return root / "images" / name
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def rgb_of(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None], 3, -1)
+
+
+def on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    share = alpha[..., None] / 255
+    return rgb * share + 255 * (1 - share)
+
+
+ALPHA = np.broadcast_to(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, WIDTH))
+KEYED = np.where(np.arange(WIDTH)[:, None] < 9, np.uint8([9, 8, 7]), RGB)
+SIXTEEN = (GREY * 257.0 + np.where(GREY < 128, 100, -100)).astype(np.uint16)
+TEXT = PngImagePlugin.PngInfo()
+TEXT.add_text("Title", "a room")
+KINDS = {
+    "rgb": ("a.png", Image.fromarray(RGB), {"pnginfo": TEXT}, RGB, 0),
+    "jpeg": ("a.jpg", Image.fromarray(SMOOTH), {"quality": 98}, SMOOTH, 4),
+    "grey": ("a.png", Image.fromarray(GREY), {}, rgb_of(GREY), 0),
+    "one bit": ("a.png", Image.fromarray(GREY > 99), {}, rgb_of(np.uint8(255) * (GREY > 99)), 0),
+    "palette": ("a.png", Image.fromarray(GREY).convert("P"), {}, rgb_of(GREY), 0),
+    "16-bit grey": ("a.png", Image.fromarray(SIXTEEN), {}, rgb_of(GREY), 0),
+    "transparent": ("a.png", Image.fromarray(np.dstack([RGB, ALPHA])), {}, on_white(RGB, ALPHA), 1),
+    "transparent grey": ("a.png", Image.fromarray(np.dstack([GREY, ALPHA])), {}, on_white(rgb_of(GREY), ALPHA), 1),
+    "transparent colour": (
+        "a.png",
+        Image.fromarray(KEYED),
+        {"transparency": (9, 8, 7)},
+        np.where((KEYED == [9, 8, 7]).all(-1)[..., None], 255, KEYED),
+        0,
+    ),
+    "cmyk": (
+        "a.jpg",
+        Image.merge("CMYK", [*Image.fromarray(255 - SMOOTH).split(), Image.new("L", (WIDTH, HEIGHT))]),
+        {"quality": 98},
+        SMOOTH,
+        4,
+    ),
+    "animation": (
+        "a.png",
+        Image.fromarray(RGB),
+        {"save_all": True, "append_images": [Image.fromarray(255 - RGB)], "default_image": False},
+        RGB,
+        0,
+    ),
+    "quarter turn": ("a.png", Image.fromarray(np.rot90(RGB, 1).copy()), {"exif": turned(6)}, RGB, 0),
+    "half turn, mirrored": ("a.png", Image.fromarray(RGB[::-1].copy()), {"exif": turned(4)}, RGB, 0),
+    "turned jpeg": (
+        "a.jpg",
+        Image.fromarray(np.rot90(SMOOTH, -1).copy()),
+        {"exif": turned(8), "quality": 98},
+        SMOOTH,
+        4,
+    ),
+    "broken metadata": ("a.png", Image.fromarray(RGB), {"exif": b"Exif\x00\x00nonsense"}, RGB, 0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_and_prediction_see_the_same_upright_rgb(tmp_path, kind):
+    name, image, options, expected, tolerance = KINDS[kind]
+    file = folder_of(tmp_path / "set", image, name, (HEIGHT, WIDTH), **options)
+    trained = Folder(tmp_path / "set", "train")[0]["image"].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(trained, expected, atol=tolerance)
+    np.testing.assert_allclose(seen_by_predictor(file), trained, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "cmyk", "turned jpeg"])
+def test_a_prepared_copy_holds_the_same_pixels(tmp_path, kind):
+    name, image, options, expected, tolerance = KINDS[kind]
+    folder_of(tmp_path / "set", image, name, (HEIGHT, WIDTH), **options)
+    prepare(tmp_path / "set", tmp_path / "fast", num_workers=1, console=Console(quiet=True))
+    kept = Prepared(tmp_path / "fast", "train")[0]["image"].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(kept, expected, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"these are words", "not a whole image; expected JPEG"),
+        (b"", "an empty file|not a whole image"),
+        (b"\x89PNG\r\n\x1a\n", "not a whole image"),
+    ],
+)
+def test_both_doors_name_a_broken_file(tmp_path, content, message):
+    file = folder_of(tmp_path, Image.fromarray(RGB), "a.png", (HEIGHT, WIDTH))
+    file.write_bytes(content)
+    for door in (lambda: Folder(tmp_path, "train")[0], lambda: seen_by_predictor(file)):
+        with pytest.raises(MistakeError, match=f"a.png: .*({message})") as caught:
+            door()
+        assert "\n" not in str(caught.value)
+
+
+def test_both_doors_refuse_too_many_pixels_and_floats(tmp_path, monkeypatch):
+    file = folder_of(tmp_path, Image.fromarray(RGB), "a.png", (HEIGHT, WIDTH))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)
+    for door in (lambda: Folder(tmp_path, "train")[0], lambda: seen_by_predictor(file)):
+        with pytest.raises(MistakeError, match="more than 6143 pixels"):
+            door()
+    with pytest.raises(MistakeError, match="floating-point numbers"):
+        Predictor(Seeing(), device="cpu")(Image.fromarray(RGB[..., 0].astype(np.float32)))  # type: ignore[arg-type]
+
+
+def test_labels_drawn_on_the_stored_pixels_of_a_turned_image_are_named(tmp_path):
+    stored = np.rot90(RGB, 1).copy()  # 96x64 in the file, 64x96 as shown
+    folder_of(tmp_path, Image.fromarray(stored), "a.png", stored.shape[:2], exif=turned(6))
+    message = (
+        f"{tmp_path / 'images/a.png'}: orientation tag 6: its labels are 96x64, the upright image 64x96; "
+        "turn the labels too, or remove the tag from the image"
+    )
+    assert message in check(tmp_path, num_workers=1, console=Console(quiet=True)).problems
+    with pytest.raises(MistakeError) as caught:
+        Folder(tmp_path, "train")[0]
+    assert str(caught.value) == message
