@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlsi.config import PRECISIONS, Names, split_names
+from mtlsi.tasks import MAX_DIST, NUM_THRESHOLDS
 
 DEFAULT_MODEL = "nyud-mobilenetv2"
 REPEATED = {"repeated": True}
@@ -106,9 +107,9 @@ class BoundaryOptions:
     """Folder of grey images, 255 = certainly a boundary."""
     truth: Path
     """Folder with the same names: grey images, or BSDS .mat files."""
-    max_dist: float = 0.0075
+    max_dist: float = MAX_DIST
     """Reach of a match, as a fraction of the image's diagonal."""
-    num_thresholds: int = 99
+    num_thresholds: int = NUM_THRESHOLDS
     """Number of thresholds."""
     nms: bool = True
     """The maps are thin already: no non-maximum suppression."""

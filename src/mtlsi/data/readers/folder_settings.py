@@ -14,7 +14,7 @@ import yaml
 from mtlsi.data.readers.files import read_names
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
-from mtlsi.tasks import TASKS
+from mtlsi.tasks import MAX_DIST, TASKS
 
 SETTINGS = "dataset.yaml"
 METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
@@ -152,7 +152,7 @@ _KEYS = {
         {"val": 0.2},
     ),
     "tasks": Key("for each task its keys, such as {depth: {unit: mm}}", _mapping, {}),
-    "boundary_tolerance": Key("a fraction of the image's diagonal, between 0 and 0.1", _number(0, 0.1), 0.0075),
+    "boundary_tolerance": Key("a fraction of the image's diagonal, between 0 and 0.1", _number(0, 0.1), MAX_DIST),
 }
 
 
