@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test reaches for the network
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
-install_import_hook(
+jaxtyping.install_import_hook(
     ("mtlsi.model", "mtlsi.nn", "mtlsi.kernels"), "beartype.beartype"
 )  # shapes in signatures are checked
 
@@ -118,3 +118,11 @@ def untouched(nyud_root: Path):
     before: list[dict[str, bytes]] = []
     yield lambda: before.append(files_in(nyud_root))
     assert not before or files_in(nyud_root) == before[0]
+
+
+@pytest.fixture
+def unchecked_shapes():
+    """Signatures are not checked: a compiler cannot trace the checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -429,6 +429,7 @@ def test_predictions_go_to_the_images_size_in_one_step_where_their_grid_fits(pho
         assert model.full_size == (whole and model.seen.shape[-2] % 4 != 0)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("options", [{}, {"compile": True}, {"dtype": "bfloat16", "compile": True}], ids=str)
 def test_what_makes_it_faster_leaves_the_predictions_as_they_are(photo, options):
     """Folded norms, compiled, in bf16: against the model's own raw outputs, upsampled in float64."""

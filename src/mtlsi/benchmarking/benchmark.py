@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mtlsi.benchmarking.runs import DTYPES, MODES, Measured, open_model
 from mtlsi.benchmarking.tables import print_report
+from mtlsi.config import PRESETS
 from mtlsi.device import find_device
 from mtlsi.drawing.plots import plot_scaling
 from mtlsi.errors import MistakeError
@@ -46,6 +47,7 @@ def benchmark(request: BenchmarkOptions, *, console: Console | None = None) -> d
         "dtype": request.dtype,
         "repeats": request.repeats,
         "machine": describe_machine(device),
+        "weights": "random, batch statistics of noise images" if request.model in PRESETS else "trained",
     }
     with console.status("measuring") as status:
         for name, measure in (

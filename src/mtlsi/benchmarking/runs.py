@@ -32,6 +32,8 @@ MODES = ("eager", "compiled", "cudagraphs", "exported")
 FIRST_SIZE = (64, 64)
 """A forward of this size comes before memory is measured, so that what is set up once is not counted."""
 TRAINING_BATCH = 2
+STATISTICS_SIZE, NUM_STATISTICS_FORWARDS = (64, 96), 2
+"""Noise images from which a network with random weights takes its batch statistics."""
 DID_NOT_WORK = (RuntimeError, AssertionError, TypeError, ValueError, LookupError, AttributeError, ImportError, OSError)
 """What torch.compile and torch.export raise on a network or a machine (no C++ compiler, say), and memory run out."""
 
@@ -45,7 +47,7 @@ def open_model(name: str, dataset: str | None = None, changes: Mapping[str, Any]
     ``changes``: sizes that differ from the preset's, by field of ``ModelConfig``.
     """
     if name in PRESETS:
-        return create_model(name, dataset=dataset or "nyud", **(changes or {})).eval()
+        return with_statistics(create_model(name, dataset=dataset or "nyud", **(changes or {})))
     if name not in packaged_models() and not Path(name).exists():
         raise MistakeError(
             f"unknown model {name!r}; expected a preset ({', '.join(PRESETS)}), a packaged model "
@@ -58,6 +60,25 @@ def open_model(name: str, dataset: str | None = None, changes: Mapping[str, Any]
     if dataset is not None:
         raise MistakeError(f"dataset {dataset!r} goes with a preset; {name} has tasks of its own: leave it out")
     return MTLSINet.from_pretrained(name)
+
+
+def with_statistics(model: MTLSINet) -> MTLSINet:
+    """The model in evaluation mode, its batch norms with the statistics of a few noise images.
+
+    Untouched statistics let the activations of random weights grow to thousands; softmaxes then give denormal numbers,
+    for which some CPUs take a hundred times as long, so that nothing true would be measured.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # a plain mean over the forwards below
+    model.train()
+    with torch.no_grad():
+        for seed in range(NUM_STATISTICS_FORWARDS):
+            model(random_images(2, STATISTICS_SIZE, next(model.parameters()).device, seed), full_size=False)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
 
 
 @contextmanager
@@ -82,14 +103,14 @@ def prepare_forward(
 ) -> Forward:
     """A forward of a model opened for this alone, after a first small one."""
     place = torch.device(device)
-    network = partial(opened().to(place), tasks=tasks)
+    network = opened().to(place).for_tasks(tasks)
     forward_of(network, random_images(1, FIRST_SIZE, place), place, dtype)()
     return forward_of(network, random_images(1, size_hw, place), place, dtype)
 
 
-def random_images(batch: int, size_hw: Size, device: torch.device) -> Tensor:
+def random_images(batch: int, size_hw: Size, device: torch.device, seed: int = 0) -> Tensor:
     """Images (b 3 H W), as noisy as normalised ones are."""
-    return torch.randn(batch, 3, *size_hw, generator=torch.Generator().manual_seed(0)).to(device)
+    return torch.randn(batch, 3, *size_hw, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def random_labels(model: MTLSINet, batch: int, size_hw: Size, device: torch.device) -> dict[str, Tensor]:
@@ -110,12 +131,12 @@ def random_labels(model: MTLSINet, batch: int, size_hw: Size, device: torch.devi
 class TensorsOnly(nn.Module):
     """The network with a dictionary as its result, since torch.export knows no dataclass."""
 
-    def __init__(self, model: MTLSINet, tasks: tuple[str, ...] | None):
+    def __init__(self, model: MTLSINet):
         super().__init__()
-        self.model, self.tasks = model, tasks
+        self.model = model
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.model(images, tasks=self.tasks).final
+        return self.model(images).final
 
 
 @dataclass
@@ -143,7 +164,7 @@ class Measured:
         """One eager forward of the backbone alone, and one of the whole."""
         images = random_images(batch, size_hw, self.device)
         padded = pad_to_multiple(images, STRIDES[-1])
-        whole = partial(self.model, tasks=self.tasks)
+        whole = self.model.for_tasks(self.tasks)
         return (
             forward_of(self.model.backbone, padded, self.device, self.dtype),
             forward_of(whole, images, self.device, self.dtype),
@@ -225,11 +246,12 @@ class Measured:
         if mode in ("compiled", "cudagraphs"):
             kind = "reduce-overhead" if mode == "cudagraphs" else None
             backbone, whole = (
-                torch.compile(network, dynamic=False, mode=kind) for network in (self.model.backbone, self.model)
+                torch.compile(network, dynamic=False, mode=kind)
+                for network in (self.model.backbone, self.model.for_tasks(self.tasks))
             )
-            networks = [backbone, partial(whole, tasks=self.tasks)]
+            networks = [backbone, whole]
         else:
-            networks = [self.model.backbone, TensorsOnly(self.model, self.tasks).eval()]
+            networks = [self.model.backbone, TensorsOnly(self.model.for_tasks(self.tasks)).eval()]
             # where export fails, it prints the whole graph before it says why
             with predicting(self.device, self.dtype), redirect_stderr(StringIO()):
                 networks = [

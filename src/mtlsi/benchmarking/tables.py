@@ -80,7 +80,7 @@ def _heading(report: Mapping[str, Any]) -> list[str]:
     memory = report["peak_memory_mb"]
     return [
         f"{place}, torch {machine['torch']}: matrix products {products}; copies {rates['copy_gb_per_s']:.1f} GB/s",
-        f"tasks: {', '.join(report['tasks'])}",
+        f"tasks: {', '.join(report['tasks'])}; weights: {report['weights']}",
         _split("parameters", {name: f"{count / 1e6:.3g} M" for name, count in totals["parameters"].items()}),
         _split("operations", {name: f"{count:.3g} GFLOP" for name, count in totals["gflop"].items()}) + ", 2 x MAC",
         f"peak activation memory: {NOT_MEASURED if memory is None else f'{memory:.0f} MB'}",

@@ -133,8 +133,10 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         return open_pretrained(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
     def _decoder_for(self, tasks: Iterable[str] | None) -> nn.Module:
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
-            names = self._checked_tasks(tasks)
+        names = self._checked_tasks(tasks)
+        if torch.compiler.is_compiling() and names in self._subsets:
+            return self._subsets[names][1].decoder  # made before: a graph cannot look at the weights' versions
+        if torch.is_grad_enabled():
             return self.decoder if names == self.tasks else self._subset(names).decoder  # its slices join the graph
         return self.for_tasks(tasks).decoder
 
