@@ -12,14 +12,18 @@ if TYPE_CHECKING:
     from mtlsi.config import ModelConfig, RunConfig
     from mtlsi.errors import MistakeError
     from mtlsi.evaluation.evaluate import evaluate
-    from mtlsi.model.network import MTLSINet, create_model, decode
+    from mtlsi.kinds import decode
+    from mtlsi.model.network import MTLSINet, create_model
     from mtlsi.prediction.predictor import Predictor
+    from mtlsi.tasks import Task, register_task
     from mtlsi.training.loop import train
 
 _HOMES = {
     "MTLSINet": "mtlsi.model.network",
     "create_model": "mtlsi.model.network",
-    "decode": "mtlsi.model.network",
+    "decode": "mtlsi.kinds",
+    "Task": "mtlsi.tasks",
+    "register_task": "mtlsi.tasks",
     "Predictor": "mtlsi.prediction.predictor",
     "ModelConfig": "mtlsi.config",
     "RunConfig": "mtlsi.config",
@@ -34,9 +38,11 @@ __all__ = [
     "ModelConfig",
     "Predictor",
     "RunConfig",
+    "Task",
     "create_model",
     "decode",
     "evaluate",
+    "register_task",
     "train",
 ]
 

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
+from mtlsi import kinds
 from mtlsi.benchmarking import runs as benchmark_runs
 from mtlsi.benchmarking.benchmark import Request, benchmark, draw, read_counts, read_sizes
 from mtlsi.benchmarking.runs import Measured, random_labels
@@ -196,7 +197,7 @@ def test_random_labels_are_labels(dataset):
     model = create_model("tiny", dataset=dataset)
     labels = random_labels(model, 2, (32, 32), CPU)
     for task in model.tasks:
-        assert TASKS[task].valid(labels[task]).all()
+        assert kinds.of(task).valid(labels[task]).all()
     output = model(torch.randn(2, 3, 32, 32), full_size=False)
     loss, of_tasks = MultiTaskLoss(model.tasks)(output.final, output.coarse, labels)
     assert torch.isfinite(loss)

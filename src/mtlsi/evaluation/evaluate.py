@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from mtlsi import run_folder
+from mtlsi import kinds, run_folder
 from mtlsi.config import DataConfig
 from mtlsi.data.batches import evaluation_batches
 from mtlsi.data.datasets import LabelledImages, open_dataset, spread
@@ -67,7 +67,7 @@ def evaluate(
         task: build_metric(
             TASKS[task],
             MetricSettings(
-                num_classes=num_channels(task, dataset.classes) if TASKS[task].output == "class" else None,
+                num_classes=num_channels(task, dataset.classes) if TASKS[task].kind == "classes" else None,
                 boundary_tolerance=dataset.boundary_tolerance,
                 num_thresholds=num_thresholds,
                 legacy_saliency=legacy_saliency,
@@ -87,7 +87,7 @@ def evaluate(
                 for task, metric in metrics.items():
                     label = sample[task].to(device)[None]
                     decoded[task] = decode(task, resize_maps(raw[task].float(), label.shape[-2:]))
-                    valid = TASKS[task].valid(label)
+                    valid = kinds.of(task).valid(label)
                     if on_image is None:
                         metric.update(decoded[task], label, valid)
                     else:

@@ -11,7 +11,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.metrics.boundary.curve import BoundaryCurve, Counts
 from mtlsi.metrics.boundary.score import BoundaryF, boundary_counts, count_pairs
 from mtlsi.metrics.delta import delta_m
-from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU
+from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU, RegressionError
 from mtlsi.tasks import Task
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "MaxF",
     "MeanIoU",
     "MetricSettings",
+    "RegressionError",
     "boundary_counts",
     "build_metric",
     "count_pairs",
@@ -48,6 +49,7 @@ class MetricSettings:
 METRICS: dict[str, Callable[[MetricSettings], Metric]] = {
     "miou": lambda settings: MeanIoU(settings.num_classes or 0),
     "depth_error": lambda _: DepthError(),
+    "value_error": lambda _: RegressionError(),
     "angular_error": lambda _: AngularError(),
     "max_f": lambda settings: MaxF(legacy=settings.legacy_saliency),
     "boundary_f": lambda settings: BoundaryF(settings.boundary_tolerance, num_thresholds=settings.num_thresholds),
@@ -60,6 +62,6 @@ def build_metric(task: Task, settings: MetricSettings) -> Metric:
 
     Raises ``MistakeError`` where a task with classes is given no ``num_classes``.
     """
-    if task.output == "class" and not settings.num_classes:
+    if task.kind == "classes" and not settings.num_classes:
         raise MistakeError(f"{task.name}: number of classes not given; mIoU needs num_classes")
     return METRICS[task.metric](settings)

@@ -1,15 +1,13 @@
-"""The final head of every task, and what its channels mean."""
+"""The final head of every task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from mtlsi.model.preliminary import Predictions, TaskProjection
-from mtlsi.nn.layers import Index, TaskConvolution, resize_maps, unit_length
-from mtlsi.tasks import TASKS
+from mtlsi.nn.layers import Index, TaskConvolution, resize_maps
 
 
 class TaskHeads(nn.Module):
@@ -42,22 +40,3 @@ class TaskHeads(nn.Module):
             x = resize_maps(x, finest.shape[-2:]) + self.fine(finest, index)
             x = self.finish(x, index)
         return self.predict(x, index)
-
-
-def decode(task: str, raw: Tensor) -> Tensor:
-    """The prediction that raw channels (b c h w) stand for, as labels are laid out.
-
-    semseg, parsing: (b h w) uint8; saliency, boundary: (b h w) probability; depth: (b h w) metres, not below 0;
-    normals: (b 3 h w) of unit length.
-    """
-    output = TASKS[task].output
-    if output == "class":
-        return raw.max(1).indices.to(torch.uint8)  # argmax takes twice as long
-    raw = raw.float()
-    if output == "foreground":
-        return raw.softmax(1)[:, 1]
-    if output == "probability":
-        return raw[:, 0].sigmoid()
-    if output == "direction":
-        return unit_length(raw, 1e-12)
-    return raw[:, 0].clamp_min(0)

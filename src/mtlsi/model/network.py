@@ -27,11 +27,12 @@ from mtlsi.config import sizes_of
 from mtlsi.device import keep_freed_memory
 from mtlsi.errors import MistakeError
 from mtlsi.kernels.recompute import recomputed
+from mtlsi.kinds import decode
 from mtlsi.model.backbone import STRIDES, Backbone
 from mtlsi.model.cross_window import CrossWindowBlock
 from mtlsi.model.distiller import PooledTokens, SemanticTokenDistiller
 from mtlsi.model.fusion import MultiQueryLinearFusion
-from mtlsi.model.heads import TaskHeads, decode
+from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import PreliminaryDecoder
 from mtlsi.nn.layers import Index, pick_tasks, resize_maps, to_map, to_positions
 from mtlsi.nn.layout import join_windows, split_windows

@@ -255,12 +255,3 @@ def resize_maps(x: Tensor, size_hw: Sequence[int]) -> Tensor:
         return apart(resize_maps(side_by_side(x), size_hw), x.shape[1])
     x = x.contiguous(memory_format=torch.channels_last)  # many channels take a quarter of the time so
     return F.interpolate(x, size=(size_hw[0], size_hw[1]), mode="bilinear", align_corners=False)
-
-
-def unit_length(x: Tensor, shortest: float) -> Tensor:
-    """Vectors (b 3 h w) brought to length 1; those shorter than ``shortest`` are upsampled as if they had that length.
-
-    torch's norm over a leading axis takes ten times as long.
-    """
-    u, v, w = x.unbind(1)
-    return x / (u * u + v * v + w * w).clamp_min(shortest**2).sqrt().unsqueeze(1)

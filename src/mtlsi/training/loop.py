@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from mtlsi import run_folder
+from mtlsi import kinds, run_folder
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.data.batches import evaluation_batches, training_batches
 from mtlsi.data.datasets import LabelledImages, constant_predictions, open_dataset, spread
@@ -33,7 +33,6 @@ from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.network import MTLSINet, create_model, decode, packaged_models
 from mtlsi.nn.layers import TaskLayerNorm, resize_maps
 from mtlsi.run_folder import MovingAverage, Position
-from mtlsi.tasks import TASKS
 from mtlsi.training.log import Log
 
 
@@ -272,9 +271,9 @@ def set_first_weights(network: MTLSINet, backbone_weights: str, dataset: Labelle
     elif backbone_weights != "none":
         network.backbone.load(backbone_weights)
     for task, value in constant_predictions(dataset).items():
-        if TASKS[task].output == "value":  # metres far from 0 would take a thousand steps to reach
-            network.preliminary.predict.start_at(task, float(value))
-            network.heads.predict.start_at(task, float(value))
+        if kinds.of(task).starts_at_constant:  # metres far from 0 would take a thousand steps to reach
+            network.preliminary.predict.start_at(task, float(value.mean()))
+            network.heads.predict.start_at(task, float(value.mean()))
 
 
 def build_optimizer(network: MTLSINet, options: TrainConfig) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ from mtlsi.data.scenes.raycast import cast, intrinsics
 from mtlsi.data.scenes.shading import photograph
 from mtlsi.data.scenes.shapes import Dice
 from mtlsi.errors import MistakeError
-from mtlsi.tasks import NYUD40, PARTS7, PASCAL21, TASK_SETS, TASKS, check_tasks
+from mtlsi.tasks import BUILT_IN, NYUD40, PARTS7, PASCAL21, TASK_SETS, check_tasks
 
 CLASS_NAMES = {
     # kind of object: (its NYUD class, its PASCAL class)
@@ -64,7 +64,7 @@ SALIENT_PERSON = 1 / 300
 """The share of the image that a person must fill to be salient."""
 LABEL_SETS: dict[str, tuple[str, ...]] = {
     **{name: tasks.tasks for name, tasks in TASK_SETS.items()},
-    "all": tuple(TASKS),
+    "all": BUILT_IN,
 }
 """The tasks of each label set; ``all`` has every task, with NYUD's classes."""
 
