@@ -108,17 +108,19 @@ class Task:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        channels = {
+        fixed = {
             "classes": None,
             "strength": 1 if self.loss == "weighted_bce" else 2,
             "value": self.channels or 1,
             "distance": 1,
             "direction": 3,
         }[self.kind]
-        if self.channels not in (None, channels) or (self.kind == "value" and not 1 <= (channels or 0) <= 1024):
-            expected = "1..1024" if self.kind == "value" else f"none: {channels or 'one per class'} with {self.loss}"
+        if self.kind == "value" and self.channels is not None and not 1 <= self.channels <= 1024:
+            raise MistakeError(f"task {self.name!r}: channels {self.channels}; expected 1..1024")
+        if self.channels not in (None, fixed):
+            expected = f"{fixed} with loss {self.loss}" if fixed else "none: classes have one each"
             raise MistakeError(f"task {self.name!r}: channels {self.channels}; expected {expected}")
-        _set(self, "channels", channels)
+        _set(self, "channels", fixed)
         if not self.loss_weight >= 0:
             raise MistakeError(f"task {self.name!r}: loss_weight {self.loss_weight}; expected a number of at least 0")
         if self.thin and self.kind != "strength":

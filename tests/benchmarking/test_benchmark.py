@@ -22,7 +22,6 @@ from mtlsi.cli import main
 from mtlsi.errors import MistakeError
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.network import MTLSINet, Output, create_model
-from mtlsi.tasks import TASKS
 
 CPU = torch.device("cpu")
 QUICK = {"device": "cpu", "repeats": 1, "batches": (1,)}

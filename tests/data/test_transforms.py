@@ -8,7 +8,6 @@ from mtlsi import kinds
 from mtlsi.data import transforms
 from mtlsi.data.scenes.dataset import Scenes
 from mtlsi.data.transforms import EvaluationTransform, TrainTransform, cut, distort_colours, flip, pad_centred, resize
-from mtlsi.tasks import TASKS
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

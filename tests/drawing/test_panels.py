@@ -55,7 +55,9 @@ def test_normals_become_red_green_blue_in_either_layout():
 
 
 def test_strength_is_white_on_black_for_predictions_and_labels():
-    np.testing.assert_array_equal(kinds.of("boundary").colours(np.array([[0, 0.5, 1]], np.float32))[0, :, 0], [0, 128, 255])
+    np.testing.assert_array_equal(
+        kinds.of("boundary").colours(np.array([[0, 0.5, 1]], np.float32))[0, :, 0], [0, 128, 255]
+    )
     seen = kinds.of("saliency").colours(np.array([[0, 1, 255]], np.uint8))
     np.testing.assert_array_equal(seen, [[[0, 0, 0], [255, 255, 255], UNKNOWN]])
 

@@ -13,7 +13,6 @@ from mtlsi.data.readers.derive import boundaries_from_labels, normals_from_depth
 from mtlsi.data.readers.files import default_cache_dir
 from mtlsi.data.readers.nyud import NYUD
 from mtlsi.errors import MistakeError
-from mtlsi.tasks import TASKS
 
 REAL = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "nyudv2"
 HEIGHT, WIDTH = 48, 64

@@ -15,7 +15,7 @@ from mtlsi.data.readers.pascal import (
     decode_human_parts,
 )
 from mtlsi.errors import MistakeError
-from mtlsi.tasks import PARTS7, TASK_SETS, TASKS
+from mtlsi.tasks import PARTS7, TASK_SETS
 
 HEIGHT, WIDTH = 30, 40
 TASK_NAMES = TASK_SETS["pascal"].tasks

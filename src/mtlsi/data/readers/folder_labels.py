@@ -152,7 +152,9 @@ def decode_value(
         low, high = float(np.nanmin(values)), float(np.nanmax(values))
         if low < np.float32(span[0]) or high > np.float32(span[1]):
             expected = f"{span[0]:g}..{span[1]:g}"
-            raise MistakeError(f"{path}: values {low:g}..{high:g}; expected {expected}; check the task's range and scale")
+            raise MistakeError(
+                f"{path}: values {low:g}..{high:g}; expected {expected}; check the task's range and scale"
+            )
     return values[..., 0] if channels == 1 else np.ascontiguousarray(values.transpose(2, 0, 1))
 
 
