@@ -7,7 +7,7 @@ import torch
 from mtlsi import kinds, losses
 from mtlsi.errors import MistakeError
 from mtlsi.losses import LOSSES, MultiTaskLoss, shrink_label
-from mtlsi.tasks import TASKS
+from mtlsi.tasks import TASKS, Task
 
 CHANNELS = {"semseg": 5, "parsing": 7, "saliency": 2, "depth": 1, "normals": 3, "boundary": 1}
 
@@ -114,6 +114,26 @@ def test_unit_l1_ignores_length_and_survives_a_zero_prediction():
     nothing = torch.zeros_like(prediction, requires_grad=True)
     task_loss("normals", nothing, label).backward()
     assert nothing.grad.abs().max() <= 1000
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("loss", ["l1", "l2", "smooth_l1"])
+def test_losses_of_values_average_over_channels(loss, channels):
+    draw = torch.Generator().manual_seed(0)
+    prediction = (2 * torch.randn(2, channels, 4, 5, generator=draw)).requires_grad_()
+    label = torch.randn(2, channels, 4, 5, generator=draw)
+    label[1, channels - 1, 2, 3] = math.nan
+    task = Task("mine", kind="value", channels=channels)
+    given = label if channels > 1 else label[:, 0]
+    valid = kinds.of(task).valid(given)
+    value = LOSSES[loss](prediction, given, valid)
+    value.backward()
+    cost = {"l1": abs, "l2": lambda d: d * d, "smooth_l1": lambda d: d * d / 2 if abs(d) < 1 else abs(d) - 0.5}[loss]
+    p, y = prediction.detach().double().numpy(), label.double().numpy()
+    pixels = [sum(cost(d) for d in p[b, :, i, j] - y[b, :, i, j]) / channels for b, i, j in np.argwhere(valid.numpy())]
+    assert len(pixels) == 39
+    assert value.item() == pytest.approx(sum(pixels) / len(pixels), rel=1e-5)
+    assert torch.equal(prediction.grad.abs().sum(1) > 0, valid)
 
 
 def test_weighted_bce_takes_its_weight():

@@ -134,7 +134,7 @@ def test_records_survive_json():
 
 @pytest.mark.parametrize("record", [{"name": "a"}, {"name": "a", "kind": "value", "colour": 1}, 3])
 def test_a_record_that_is_none_is_told_in_one_line(record):
-    with pytest.raises(MistakeError, match="expected the fields of mtlsi.tasks.Task") as raised:
+    with pytest.raises(MistakeError, match=r"expected the fields of mtlsi\.tasks\.Task") as raised:
         register_records([record])
     assert "\n" not in str(raised.value)
 

@@ -70,9 +70,9 @@ class Value(Kind):
         unit = f" {self.task.unit}" if self.task.unit else ""
         if not self.label_channels:
             return Scale(turbo(), [f"{v:.3g}{unit}" for v in np.linspace(low, high, num_marks)])
-        spans = f", {low:.3g} to {high:.3g}{unit}"
-        entries = [(colour, f"channel {i + 1}") for i, colour in enumerate((RED, GREEN, BLUE)[: self.label_channels])]
-        return Swatches([*entries[:-1], (entries[-1][0], entries[-1][1] + spans)])
+        names = [f"channel {i + 1}" for i in range(min(3, self.label_channels))]
+        names[-1] += f" (each {low:.3g} to {high:.3g}{unit})"
+        return Swatches(list(zip((RED, GREEN, BLUE), names, strict=False)))
 
     def field_file(self, prediction: np.ndarray) -> FieldFile:
         """A NumPy file of float32, (H W) or (H W c)."""

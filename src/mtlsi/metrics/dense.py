@@ -39,7 +39,7 @@ class MeanIoU(Metric):
             if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.num_classes:
                 raise MistakeError(
                     f"{what} holds class indices {int(indices.min())}..{int(indices.max())}; expected"
-                    f" 0..{self.num_classes - 1}, with 255 where unlabelled: check the class list of the data set"
+                    f" 0..{self.num_classes - 1} where labelled: check the class list of the data set"
                 )
         codes = labelled * self.num_classes + predicted
         self.confusion += torch.bincount(codes, minlength=self.num_classes**2).view_as(self.confusion)

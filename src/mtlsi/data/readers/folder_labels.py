@@ -144,7 +144,7 @@ def decode_value(
     in_steps = stored.dtype.kind != "f"
     if scale is None:
         scale = 1 if is_npy(path) or not in_steps else 1 / (255 if stored.dtype.itemsize == 1 else 65535)
-    lacking = ~np.isfinite(stored).all(-1)
+    lacking = np.logical_not(np.isfinite(stored).all(-1))
     for value in np.asarray(invalid, None if in_steps else stored.dtype):
         lacking |= (stored == value).all(-1)
     values = np.where(lacking[..., None], np.nan, stored.astype(np.float64) * scale).astype(np.float32)

@@ -21,7 +21,7 @@ def names_of_splits(settings: Settings, images: Collection[str]) -> dict[str, li
     lists: dict[str, list[str]] = {}
     shares = {split: share for split, share in settings.splits.items() if isinstance(share, float)}
     for split, names in settings.splits.items():
-        if isinstance(names, float):
+        if isinstance(names, int | float):
             continue
         lists[split] = _read_list(settings.path, split, names) if isinstance(names, str) else list(names)
         if missing := [name for name in lists[split] if name not in images]:
