@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from mtlsi import kinds
 from mtlsi.data.batches import training_batches
 from mtlsi.data.datasets import constant_predictions, open_dataset
 from mtlsi.data.readers.folder import Folder
+from mtlsi.data.readers.folder_settings import read_settings
 from mtlsi.data.readers.prepared import Prepared
 from mtlsi.data.sampling import RunSampler
 from mtlsi.data.transforms import flip, pad_centred, resize
@@ -33,7 +36,7 @@ from mtlsi.evaluation.field_files import save_for_field
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.network import MTLSINet, create_model
 from mtlsi.prediction.files import save_prediction
-from mtlsi.tasks import BUILT_IN, TASKS, own_records
+from mtlsi.tasks import BUILT_IN, KINDS, TASKS, own_records
 
 SIDE, NUM_IMAGES = 64, 6
 MATERIALS = ["wood", "metal", "cloth"]
@@ -382,6 +385,15 @@ def test_a_task_registered_in_python_needs_no_declaration(tmp_path):
     assert dataset.tasks == ("disparity",)
     assert (dataset[0]["disparity"] == 2.5).all()
     assert own_records(("depth", "disparity"))[0]["unit"] == "px"
+
+
+def test_the_example_of_the_docs_is_read(tmp_path):
+    text = (Path(__file__).parents[1] / "docs/own_data.md").read_text()
+    declared = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[1]
+    (tmp_path / "dataset.yaml").write_text(declared)
+    own = read_settings(tmp_path).own
+    assert {task.kind for task in own.values()} == set(KINDS)
+    assert (own["albedo"].channels, own["albedo"].range) == (3, (0, 1))
 
 
 PROGRAM = """
