@@ -8,7 +8,7 @@ from mtlsi import demo
 from mtlsi.data.datasets import constant_predictions, open_dataset
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import headline
-from mtlsi.model.heads import decode
+from mtlsi.kinds import decode
 from mtlsi.tasks import TASK_SETS
 
 

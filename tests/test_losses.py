@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from mtlsi import losses
+from mtlsi import kinds, losses
 from mtlsi.errors import MistakeError
 from mtlsi.losses import LOSSES, MultiTaskLoss, shrink_label
-from mtlsi.tasks import TASKS
+from mtlsi.tasks import TASKS, Task
 
 CHANNELS = {"semseg": 5, "parsing": 7, "saliency": 2, "depth": 1, "normals": 3, "boundary": 1}
 
@@ -35,13 +35,13 @@ def make_prediction(task, size=(6, 8), batch=2, seed=1, dtype=torch.float32):
 
 
 def task_loss(task, prediction, label):
-    return LOSSES[TASKS[task].loss](prediction, label, TASKS[task].valid(label))
+    return LOSSES[TASKS[task].loss](prediction, label, kinds.of(task).valid(label))
 
 
 def naive_loss(task, prediction, label):
     """Pixel by pixel, in float64."""
     p, y = prediction.detach().double().numpy(), label.double().numpy()
-    valid = TASKS[task].valid(label).numpy()
+    valid = kinds.of(task).valid(label).numpy()
     where = list(zip(*np.nonzero(valid), strict=True))
     share = sum(y[at] == 1 for at in where) / len(where) if task in ("saliency", "boundary") else 0
     total = 0.0
@@ -75,7 +75,7 @@ def test_gradient_is_zero_on_invalid_pixels_and_only_there(task):
     task_loss(task, prediction, label).backward()
     touched = prediction.grad.abs().sum(1) > 0
     assert torch.isfinite(prediction.grad).all()
-    assert torch.equal(touched, TASKS[task].valid(label))
+    assert torch.equal(touched, kinds.of(task).valid(label))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -89,7 +89,7 @@ def test_half_precision_predictions_are_computed_in_float32(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_batch_without_valid_pixels_gives_zero_with_a_gradient(task):
     prediction = make_prediction(task)
-    label = torch.full_like(make_label(task), TASKS[task].invalid)
+    label = torch.full_like(make_label(task), 0 if task in ("depth", "normals") else 255)
     value = task_loss(task, prediction, label)
     value.backward()
     assert value.item() == 0
@@ -114,6 +114,26 @@ def test_unit_l1_ignores_length_and_survives_a_zero_prediction():
     nothing = torch.zeros_like(prediction, requires_grad=True)
     task_loss("normals", nothing, label).backward()
     assert nothing.grad.abs().max() <= 1000
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("loss", ["l1", "l2", "smooth_l1"])
+def test_losses_of_values_average_over_channels(loss, channels):
+    draw = torch.Generator().manual_seed(0)
+    prediction = (2 * torch.randn(2, channels, 4, 5, generator=draw)).requires_grad_()
+    label = torch.randn(2, channels, 4, 5, generator=draw)
+    label[1, channels - 1, 2, 3] = math.nan
+    task = Task("mine", kind="value", channels=channels)
+    given = label if channels > 1 else label[:, 0]
+    valid = kinds.of(task).valid(given)
+    value = LOSSES[loss](prediction, given, valid)
+    value.backward()
+    cost = {"l1": abs, "l2": lambda d: d * d, "smooth_l1": lambda d: d * d / 2 if abs(d) < 1 else abs(d) - 0.5}[loss]
+    p, y = prediction.detach().double().numpy(), label.double().numpy()
+    pixels = [sum(cost(d) for d in p[b, :, i, j] - y[b, :, i, j]) / channels for b, i, j in np.argwhere(valid.numpy())]
+    assert len(pixels) == 39
+    assert value.item() == pytest.approx(sum(pixels) / len(pixels), rel=1e-5)
+    assert torch.equal(prediction.grad.abs().sum(1) > 0, valid)
 
 
 def test_weighted_bce_takes_its_weight():

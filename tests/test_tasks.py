@@ -1,75 +1,142 @@
 import dataclasses
-import itertools
+import json
 
-import numpy as np
 import pytest
 import torch
 
+import mtlsi
+from mtlsi import kinds
 from mtlsi.errors import MistakeError
 from mtlsi.losses import LOSSES, MultiTaskLoss
 from mtlsi.metrics import METRICS, MetricSettings, build_metric
 from mtlsi.model.build import create_model
-from mtlsi.model.heads import decode
-from mtlsi.tasks import NYUD40, PASCAL21, TASK_SETS, TASKS, check_tasks, num_channels, palette
+from mtlsi.tasks import (
+    BUILT_IN,
+    KINDS,
+    LOSSES_OF,
+    METRICS_OF,
+    NYUD40,
+    PASCAL21,
+    SCORES,
+    TASK_SETS,
+    TASKS,
+    Task,
+    check_tasks,
+    num_channels,
+    own_records,
+    register_records,
+    register_task,
+)
 
 CLASSES = {"semseg": tuple("abcde"), "parsing": tuple("abc")}
 
 
-def label_full_of(task, value, dtype=None):
-    """A label (2 2), or (3 2 2), that holds ``value`` everywhere, as NumPy has it."""
-    shape = (3, 2, 2) if task.label_channels else (2, 2)
-    return np.full(shape, value, dtype or task.label_dtype)
+@pytest.fixture(autouse=True)
+def own_tasks_end_with_the_test(monkeypatch):
+    for name in set(TASKS) - set(BUILT_IN):
+        monkeypatch.delitem(TASKS, name)
+    known = dict(TASKS)
+    yield
+    TASKS.clear()
+    TASKS.update(known)
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_record_names_things_that_exist(task):
-    assert TASKS[task.name] is task
-    assert task.loss in LOSSES
-    assert task.metric in METRICS
-    assert task.loss_weight > 0
+def test_every_kind_has_its_losses_metrics_and_behaviour():
+    assert set(KINDS) == set(LOSSES_OF) == set(METRICS_OF) == set(kinds.KIND_TYPES)
+    assert {name for names in LOSSES_OF.values() for name in names} == set(LOSSES)
+    assert {name for names in METRICS_OF.values() for name in names} == set(METRICS) == set(SCORES)
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_record_agrees_with_itself(task):
-    """Channels, label and the meaning of the output have to fit each other."""
-    assert (task.channels is None) == (task.output == "class") == (task.image == "palette")
-    assert task.label_channels in (0, 3)
-    expected_channels = {"foreground": 2, "probability": 1, "value": 1, "direction": 3, "class": None}
-    assert task.channels == expected_channels[task.output]
-    assert (task.label_channels == 3) == (task.output == "direction") == (task.flip == "negate_x")
-    assert task.invalid == (255 if task.label_dtype == "uint8" else 0)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_and_a_kind_are_a_whole_record(kind):
+    task = Task("mine", kind=kind)
+    assert task.title == "mine"
+    assert (task.loss, task.metric) == (LOSSES_OF[kind][0], METRICS_OF[kind][0])
+    assert (task.score, task.higher_is_better) == SCORES[task.metric][:2]
+    assert task.channels == {"classes": None, "strength": 2, "value": 1, "distance": 1, "direction": 3}[kind]
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_metric_gives_the_score_and_the_direction_of_the_record(task):
+def test_built_in_records_say_what_the_papers_peers_use():
+    assert {name: (task.channels, task.loss, task.loss_weight, task.metric, task.unit) for name, task in TASKS.items()} == {
+        "semseg": (None, "cross_entropy", 1, "miou", "%"),
+        "parsing": (None, "cross_entropy", 2, "miou", "%"),
+        "saliency": (2, "balanced_cross_entropy", 5, "max_f", "%"),
+        "depth": (1, "l1", 1, "depth_error", "m"),
+        "normals": (3, "unit_l1", 10, "angular_error", "deg"),
+        "boundary": (1, "weighted_bce", 50, "boundary_f", "%"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_gives_its_score_and_knows_which_way_is_better(metric):
     """A prediction that equals its label is better than one that is shifted sideways."""
-    label = torch.zeros(1, 3, 16, 16) if task.label_channels else torch.zeros(1, 16, 16)
+    kind = next(kind for kind, names in METRICS_OF.items() if metric in names)
+    task = Task("mine", kind=kind, metric=metric)
+    label = torch.zeros(1, 3, 16, 16) if kind == "direction" else torch.zeros(1, 16, 16)
     label[..., 8] = 1  # one column
-    label = label.to(getattr(torch, task.label_dtype))
+    label = label.to(kinds.of(task).label_dtype())
     scores = []
     for prediction in (label, label.roll(5, -1)):
-        metric = build_metric(task, MetricSettings(num_classes=4, boundary_tolerance=0.01))
-        metric.update(prediction if task.output == "class" else prediction.float(), label, task.valid(label))
-        scores.append(float(metric.compute()[task.score]))
+        measure = build_metric(task, MetricSettings(num_classes=4, boundary_tolerance=0.01))
+        measure.update(prediction if kind == "classes" else prediction.float(), label, kinds.of(task).valid(label))
+        scores.append(float(measure.compute()[task.score]))
     good, bad = scores
     assert good > bad if task.higher_is_better else good < bad
 
 
-@pytest.mark.parametrize("as_tensor", [False, True], ids=["numpy", "torch"])
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_valid_is_false_exactly_at_the_invalid_value(task, as_tensor):
-    empty, label = label_full_of(task, task.invalid), label_full_of(task, 1)
-    label[..., 0, 1] = task.invalid
-    if as_tensor:
-        empty, label = torch.from_numpy(empty), torch.from_numpy(label)
-    assert not task.valid(empty).any()
-    assert task.valid(label).tolist() == [[True, False], [True, True]]
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "colour"}, "task 'mine': kind 'colour'; expected classes or strength or value"),
+        ({"kind": "value", "loss": "unit_l1"}, "task 'mine': loss 'unit_l1'; expected l1 or l2 or smooth_l1"),
+        ({"kind": "value", "metric": "miou"}, "task 'mine': metric 'miou'; expected value_error"),
+        ({"kind": "value", "channels": 0}, "task 'mine': channels 0; expected 1..1024"),
+        ({"kind": "direction", "channels": 2}, "task 'mine': channels 2; expected 3"),
+        ({"kind": "strength", "loss": "weighted_bce", "channels": 2}, "task 'mine': channels 2; expected 1"),
+        ({"kind": "classes", "channels": 7}, "task 'mine': channels 7; expected none"),
+        ({"kind": "value", "range": (1, 0)}, r"task 'mine': range \[1, 0\]; expected"),
+        ({"kind": "direction", "range": (0, 1)}, r"range \[0, 1\]; expected"),
+        ({"kind": "value", "thin": True}, "thin with kind value; expected kind strength"),
+        ({"kind": "value", "loss_weight": float("nan")}, "loss_weight nan; expected a number of at least 0"),
+    ],
+)
+def test_a_record_that_contradicts_its_kind_is_refused_in_one_line(fields, message):
+    with pytest.raises(MistakeError, match=message) as raised:
+        Task("mine", **fields)
+    assert "\n" not in str(raised.value)
 
 
-def test_nan_and_negative_depth_are_invalid():
-    depth = np.array([[np.nan, 0.0], [-1.0, 2.5]], np.float32)
-    for label in (depth, torch.from_numpy(depth)):
-        assert TASKS["depth"].valid(label).tolist() == [[False, False], [False, True]]
+@pytest.mark.parametrize("name", ["depth", "my task", "a.b", "", "image", "panel", "3d", "values", "training", "größe"])
+def test_names_that_cannot_be_a_tasks_are_refused(name):
+    with pytest.raises(MistakeError, match="expected"):
+        register_task(Task(name, kind="value"))
+    assert tuple(TASKS) == BUILT_IN
+
+
+def test_a_later_record_replaces_an_earlier_one_of_its_name():
+    mtlsi.register_task(mtlsi.Task("albedo", kind="value"))
+    register_task(Task("albedo", kind="value", channels=3))
+    assert TASKS["albedo"].channels == kinds.of("albedo").label_channels == 3
+    assert check_tasks(["albedo", "depth"]) == ("albedo", "depth")
+
+
+def test_records_survive_json():
+    tasks = [Task("albedo", kind="value", channels=3, range=(0, 1)), Task("mark", kind="strength", thin=True)]
+    for task in tasks:
+        register_task(task)
+    records = json.loads(json.dumps(own_records(["depth", "mark", "albedo"])))
+    assert [record["name"] for record in records] == ["mark", "albedo"]
+    for task in tasks:
+        del TASKS[task.name]
+    register_records(records)
+    assert [TASKS[task.name] for task in tasks] == tasks
+
+
+@pytest.mark.parametrize("record", [{"name": "a"}, {"name": "a", "kind": "value", "colour": 1}, 3])
+def test_a_record_that_is_none_is_told_in_one_line(record):
+    with pytest.raises(MistakeError, match=r"expected the fields of mtlsi\.tasks\.Task") as raised:
+        register_records([record])
+    assert "\n" not in str(raised.value)
 
 
 def test_task_sets_speak_of_known_tasks_and_name_all_their_classes():
@@ -115,24 +182,10 @@ def test_check_tasks_keeps_the_given_order():
     assert check_tasks(name for name in ("normals", "depth")) == ("normals", "depth")
 
 
-def test_palette_has_a_colour_of_its_own_for_every_class():
-    colours = palette(255)
-    assert len(set(colours)) == len(colours) == 255
-    assert all(0 <= channel <= 255 for colour in colours for channel in colour)
-    assert palette(40) == colours[:40]
-
-
-def test_neighbouring_classes_look_different():
-    """The 40 classes of NYUDv2: no two colours closer than what an eye tells apart side by side."""
-    colours = np.array(palette(40), float)
-    nearest = min(np.linalg.norm(a - b) for a, b in itertools.combinations(colours, 2))
-    assert nearest > 10
-
-
-def test_a_seventh_task_is_one_record(monkeypatch):
+def test_a_seventh_task_is_one_record():
     """A task that needs no new loss or metric needs nothing but its record."""
     record = dataclasses.replace(TASKS["normals"], name="flow", title="flow direction", loss_weight=3.0)
-    monkeypatch.setitem(TASKS, "flow", record)
+    register_task(record)
     tasks = ("semseg", "flow")
     model = create_model("tiny", tasks=tasks, classes=CLASSES)
     out = model(torch.randn(1, 3, 64, 64))
@@ -146,5 +199,5 @@ def test_a_seventh_task_is_one_record(monkeypatch):
     expected = sum(TASKS[name.removeprefix("coarse/")].loss_weight * value for name, value in parts.items())
     assert total.item() == pytest.approx(float(expected), rel=1e-4)
     assert model.heads.predict.of_task["flow"].weight.grad.abs().sum() > 0
-    direction = decode("flow", out.final["flow"])
+    direction = mtlsi.decode("flow", out.final["flow"])
     torch.testing.assert_close(direction.norm(dim=1), torch.ones(1, 64, 64))

@@ -12,16 +12,19 @@ if TYPE_CHECKING:
     from mtlsi.config import ModelConfig, RunConfig
     from mtlsi.errors import MistakeError
     from mtlsi.evaluation.evaluate import evaluate
+    from mtlsi.kinds import decode
     from mtlsi.model.build import create_model
-    from mtlsi.model.heads import decode
     from mtlsi.model.network import MTLSINet
     from mtlsi.prediction.predictor import Predictor
+    from mtlsi.tasks import Task, register_task
     from mtlsi.training.loop import train
 
 _HOMES = {
     "MTLSINet": "mtlsi.model.network",
     "create_model": "mtlsi.model.build",
-    "decode": "mtlsi.model.heads",
+    "decode": "mtlsi.kinds",
+    "Task": "mtlsi.tasks",
+    "register_task": "mtlsi.tasks",
     "Predictor": "mtlsi.prediction.predictor",
     "ModelConfig": "mtlsi.config",
     "RunConfig": "mtlsi.config",
@@ -36,9 +39,11 @@ __all__ = [
     "ModelConfig",
     "Predictor",
     "RunConfig",
+    "Task",
     "create_model",
     "decode",
     "evaluate",
+    "register_task",
     "train",
 ]
 

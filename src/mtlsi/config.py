@@ -80,8 +80,10 @@ class ModelConfig:
         for name in cls.__dataclass_fields__:
             if name not in (*sizes, *LATER_SIZES):
                 raise MistakeError(f"model size {name} is missing; expected every field of ModelConfig")
-        lists = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
-        config = cls(**lists)
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()
+        }
+        config = cls(**values)
         if config.channels % config.num_heads:
             raise MistakeError(
                 f"channels {config.channels} are not a multiple of num_heads {config.num_heads}; change one of them"

@@ -8,13 +8,14 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from mtlsi import kinds
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.data.datasets import LabelledImages, constant_predictions, open_dataset
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.report import Scores, score_table, write_scores
 from mtlsi.model.network import Output
-from mtlsi.tasks import TASKS
+from mtlsi.tasks import num_channels
 from mtlsi.training.loop import train
 from mtlsi.training.setup import build_model
 
@@ -90,13 +91,5 @@ class Constant(nn.Module):
 
     def raw(self, task: str) -> Tensor:
         """The constant of ``task`` as raw channels (1 channels 1 1)."""
-        value, record = self.constants[task], TASKS[task]
-        if record.output == "class":
-            raw = torch.nn.functional.one_hot(value.long(), len(self.classes[task])).float()
-        elif record.output == "foreground":
-            raw = torch.stack((torch.zeros(()), value.logit(1e-4)))
-        elif record.output == "probability":
-            raw = value.logit(1e-4)[None]
-        else:
-            raw = value.reshape(-1)
+        raw = kinds.of(task).raw_constant(self.constants[task], num_channels(task, self.classes))
         return raw.view(1, -1, 1, 1)

@@ -1,6 +1,6 @@
 """The training losses: one function per ``Task.loss``, and their weighted sum over tasks.
 
-Every loss takes ``prediction`` (b c h w) of any float type, ``label`` (b h w) or (b 3 h w) on the same grid and
+Every loss takes ``prediction`` (b c h w) of any float type, ``label`` (b h w) or (b c h w) on the same grid and
 ``valid`` (b h w) bool, and gives a float32 scalar: a mean over the valid pixels of the batch. A batch without a valid
 pixel gives exactly 0 and still reaches every parameter in the backward pass, so no process waits for a gradient.
 """
@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtlsi import kinds
 from mtlsi.errors import MistakeError
-from mtlsi.nn.layers import unit_length
+from mtlsi.kinds.direction import unit_length
 from mtlsi.tasks import TASKS, Task, check_tasks
 
 
@@ -38,15 +39,29 @@ def balanced_cross_entropy(prediction: Tensor, label: Tensor, valid: Tensor) -> 
 
 
 def l1(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-    """Mean absolute difference of one channel, in the label's unit (metres for depth)."""
-    target = torch.where(valid, label, 0).float()
-    return _mean((prediction[:, 0].float() - target).abs(), valid)
+    """Mean absolute difference, in the label's unit (metres for depth).
+
+    Choice: several channels are averaged, here and in ``l2`` and ``smooth_l1``, so that a loss weight means the same for
+    any number of them.
+    """
+    return _mean(_over_channels(_difference(prediction, label, valid).abs()), valid)
+
+
+def l2(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared difference: far outliers count most."""
+    return _mean(_over_channels(_difference(prediction, label, valid).square()), valid)
+
+
+def smooth_l1(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Half the squared difference where it is below 1, else the absolute difference less a half."""
+    difference = _difference(prediction, label, valid)
+    return _mean(_over_channels(F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none")), valid)
 
 
 def unit_l1(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
     """Absolute difference of directions: ``prediction`` (b 3 h w) is brought to unit length; the 3 channels add up.
 
-    Choice: predictions shorter than a thousandth are only upsampled a thousandfold, which keeps their gradients finite.
+    Choice: predictions shorter than 0.001 are divided by 0.001, which keeps their gradients finite.
     """
     target = torch.where(valid.unsqueeze(1), label, 0).float()
     direction = unit_length(prediction.float(), 1e-3)
@@ -65,6 +80,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "cross_entropy": cross_entropy,
     "balanced_cross_entropy": balanced_cross_entropy,
     "l1": l1,
+    "l2": l2,
+    "smooth_l1": smooth_l1,
     "unit_l1": unit_l1,
     "weighted_bce": weighted_bce,
 }
@@ -77,6 +94,18 @@ def _pixel_cross_entropy(prediction: Tensor, label: Tensor, valid: Tensor) -> Te
     return F.cross_entropy(scores.flatten(0, 2), target.flatten(), reduction="none").view(target.shape)
 
 
+def _difference(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    """Prediction less label, float32 (b h w) or (b c h w); finite everywhere, meaningless where invalid."""
+    if label.dim() == 3:
+        return prediction[:, 0].float() - torch.where(valid, label, 0).float()
+    return prediction.float() - torch.where(valid.unsqueeze(1), label, 0).float()
+
+
+def _over_channels(values: Tensor) -> Tensor:
+    """(b c h w) averaged to (b h w); (b h w) as it is."""
+    return values.mean(1) if values.dim() == 4 else values
+
+
 def _mean(values: Tensor, valid: Tensor) -> Tensor:
     """Mean of ``values`` where ``valid``; 0, with its graph, where nothing is."""
     assert values.shape == valid.shape, f"values {tuple(values.shape)} and valid {tuple(valid.shape)} differ"
@@ -84,10 +113,9 @@ def _mean(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def shrink_label(task: Task, label: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """``label`` (b H W) or (b 3 H W) on a coarser grid of ``size_hw`` cells, same type; any ratio, divisible or not.
+    """``label`` (b H W) or (b c H W) on a coarser grid of ``size_hw`` cells, same type; any ratio, divisible or not.
 
-    ``Task.shrink`` says how. nearest: the pixel at the cell's centre. max: the largest valid value in the cell,
-    invalid only where the cell holds no valid pixel; where the ratio is not whole, neighbouring cells share pixels.
+    The pixel at the cell's centre; thin maps keep the largest valid value in the cell (see ``Kind.shrink``).
     Raises ``MistakeError`` where the grid is finer than the label.
     """
     height, width = label.shape[-2:]
@@ -98,18 +126,7 @@ def shrink_label(task: Task, label: Tensor, size_hw: tuple[int, int]) -> Tensor:
             f"{task.name}: prediction of {size_hw[0]}x{size_hw[1]} is larger than its label of {height}x{width};"
             " give labels at the size of the image"
         )
-    if task.shrink == "max":
-        values = torch.where(task.valid(label), label.float(), -torch.inf)
-        pooled = F.adaptive_max_pool2d(values, size_hw)
-        return torch.where(pooled == -torch.inf, task.invalid, pooled).to(label.dtype)
-    rows = _cell_centres(height, size_hw[0], label.device)
-    columns = _cell_centres(width, size_hw[1], label.device)
-    return label[..., rows[:, None], columns]
-
-
-def _cell_centres(length: int, num_cells: int, device: torch.device) -> Tensor:
-    """Index of the pixel that holds the centre of each cell, in whole numbers: no rounding can move it."""
-    return (2 * torch.arange(num_cells, device=device) + 1) * length // (2 * num_cells)
+    return kinds.of(task).shrink(label, size_hw)
 
 
 class MultiTaskLoss(nn.Module):
@@ -174,4 +191,4 @@ class MultiTaskLoss(nn.Module):
         if label is None:
             return prediction.float().sum() * 0  # not a plain 0: the prediction stays in the backward graph
         label = shrink_label(task, label, (prediction.shape[-2], prediction.shape[-1]))
-        return self.losses[task.loss](prediction, label, task.valid(label))
+        return self.losses[task.loss](prediction, label, kinds.of(task).valid(label))

@@ -1,107 +1,211 @@
-"""Every fact about a task, once: adding a task is adding one record to ``TASKS``.
+"""Every fact about a task, once: a task is one record, here or registered with ``register_task``.
 
+What follows from a task's kind (the layout of its labels, invalid pixels, decoding, flips, colours) is in ``kinds/``.
 Labels, everywhere in the project (leading batch axes allowed):
 
 ==========  ================  =======================================  =====================
-task        layout, dtype     values                                   invalid pixel
+kind        layout, dtype     values                                   invalid pixel
 ==========  ================  =======================================  =====================
-semseg      (H W) uint8       class index from 0                       255
-parsing     (H W) uint8       0 background, then the parts             255
-saliency    (H W) uint8       0 background, 1 salient                  255
-depth       (H W) float32     metres along the optical axis            0 (or NaN)
-normals     (3 H W) float32   unit vectors, x right, y up, z to the    (0, 0, 0)
+classes     (H W) uint8       class index from 0                       255
+            (H W) int32       the same, with more than 255 classes     65535
+strength    (H W) uint8       0 or 1                                   255
+distance    (H W) float32     metres along the optical axis            0 (or NaN)
+value       (H W) or          any numbers, one or several channels     NaN in any channel
+            (C H W) float32
+direction   (3 H W) float32   unit vectors, x right, y up, z to the    (0, 0, 0)
                               camera
-boundary    (H W) uint8       0 inside, 1 boundary                     255
 ==========  ================  =======================================  =====================
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, asdict, dataclass
+from typing import Any
 
 from mtlsi.errors import MistakeError
 
+KINDS = ("classes", "strength", "value", "distance", "direction")
+LOSSES_OF = {
+    "classes": ("cross_entropy",),
+    "strength": ("balanced_cross_entropy", "weighted_bce"),
+    "value": ("l1", "l2", "smooth_l1"),
+    "distance": ("l1", "l2", "smooth_l1"),
+    "direction": ("unit_l1",),
+}
+"""The losses that fit each kind, the default first."""
+METRICS_OF = {
+    "classes": ("miou",),
+    "strength": ("max_f", "boundary_f"),
+    "value": ("value_error",),
+    "distance": ("depth_error", "value_error"),
+    "direction": ("angular_error",),
+}
+"""The metrics that fit each kind, the default first."""
+SCORES = {
+    "miou": ("mIoU", True, "%"),
+    "max_f": ("maxF", True, "%"),
+    "boundary_f": ("odsF", True, "%"),
+    "depth_error": ("RMSE", False, "m"),
+    "value_error": ("RMSE", False, ""),
+    "angular_error": ("mErr", False, "deg"),
+}
+"""By metric: its headline score, whether higher is better, and the unit."""
+MOST_CLASSES = 65535
+"""Class indices stay below: in 16 bits this value is an invalid pixel."""
+RESERVED = ("image", "images", "size", "panel")
+"""Names that samples, folders and files use for other things."""
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True)
 class Task:
-    """What the rest of the project needs to know about one task."""
+    """One task. Only ``name`` and ``kind`` must be given; the kind has a default for everything else.
+
+    Raises ``MistakeError`` for a value that does not fit the kind.
+    """
 
     name: str
-    title: str
-    """What a person reads above an image."""
-    channels: int | None
-    """Channels of the prediction; None: one for every class of the data set."""
-    loss: Literal["cross_entropy", "balanced_cross_entropy", "l1", "unit_l1", "weighted_bce"]
-    loss_weight: float
-    metric: Literal["miou", "depth_error", "angular_error", "max_f", "boundary_f"]
-    score: str
+    _: KW_ONLY
+    kind: str
+    """One of ``KINDS``."""
+    title: str = ""
+    """Heading in panels and tables. Default: the name."""
+    channels: int | None = None
+    """Channels of the prediction; None: one per class of the data set. Default of ``value``: 1."""
+    loss: str = ""
+    """One of ``LOSSES_OF`` the kind."""
+    loss_weight: float = 1.0
+    metric: str = ""
+    """One of ``METRICS_OF`` the kind."""
+    score: str = ""
     """The metric's headline: the key that tables and Delta_m use."""
-    higher_is_better: bool
-    unit: str
-    label_dtype: Literal["uint8", "float32"]
-    label_channels: int
-    """0: the label is a plain map (H W); 3: vectors (3 H W)."""
-    invalid: int
-    """The value that fills pixels without a label."""
-    output: Literal["class", "probability", "foreground", "value", "direction"]
-    """class: argmax; foreground: softmax, second channel; probability: sigmoid; value: as is; direction: unit length."""
-    shrink: Literal["nearest", "max"]
-    """How a label map is brought to a coarser grid: thin lines survive only by the maximum."""
-    zoom: Literal["keep", "divide"]
-    """What upsampling the image does to the values: a closer look divides metres."""
-    flip: Literal["keep", "negate_x"]
-    """What a left-right flip does to the values, beyond moving them."""
-    image: Literal["palette", "distance", "direction", "strength"]
-    """How a person is shown the prediction."""
+    higher_is_better: bool | None = None
+    unit: str | None = None
+    """Unit of the score, and of a value."""
+    range: tuple[float, float] | None = None
+    """Lowest and highest value of kind ``value``: predictions are clamped to it, colours span it."""
+    thin: bool = False
+    """A strength map of thin lines: coarser grids keep the maximum, where the nearest pixel would lose the line."""
 
-    def valid(self, label: Any) -> Any:
-        """True where the label says something. Takes NumPy arrays or torch tensors, ``(... H W)`` or ``(... 3 H W)``."""
-        if self.label_channels:
-            return (label * label).sum(-3) > 0.25
-        if self.label_dtype == "float32":
-            return label > self.invalid
-        return label != self.invalid
+    def __post_init__(self) -> None:
+        _check_choice(f"task {self.name!r}: kind", self.kind, KINDS)
+        losses, metrics = LOSSES_OF[self.kind], METRICS_OF[self.kind]
+        defaults = {
+            "title": self.name.replace("_", " "),
+            "loss": losses[-1 if self.thin else 0],
+            "metric": metrics[-1 if self.thin else 0],
+        }
+        for field, default in defaults.items():
+            _set(self, field, getattr(self, field) or default)
+        _check_choice(f"task {self.name!r}: loss", self.loss, losses)
+        _check_choice(f"task {self.name!r}: metric", self.metric, metrics)
+        score, higher_is_better, unit = SCORES[self.metric]
+        _set(self, "score", self.score or score)
+        if self.higher_is_better is None:
+            _set(self, "higher_is_better", higher_is_better)
+        if self.unit is None:
+            _set(self, "unit", "m" if self.kind == "distance" else unit)
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        fixed = {
+            "classes": None,
+            "strength": 1 if self.loss == "weighted_bce" else 2,
+            "value": self.channels or 1,
+            "distance": 1,
+            "direction": 3,
+        }[self.kind]
+        if self.kind == "value" and self.channels is not None and not 1 <= self.channels <= 1024:
+            raise MistakeError(f"task {self.name!r}: channels {self.channels}; expected 1..1024")
+        if self.channels not in (None, fixed):
+            expected = f"{fixed} with loss {self.loss}" if fixed else "none: classes have one each"
+            raise MistakeError(f"task {self.name!r}: channels {self.channels}; expected {expected}")
+        _set(self, "channels", fixed)
+        if not self.loss_weight >= 0:
+            raise MistakeError(f"task {self.name!r}: loss_weight {self.loss_weight}; expected a number of at least 0")
+        if self.thin and self.kind != "strength":
+            raise MistakeError(f"task {self.name!r}: thin with kind {self.kind}; expected kind strength")
+        if self.range is not None:
+            low, high = (*self.range, None, None)[:2]
+            if self.kind != "value" or len(self.range) != 2 or low is None or high is None or not low < high:
+                raise MistakeError(
+                    f"task {self.name!r}: range {list(self.range)}; expected [low, high], low first, with kind value"
+                )
+            _set(self, "range", (float(low), float(high)))
+
+
+def _set(task: Task, field: str, value: Any) -> None:
+    object.__setattr__(task, field, value)  # the dataclass is frozen
+
+
+def _check_choice(what: str, given: str, choices: Iterable[str]) -> None:
+    if given not in tuple(choices):
+        raise MistakeError(f"{what} {given!r}; expected {' or '.join(choices)}")
 
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task(
-            name="semseg", title="semantic segmentation", channels=None, loss="cross_entropy", loss_weight=1.0,
-            metric="miou", score="mIoU", higher_is_better=True, unit="%", label_dtype="uint8", label_channels=0,
-            invalid=255, output="class", shrink="nearest", zoom="keep", flip="keep", image="palette",
-        ),
-        Task(
-            name="parsing", title="human parts", channels=None, loss="cross_entropy", loss_weight=2.0,
-            metric="miou", score="mIoU", higher_is_better=True, unit="%", label_dtype="uint8", label_channels=0,
-            invalid=255, output="class", shrink="nearest", zoom="keep", flip="keep", image="palette",
-        ),
-        Task(
-            name="saliency", title="saliency", channels=2, loss="balanced_cross_entropy", loss_weight=5.0,
-            metric="max_f", score="maxF", higher_is_better=True, unit="%", label_dtype="uint8", label_channels=0,
-            invalid=255, output="foreground", shrink="nearest", zoom="keep", flip="keep", image="strength",
-        ),
-        Task(
-            name="depth", title="depth", channels=1, loss="l1", loss_weight=1.0,
-            metric="depth_error", score="RMSE", higher_is_better=False, unit="m", label_dtype="float32",
-            label_channels=0, invalid=0, output="value", shrink="nearest", zoom="divide", flip="keep", image="distance",
-        ),
-        Task(
-            name="normals", title="surface normals", channels=3, loss="unit_l1", loss_weight=10.0,
-            metric="angular_error", score="mErr", higher_is_better=False, unit="deg", label_dtype="float32",
-            label_channels=3, invalid=0, output="direction", shrink="nearest", zoom="keep", flip="negate_x",
-            image="direction",
-        ),
-        Task(
-            name="boundary", title="boundaries", channels=1, loss="weighted_bce", loss_weight=50.0,
-            metric="boundary_f", score="odsF", higher_is_better=True, unit="%", label_dtype="uint8", label_channels=0,
-            invalid=255, output="probability", shrink="max", zoom="keep", flip="keep", image="strength",
-        ),
+        Task("semseg", kind="classes", title="semantic segmentation"),
+        Task("parsing", kind="classes", title="human parts", loss_weight=2.0),
+        Task("saliency", kind="strength", loss_weight=5.0),
+        Task("depth", kind="distance"),
+        Task("normals", kind="direction", title="surface normals", loss_weight=10.0),
+        Task("boundary", kind="strength", title="boundaries", loss_weight=50.0, thin=True),
     )
-}  # fmt: skip
+}
+"""Every known task by name: the built-in ones, then the registered ones."""
+BUILT_IN = tuple(TASKS)
+
+
+def class_dtype(num_classes: int) -> str:
+    """The type of class indices in memory: uint8, or int32 beyond 255 classes, since torch's uint16 lacks operations."""
+    return "uint8" if num_classes <= 255 else "int32"
+
+
+def invalid_class(dtype: Any) -> int:
+    """What marks a pixel without a class in labels of this NumPy or torch type: 255, or 65535 in wide types."""
+    return MOST_CLASSES if str(dtype).endswith(("int32", "uint16")) else 255
+
+
+def register_task(task: Task) -> Task:
+    """Add a task of one's own; gives ``task``. A later record of the same name replaces the earlier one.
+
+    Raises ``MistakeError`` for the name of a built-in task and for one that is no plain word.
+    """
+    check_name(task.name)
+    TASKS[task.name] = task
+    return task
+
+
+def check_name(name: str) -> None:
+    """Raises ``MistakeError`` unless ``name`` may be the name of a person's own task."""
+    from torch.nn import ModuleDict
+
+    if name in BUILT_IN:
+        raise MistakeError(f"task {name!r}: built in; expected another name for a task of your own")
+    if not isinstance(name, str) or not (name.isascii() and name.isidentifier()):
+        raise MistakeError(f"task {name!r}: no task name; expected letters, digits and _, such as albedo")
+    if name in RESERVED or hasattr(ModuleDict, name) or name in ModuleDict().__dict__:
+        raise MistakeError(f"task {name!r}: reserved; expected another name, such as {name}_map")
+
+
+def own_records(tasks: Iterable[str]) -> list[dict[str, Any]]:
+    """The records of those of ``tasks`` that are not built in, ready for JSON; see ``register_records``."""
+    records = [asdict(TASKS[name]) for name in tasks if name in TASKS and name not in BUILT_IN]
+    return [record | {"range": record["range"] and list(record["range"])} for record in records]
+
+
+def register_records(records: Iterable[Mapping[str, Any]]) -> None:
+    """Register the tasks that ``own_records`` described. Raises ``MistakeError`` for a record that is none."""
+    for record in records:
+        try:
+            task = Task(**{**record, "range": record.get("range") and tuple(record["range"])})
+        except (TypeError, AttributeError) as error:
+            raise MistakeError(f"task record {record!r}; expected the fields of mtlsi.tasks.Task") from error
+        if TASKS.get(task.name) != task:
+            register_task(task)
+
 
 NYUD40 = (
     "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf",
@@ -168,32 +272,3 @@ def check_tasks(tasks: str | Iterable[str], among: Iterable[str] = TASKS) -> tup
     if not tasks or len(set(tasks)) != len(tasks):
         raise MistakeError(f"tasks given: {list(tasks)}; expected at least one, each once, of {', '.join(known)}")
     return tasks
-
-
-def palette(num_classes: int) -> list[tuple[int, int, int]]:
-    """One RGB colour per class: slate for the first (wall or background), the others spread over lightness and hue.
-
-    Choice: not the PASCAL VOC colours, in which the commonest class of a room would be black. Colours are spaced in
-    OKLab, where equal steps look equal; the first 255 are all different.
-    """
-    colours = [(72, 77, 89)]
-    for index in range(1, num_classes):
-        lightness, chroma = 0.48 + 0.40 * (index * 0.024 % 1), 0.09 + 0.07 * (index * 0.497 % 1)
-        hue = 2 * math.pi * (index * 0.36 % 1)
-        colours.append(_oklab_to_rgb(lightness, chroma * math.cos(hue), chroma * math.sin(hue)))
-    return colours[:num_classes]
-
-
-def _oklab_to_rgb(lightness: float, a: float, b: float) -> tuple[int, int, int]:
-    """8-bit sRGB of an OKLab colour, cut to what a screen can show (matrices: Bjoern Ottosson's definition)."""
-    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
-    middle = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
-    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
-    linear = (
-        4.0767416621 * long - 3.3077115913 * middle + 0.2309699292 * short,
-        -1.2684380046 * long + 2.6097574011 * middle - 0.3413193965 * short,
-        -0.0041960863 * long - 0.7034186147 * middle + 1.7076147010 * short,
-    )
-    encoded = (12.92 * x if x <= 0.0031308 else 1.055 * x ** (1 / 2.4) - 0.055 for x in (max(x, 0.0) for x in linear))
-    red, green, blue = (round(255 * min(x, 1.0)) for x in encoded)
-    return red, green, blue

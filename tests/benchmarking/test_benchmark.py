@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 
+from mtlsi import kinds
 from mtlsi.benchmarking import runs as benchmark_runs
 from mtlsi.benchmarking.benchmark import benchmark, draw
 from mtlsi.benchmarking.runs import Measured, random_labels
@@ -23,7 +24,6 @@ from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.options import BenchmarkOptions
-from mtlsi.tasks import TASKS
 
 CPU = torch.device("cpu")
 QUICK = {"device": "cpu", "repeats": 1, "batches": (1,)}
@@ -202,7 +202,7 @@ def test_random_labels_are_labels(dataset):
     model = create_model("tiny", dataset=dataset)
     labels = random_labels(model, 2, (32, 32), CPU)
     for task in model.tasks:
-        assert TASKS[task].valid(labels[task]).all()
+        assert kinds.of(task).valid(labels[task]).all()
     output = model(torch.randn(2, 3, 32, 32), full_size=False)
     loss, of_tasks = MultiTaskLoss(model.tasks)(output.final, output.coarse, labels)
     assert torch.isfinite(loss)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mtlsi import kinds
 from mtlsi.config import DataConfig
 from mtlsi.data.batches import Collate, TrainingImages, evaluation_batches, training_batches
 from mtlsi.data.datasets import constant_predictions, open_dataset
@@ -127,15 +128,15 @@ def test_a_label_that_a_sample_lacks_is_invalid_everywhere():
     batch = Collate(tuple(TASKS))([whole, poor, {"image": torch.zeros(3, 8, 8)}])
     for name, task in TASKS.items():
         assert torch.equal(batch[name][0], whole[name])
-        assert batch[name].shape == (3, 3, 8, 8) if task.label_channels else (3, 8, 8)
-        known = task.valid(batch[name]).flatten(1)
+        assert batch[name].shape == (3, 3, 8, 8) if name == "normals" else (3, 8, 8)
+        known = kinds.of(task).valid(batch[name]).flatten(1)
         assert known.all(1).tolist() == [True, name == "semseg", False]
         assert not known[2].any()
 
 
 def _label(task):
-    shape = (3, 8, 8) if task.label_channels else (8, 8)
-    return torch.ones(shape, dtype=getattr(torch, task.label_dtype))
+    shape = (3, 8, 8) if task.name == "normals" else (8, 8)
+    return torch.ones(shape, dtype=kinds.of(task).label_dtype())
 
 
 @pytest.mark.parametrize("task", ["semseg", None])
@@ -195,7 +196,7 @@ def test_constant_predictions_are_the_labels_commonest_middle_or_mean(label_set)
     dataset = open_dataset(DataConfig(num_train=9, size_hw=(32, 40), label_set=label_set), "train")
     samples = [dataset[index] for index in (0, 2, 4, 6)]  # four of nine, evenly spread: floor(9 i / 4)
     pixels = {
-        task: np.concatenate([s[task].numpy().reshape(TASKS[task].label_channels or 1, -1) for s in samples], 1)
+        task: np.concatenate([s[task].numpy().reshape(3 if task == "normals" else 1, -1) for s in samples], 1)
         for task in dataset.tasks
     }
     constants = {task: value.numpy() for task, value in constant_predictions(dataset, 4).items()}

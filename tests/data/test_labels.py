@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from mtlsi.data.labels import TYPES, as_tensors, as_tv_tensors
+from mtlsi import kinds
+from mtlsi.data.labels import as_tensors, as_tv_tensors, label_type
 from mtlsi.data.scenes.dataset import Scenes, scene_intrinsics
 from mtlsi.data.transforms import TrainTransform, cut, flip, resize
 from mtlsi.tasks import TASKS
@@ -114,10 +115,10 @@ def test_whatever_is_drawn_labels_keep_their_promises(seed, zoom):
     assert (((length - 1).abs() < 1e-4) | (length == 0)).all()
     for name, task in TASKS.items():
         assert sample[name].shape[-2:] == (96, 128)
-        valid = task.valid(sample[name])
+        valid = kinds.of(task).valid(sample[name])
         assert not valid[image_padding].any(), name
-        if task.label_dtype == "uint8":
-            known = set(room[name].unique().tolist()) | {task.invalid}
+        if kinds.of(task).discrete:
+            known = set(room[name].unique().tolist()) | {255}
             assert set(sample[name].unique().tolist()) <= known
     depths = sample["depth"][sample["depth"] > 0] * zoom
     assert torch.isin((depths * 1e4).round(), (room["depth"] * 1e4).round()).float().mean() > 0.99
@@ -126,17 +127,17 @@ def test_whatever_is_drawn_labels_keep_their_promises(seed, zoom):
 def test_torchvision_transforms_move_labels_by_the_tasks_rules():
     room = scene(3)
     sample = as_tv_tensors(room)
-    assert all(type(sample[name]) is TYPES[name] for name in TASKS)
+    assert all(type(sample[name]) is label_type(TASKS[name]) for name in TASKS)
     upside = as_tensors(v2.RandomVerticalFlip(p=1.0)(sample))
     assert torch.equal(upside["normals"][1], -room["normals"][1].flip(-2))
     assert torch.equal(upside["normals"][0], room["normals"][0].flip(-2))
     padded = as_tensors(v2.Pad([4, 6, 0, 2])(sample))
     for name, task in TASKS.items():
-        valid = task.valid(padded[name])
+        valid = kinds.of(task).valid(padded[name])
         assert valid.shape == (128, 164)
         assert not valid[:6].any()
         assert not valid[:, :4].any()
-        assert torch.equal(valid[6:-2, 4:], task.valid(room[name]))
+        assert torch.equal(valid[6:-2, 4:], kinds.of(task).valid(room[name]))
     small = as_tensors(v2.Resize([30, 40])(sample))
     assert small["boundary"].dtype == torch.uint8
     naive = room["boundary"].unfold(0, 4, 4).unfold(1, 4, 4).amax((-1, -2))

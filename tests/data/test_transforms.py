@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from mtlsi import kinds
 from mtlsi.data import transforms
 from mtlsi.data.scenes.dataset import Scenes
 from mtlsi.data.transforms import EvaluationTransform, TrainTransform, cut, distort_colours, flip, pad_centred, resize
-from mtlsi.tasks import TASKS
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -18,7 +18,7 @@ def room():
     sample = Scenes(1, seed=4, size_hw=(48, 64), label_set="all")[0]
     for name, label in sample.items():
         if name != "image":
-            label[..., 5:9, 10:21] = TASKS[name].invalid
+            label[..., 5:9, 10:21] = kinds.of(name).fill_value(label.dtype)
     return sample
 
 
@@ -100,7 +100,7 @@ def test_a_boundary_cell_is_invalid_only_where_nothing_is_known():
 def test_zoom_divides_metres_and_nothing_else(room):
     plain, zoomed = resize(room, (96, 128)), resize(room, (96, 128), zoom=1.6)
     torch.testing.assert_close(zoomed["depth"], plain["depth"] / 1.6, rtol=1e-6, atol=0)
-    assert torch.equal(TASKS["depth"].valid(zoomed["depth"]), TASKS["depth"].valid(plain["depth"]))
+    assert torch.equal(kinds.of("depth").valid(zoomed["depth"]), kinds.of("depth").valid(plain["depth"]))
     for name in room.keys() - {"depth"}:
         assert torch.equal(zoomed[name], plain[name]), name
 
@@ -126,7 +126,7 @@ def test_padding_surrounds_the_image_with_pixels_that_no_task_knows(room):
         if name == "image":
             assert not x[:, outside].any()
         else:
-            assert not TASKS[name].valid(x)[outside].any(), name
+            assert not kinds.of(name).valid(x)[outside].any(), name
 
 
 # ---- colours
@@ -168,7 +168,7 @@ def test_one_geometry_for_image_and_labels(marked, zoom):
         assert {name: x.dtype for name, x in sample.items() if name != "image"} == {
             name: x.dtype for name, x in marked.items() if name != "image"
         }
-        known = TASKS["depth"].valid(sample["depth"])
+        known = kinds.of("depth").valid(sample["depth"])
         height = min(32, round(48 * zoom))
         assert known.sum() == height * 32
         number = (sample["depth"] * zoom).long() - 1  # powers of two: exact
@@ -202,10 +202,10 @@ def test_a_transformed_room_keeps_to_the_label_conventions(room):
     for seed in range(8):
         sample = TrainTransform((40, 56), zoom=(0.5, 2.0))(room, seeded(seed))
         image = sample["image"].numpy() * STD[:, None, None] + MEAN[:, None, None]
-        known = TASKS["semseg"].valid(sample["semseg"])
+        known = kinds.of("semseg").valid(sample["semseg"])
         assert image[:, known].min() >= -1e-6
         assert image[:, known].max() <= 1 + 1e-6
-        normals = sample["normals"][:, TASKS["normals"].valid(sample["normals"])]
+        normals = sample["normals"][:, kinds.of("normals").valid(sample["normals"])]
         torch.testing.assert_close(normals.norm(dim=0), torch.ones(normals.shape[1]), rtol=0, atol=1e-5)
         assert set(sample["boundary"].unique().tolist()) <= {0, 1, 255}
         for name in ("semseg", "parsing", "saliency"):

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtlsi.drawing.panels import UNKNOWN, colours, compare_panel, depth_limits, draw_task, panel
+from mtlsi import kinds
+from mtlsi.drawing.panels import compare_panel, draw_task, panel
 from mtlsi.errors import MistakeError
-from mtlsi.tasks import TASK_SETS, palette
+from mtlsi.kinds.colouring import UNKNOWN
+from mtlsi.kinds.palette import palette
+from mtlsi.tasks import TASK_SETS
 
 CLASSES = TASK_SETS["pascal"].classes
 
@@ -41,27 +44,29 @@ def holds(sheet: np.ndarray, colour: tuple[int, int, int]) -> bool:
 def test_classes_take_the_palettes_colours():
     maps = np.array([[0, 5], [20, 255]], np.uint8)
     table = palette(21)
-    np.testing.assert_array_equal(colours("semseg", maps), [[table[0], table[5]], [table[20], UNKNOWN]])
+    np.testing.assert_array_equal(kinds.of("semseg").colours(maps), [[table[0], table[5]], [table[20], UNKNOWN]])
 
 
 def test_normals_become_red_green_blue_in_either_layout():
     axes = np.array([[[1, 0, 0], [0, 1, 0], [0, 0, 1], [-1, 0, 0], [0, 0, 0]]], np.float32)
     expected = [[[255, 128, 128], [128, 255, 128], [128, 128, 255], [0, 128, 128], list(UNKNOWN)]]
-    np.testing.assert_array_equal(colours("normals", axes), expected)
-    np.testing.assert_array_equal(colours("normals", axes.transpose(2, 0, 1)), expected)
+    np.testing.assert_array_equal(kinds.of("normals").colours(axes), expected)
+    np.testing.assert_array_equal(kinds.of("normals").colours(axes.transpose(2, 0, 1)), expected)
 
 
 def test_strength_is_white_on_black_for_predictions_and_labels():
-    np.testing.assert_array_equal(colours("boundary", np.array([[0, 0.5, 1]], np.float32))[0, :, 0], [0, 128, 255])
-    seen = colours("saliency", np.array([[0, 1, 255]], np.uint8))
+    np.testing.assert_array_equal(
+        kinds.of("boundary").colours(np.array([[0, 0.5, 1]], np.float32))[0, :, 0], [0, 128, 255]
+    )
+    seen = kinds.of("saliency").colours(np.array([[0, 1, 255]], np.uint8))
     np.testing.assert_array_equal(seen, [[[0, 0, 0], [255, 255, 255], UNKNOWN]])
 
 
 def test_depth_runs_from_blue_to_red_and_missing_metres_stay_out_of_the_scale():
     metres = np.linspace(2, 6, 1000, dtype=np.float32)[None]
     holes = np.concatenate([metres, np.array([[0, np.nan]], np.float32)], 1)
-    assert depth_limits(holes) == pytest.approx((2.02, 5.98), abs=0.01)
-    seen = colours("depth", holes).astype(int)
+    assert kinds.of("depth").limits(holes) == pytest.approx((2.02, 5.98), abs=0.01)
+    seen = kinds.of("depth").colours(holes).astype(int)
     assert seen[0, 150, 2] > seen[0, 150, 0] + 50
     assert seen[0, 850, 0] > seen[0, 850, 2] + 50
     np.testing.assert_array_equal(seen[0, 1000:], [UNKNOWN, UNKNOWN])
@@ -69,7 +74,7 @@ def test_depth_runs_from_blue_to_red_and_missing_metres_stay_out_of_the_scale():
 
 @pytest.mark.parametrize("values", [[3.0], [0.0], [np.nan]])
 def test_depth_without_a_range_still_has_limits(values):
-    low, high = depth_limits(np.array([values], np.float32))
+    low, high = kinds.of("depth").limits(np.array([values], np.float32))
     assert 0 <= low < high
 
 

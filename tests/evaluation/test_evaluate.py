@@ -43,12 +43,12 @@ class Oracle(nn.Module):
         return Output({task: torch.stack([self.raw(task, self.answer(task, i)) for i in now]) for task in tasks}, {})
 
     def raw(self, task, value):
-        output = TASKS[task].output
-        if output == "class":
+        kind = TASKS[task].kind
+        if kind == "classes":
             return nn.functional.one_hot(value.long(), len(self.classes[task])).movedim(-1, 0).float()
-        if output == "foreground":
+        if kind == "strength" and TASKS[task].channels == 2:
             return torch.stack([torch.zeros(value.shape), torch.logit(value.double(), 1e-9).float()])
-        if output == "probability":
+        if kind == "strength":
             return torch.logit(value.double(), 1e-9)[None].float()
         return value if value.dim() == 3 else value[None]
 

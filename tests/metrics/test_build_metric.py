@@ -3,6 +3,7 @@ import pickle
 import pytest
 import torch
 
+from mtlsi import kinds
 from mtlsi.errors import MistakeError
 from mtlsi.metrics import MetricSettings, build_metric
 from mtlsi.tasks import TASKS
@@ -43,7 +44,7 @@ def test_every_task_has_a_metric_with_its_headline(name):
 def test_without_a_valid_pixel_scores_are_not_numbers(name):
     metric = build(name)
     prediction, label, valid = batch(name)
-    metric.update(prediction, torch.full_like(label, TASKS[name].invalid), torch.zeros_like(valid))
+    metric.update(prediction, torch.full_like(label, kinds.of(name).fill_value(label.dtype)), torch.zeros_like(valid))
     assert all(torch.isnan(value) for value in metric.compute().values())
 
 
@@ -52,7 +53,7 @@ def test_invalid_pixels_change_nothing(name):
     prediction, label, valid = batch(name)
     valid[:, :, 20:] = False
     hidden_label, hidden_prediction = label.clone(), prediction.clone()
-    hidden_label[..., 20:] = TASKS[name].invalid
+    hidden_label[..., 20:] = kinds.of(name).fill_value(label.dtype)
     if name != "boundary":  # the smoothing before suppression looks a few pixels further
         hidden_prediction[..., 20:] = 0
     one, other = build(name), build(name)

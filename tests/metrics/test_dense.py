@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtlsi.errors import MistakeError
-from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU
+from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU, RegressionError
 
 
 def scores(metric, *batches):
@@ -34,7 +34,13 @@ def random_batch(kind, num_images=6, seed=0):
     return torch.as_tensor(prediction), torch.as_tensor(label), torch.as_tensor(valid)
 
 
-BUILDERS = {MeanIoU: lambda: MeanIoU(4), DepthError: DepthError, AngularError: AngularError, MaxF: MaxF}
+BUILDERS = {
+    MeanIoU: lambda: MeanIoU(4),
+    DepthError: DepthError,
+    AngularError: AngularError,
+    MaxF: MaxF,
+    RegressionError: RegressionError,
+}
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
@@ -46,6 +52,22 @@ def test_any_split_into_batches_gives_the_same_scores(kind, cuts, seed):
     edges = [0, *sorted(cuts), 6]
     parts = [tuple(t[a:b] for t in batch) for a, b in itertools.pairwise(edges)]  # some of them empty
     assert scores(BUILDERS[kind](), *parts) == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize("channels", [None, 3])
+def test_regression_error_equals_a_loop_over_numbers(channels):
+    prediction, label, valid = random_batch(RegressionError)
+    if channels:
+        prediction, label = (torch.stack([x, -2 * x, x + 1], 1) for x in (prediction, label))
+    errors = [
+        float(p) - float(y)
+        for (b, i, j), v in np.ndenumerate(valid.numpy())
+        if v
+        for p, y in zip(prediction[b, ..., i, j].flatten(), label[b, ..., i, j].flatten(), strict=True)
+    ]
+    found = scores(RegressionError(), (prediction, label, valid))
+    assert found["RMSE"] == pytest.approx(math.sqrt(sum(e * e for e in errors) / len(errors)), rel=1e-6)
+    assert found["MAE"] == pytest.approx(sum(map(abs, errors)) / len(errors), rel=1e-6)
 
 
 def test_mean_iou_equals_counting():

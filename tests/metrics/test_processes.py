@@ -44,12 +44,12 @@ def images(name, count, seed):
     shape = (count, 20, 28)
     valid = torch.rand(shape, generator=draw) > 0.2
     task = TASKS[name]
-    if task.label_channels:
+    if task.kind == "direction":
         a, b = (torch.nn.functional.normalize(torch.randn(count, 3, 20, 28, generator=draw), dim=1) for _ in range(2))
         return a, b, valid
-    if task.label_dtype == "float32":
+    if task.kind == "distance":
         return torch.rand(shape, generator=draw) + 1, torch.rand(shape, generator=draw) + 1, valid
-    if task.output == "class":
+    if task.kind == "classes":
         label = torch.randint(5, shape, generator=draw).to(torch.uint8)
         return torch.randint(5, shape, generator=draw), label, valid
     return torch.rand(shape, generator=draw), (torch.rand(shape, generator=draw) > 0.9).to(torch.uint8), valid

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mtlsi.model.heads import TaskHeads, decode
+from mtlsi.kinds import decode
+from mtlsi.model.heads import TaskHeads
 from mtlsi.nn.task_subset import for_tasks
 from mtlsi.tasks import TASKS
 
@@ -89,11 +90,11 @@ def test_predictions_have_the_finest_maps_size_and_the_tasks_channels(at_stride_
 def test_decoded_predictions_are_laid_out_and_typed_as_labels(task, dtype):
     record, raw = TASKS[task], raw_scores(task, dtype)
     out = decode(task, raw)
-    assert out.shape == ((2, 3, 6, 7) if record.label_channels else (2, 6, 7))
-    assert out.dtype == (torch.uint8 if record.output == "class" else torch.float32)
-    if record.output in ("foreground", "probability"):
+    assert out.shape == ((2, 3, 6, 7) if task == "normals" else (2, 6, 7))
+    assert out.dtype == (torch.uint8 if record.kind == "classes" else torch.float32)
+    if record.kind == "strength":
         assert 0 <= out.min() < 0.5 < out.max() <= 1
-    if record.output == "class":
+    if record.kind == "classes":
         assert out.max() < RAW_CHANNELS[task]
 
 

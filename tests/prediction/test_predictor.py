@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from mtlsi.errors import MistakeError
-from mtlsi.model.heads import decode
+from mtlsi.kinds import decode
 from mtlsi.prediction import files
 from mtlsi.prediction import predictor as predict
 from mtlsi.prediction.files import predict_paths, save_prediction

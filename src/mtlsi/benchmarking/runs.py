@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from mtlsi import kinds
 from mtlsi.benchmarking.parts import part_costs
 from mtlsi.config import PRESETS
 from mtlsi.errors import MistakeError
@@ -23,7 +23,7 @@ from mtlsi.model.backbone import STRIDES
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet, pad_to_multiple
 from mtlsi.model.pretrained import packaged_models
-from mtlsi.tasks import TASKS, num_channels
+from mtlsi.tasks import num_channels
 from mtlsi.timing import Timing, copy_rate, fit_power, matrix_rate, peak_memory, time_calls
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -115,17 +115,10 @@ def random_images(batch: int, size_hw: Size, device: torch.device, seed: int = 0
 
 def random_labels(model: MTLSINet, batch: int, size_hw: Size, device: torch.device) -> dict[str, Tensor]:
     """A label of every task, laid out as ``mtlsi.tasks`` says, with nothing invalid."""
-    labels = {}
-    for task in model.tasks:
-        record = TASKS[task]
-        if record.label_channels:
-            label = F.normalize(torch.randn(batch, record.label_channels, *size_hw), dim=1)
-        elif record.label_dtype == "float32":
-            label = 1 + torch.rand(batch, *size_hw)
-        else:
-            label = torch.randint(max(num_channels(task, model.classes), 2), (batch, *size_hw), dtype=torch.uint8)
-        labels[task] = label.to(device)
-    return labels
+    return {
+        task: kinds.of(task).random(batch, size_hw, num_channels(task, model.classes)).to(device)
+        for task in model.tasks
+    }
 
 
 class TensorsOnly(nn.Module):

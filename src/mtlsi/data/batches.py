@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mtlsi import kinds
 from mtlsi.config import DataConfig
 from mtlsi.data.datasets import LabelledImages
 from mtlsi.data.sampling import RunSampler, mix_seeds
 from mtlsi.data.transforms import EvaluationTransform, Sample, TrainTransform
 from mtlsi.errors import MistakeError
-from mtlsi.tasks import TASKS
+from mtlsi.tasks import own_records, register_records
 
 
 class TrainingImages(Dataset):
@@ -53,7 +56,8 @@ class EvaluationImages(Dataset):
     def __getitem__(self, index: int) -> Sample:
         sample = self.transform(self.dataset[index])
         return {"image": sample["image"]} | {
-            task: sample[task] if task in sample else _no_label(task, sample) for task in self.dataset.tasks
+            task: sample[task] if task in sample else _no_label(task, sample, self.dataset.classes)
+            for task in self.dataset.tasks
         }
 
 
@@ -71,10 +75,10 @@ def training_batches(
     return DataLoader(
         TrainingImages(dataset, transform, seed, in_memory=config.in_memory),
         batch_sampler=sampler,
-        collate_fn=Collate(dataset.tasks),
+        collate_fn=Collate(dataset.tasks, dataset.classes),
         num_workers=config.num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread,
+        worker_init_fn=partial(_start_worker, own_records(dataset.tasks)),
     )
 
 
@@ -87,15 +91,15 @@ def evaluation_batches(
         batch_size=batch_size,
         collate_fn=list,
         num_workers=config.num_workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=partial(_start_worker, own_records(dataset.tasks)),
     )
 
 
 class Collate:
     """Samples of one size to a batch; a label that a sample lacks is filled with its task's invalid value."""
 
-    def __init__(self, tasks: Sequence[str]):
-        self.tasks = tuple(tasks)
+    def __init__(self, tasks: Sequence[str], classes: Mapping[str, Sequence[str]] | None = None):
+        self.tasks, self.classes = tuple(tasks), dict(classes or {})
 
     def __call__(self, samples: list[Sample]) -> dict[str, Tensor]:
         sizes = {tuple(sample["image"].shape[-2:]) for sample in samples}
@@ -103,7 +107,7 @@ class Collate:
             raise MistakeError(f"images of sizes {sorted(sizes)} in one batch; give them one size")
         batch = {"image": torch.stack([sample["image"] for sample in samples])}
         for name in self.tasks:
-            labels = [s[name] if name in s else _no_label(name, s) for s in samples]
+            labels = [s[name] if name in s else _no_label(name, s, self.classes) for s in samples]
             sizes = {tuple(label.shape[-2:]) for label in labels}
             if len(sizes) > 1:
                 raise MistakeError(f"{name}: labels of sizes {sorted(sizes)} in one batch; give them one size")
@@ -111,13 +115,12 @@ class Collate:
         return batch
 
 
-def _no_label(name: str, sample: Sample) -> Tensor:
-    task = TASKS[name]
+def _no_label(name: str, sample: Sample, classes: Mapping[str, Sequence[str]]) -> Tensor:
     others = [x for key, x in sample.items() if key != "image"]
     size = (others[0] if others else sample["image"]).shape[-2:]
-    shape = (task.label_channels, *size) if task.label_channels else tuple(size)
-    return torch.full(shape, task.invalid, dtype=getattr(torch, task.label_dtype))
+    return kinds.of(name).empty(size, len(classes.get(name, ())) or None)
 
 
-def _one_thread(_: int) -> None:
+def _start_worker(records: list[dict[str, Any]], _: int) -> None:
+    register_records(records)  # a spawned process knows the built-in tasks only
     torch.set_num_threads(1)  # workers share the cores with the training process

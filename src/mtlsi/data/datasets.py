@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mtlsi import kinds
 from mtlsi.config import DataConfig, split_names
 from mtlsi.data.readers.files import FileDataset
 from mtlsi.data.readers.folder import Folder, splits_of_folder
@@ -20,7 +20,6 @@ from mtlsi.data.scenes.dataset import Scenes
 from mtlsi.data.transforms import Sample
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
-from mtlsi.tasks import TASKS
 
 FIRST_VALIDATION_SCENE = 1_000_000
 """Scenes from this index on are never trained on."""
@@ -132,22 +131,14 @@ def spread(num_images: int, length: int) -> list[int]:
 def constant_predictions(dataset: LabelledImages, num_images: int = 50) -> dict[str, Tensor]:
     """The best prediction per task that never looks at the image, from some labels of ``dataset`` (training ones).
 
-    The commonest class, the median depth, the mean direction, the share of ones; laid out as a decoded prediction of one
-    pixel: () or (3,). A task without labels is left out.
+    See ``Kind.constant``; laid out as a decoded prediction of one pixel: () or (channels,). A task without labels is left
+    out.
     """
     samples = [dataset[index] for index in spread(num_images, len(dataset))]
     constants = {}
     for name in dataset.tasks:
-        task, labels = TASKS[name], [sample[name] for sample in samples if name in sample]
-        values = torch.cat([label[..., task.valid(label)] for label in labels], -1) if labels else torch.empty(0)
-        if values.numel() == 0:
-            continue
-        if task.output == "class":
-            constants[name] = values.flatten().mode().values
-        elif task.output == "value":
-            constants[name] = values.median()
-        elif task.output == "direction":
-            constants[name] = F.normalize(values.mean(-1), dim=0)
-        else:
-            constants[name] = values.float().mean()
+        kind, labels = kinds.of(name), [sample[name] for sample in samples if name in sample]
+        values = torch.cat([label[..., kind.valid(label)] for label in labels], -1) if labels else torch.empty(0)
+        if values.numel():
+            constants[name] = kind.constant(values)
     return constants

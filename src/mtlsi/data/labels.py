@@ -1,21 +1,21 @@
 """Labels as torchvision tv_tensors: any ``transforms.v2`` geometry moves image and labels together, each by its rule.
 
-``as_tv_tensors(sample)`` wraps a sample; what a flip, a resize and padding do to a label is the record in ``tasks.py``:
-labels are resized to the nearest pixel (thin ones shrink by their maximum), a normal's x changes its sign in a left-right
-flip and its y in an upside-down one, and padding is a pixel that the task does not know.
+``as_tv_tensors(sample)`` wraps a sample; what a flip, a resize and padding do to a label is said by its kind, in
+``mtlsi.kinds``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tv
 
+from mtlsi import kinds
+from mtlsi.kinds import Kind
 from mtlsi.tasks import TASKS, Task
 
 Sample = dict[str, Tensor]
@@ -24,18 +24,18 @@ Sample = dict[str, Tensor]
 class TaskLabel(tv_tensors.Mask):
     """A label of one task, laid out as ``tasks.py`` says, with leading axes if any."""
 
-    task: ClassVar[Task]
+    kind: ClassVar[Kind]
 
 
-TYPES: dict[str, type[TaskLabel]] = {
-    name: type(f"{name.capitalize()}Label", (TaskLabel,), {"task": task}) for name, task in TASKS.items()
-}
-"""One type per task, as torchvision chooses what to do by the type."""
+@cache
+def label_type(task: Task) -> type[TaskLabel]:
+    """The type of a task's labels, made on first use: torchvision chooses what to do by the type."""
+    return type(f"{task.name.capitalize()}Label", (TaskLabel,), {"kind": kinds.of(task)})
 
 
 def as_tv_tensors(sample: Sample) -> Sample:
     """The image as a ``tv_tensors.Image`` and every label as its type, sharing memory with ``sample``."""
-    return {name: TYPES[name](x) if name in TYPES else tv_tensors.Image(x) for name, x in sample.items()}
+    return {name: label_type(TASKS[name])(x) if name in TASKS else tv_tensors.Image(x) for name, x in sample.items()}
 
 
 def as_tensors(sample: Sample) -> Sample:
@@ -45,44 +45,24 @@ def as_tensors(sample: Sample) -> Sample:
 
 @tv.register_kernel(tv.horizontal_flip, TaskLabel)
 def _flip_left_right(label: TaskLabel) -> TaskLabel:
-    return _flip(label, axis=-1, component=0)
+    return _like(label, label.kind.flip(label.as_subclass(Tensor), -1))
 
 
 @tv.register_kernel(tv.vertical_flip, TaskLabel)
 def _flip_upside_down(label: TaskLabel) -> TaskLabel:
-    return _flip(label, axis=-2, component=1)
-
-
-def _flip(label: TaskLabel, axis: int, component: int) -> TaskLabel:
-    flipped = label.as_subclass(Tensor).flip(axis)
-    if label.task.flip == "negate_x":
-        flipped.select(-3, component).neg_()  # a copy already
-    return _like(label, flipped)
+    return _like(label, label.kind.flip(label.as_subclass(Tensor), -2))
 
 
 @tv.register_kernel(tv.resize, TaskLabel)
 def _resize(label: TaskLabel, size: Sequence[int], *_: Any, **__: Any) -> TaskLabel:
-    plain, task, (h, w) = label.as_subclass(Tensor), label.task, size
-    if task.shrink == "max" and h < plain.shape[-2]:
-        known = torch.where(task.valid(plain), plain.float(), -1)
-        value = F.adaptive_max_pool2d(known[None], (h, w))[0]
-        resized = torch.where(value < 0, task.invalid, value).to(plain.dtype)
-    else:
-        resized = plain[..., _nearest(plain.shape[-2], h)[:, None], _nearest(plain.shape[-1], w)]
-    return _like(label, resized)
+    return _like(label, label.kind.resize(label.as_subclass(Tensor), (size[0], size[1])))
 
 
 @tv.register_kernel(tv.pad, TaskLabel)
 def _pad(label: TaskLabel, padding: Sequence[int], *_: Any, **__: Any) -> TaskLabel:
     left, top, right, bottom = padding
-    padded = F.pad(label.as_subclass(Tensor), (left, right, top, bottom), value=label.task.invalid)
-    return _like(label, padded)
+    return _like(label, label.kind.pad(label.as_subclass(Tensor), (left, right, top, bottom)))
 
 
 def _like(label: TaskLabel, plain: Tensor) -> TaskLabel:
     return plain.as_subclass(type(label))
-
-
-def _nearest(length: int, target: int) -> Tensor:
-    """For every cell of ``target`` the pixel of ``length`` under its centre."""
-    return ((torch.arange(target) + 0.5) * (length / target)).long().clamp_max(length - 1)

@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from mtlsi import kinds
 from mtlsi.data.labels import Sample, as_tensors, as_tv_tensors
 from mtlsi.tasks import TASKS
 
@@ -59,8 +60,8 @@ class TrainTransform:
             box = (top, left, *size_hw)
             if (h, w) == size_hw or "semseg" not in sample or self.class_limit >= 1:
                 break
-            label = tv.crop(sample["semseg"], *box)[::4, ::4].flatten()  # a sixteenth of the pixels tells the shares
-            counts = torch.bincount(label[label != TASKS["semseg"].invalid].long())
+            label = tv.crop(sample["semseg"], *box)[::4, ::4].flatten()  # a sixteenth of the pixels is enough
+            counts = torch.bincount(label[kinds.of("semseg").valid(label)].long())
             if len(counts) == 0 or counts.max() <= self.class_limit * counts.sum():
                 break
         return box
@@ -94,7 +95,7 @@ def resize(sample: Sample, size_hw: tuple[int, int], *, zoom: float = 1.0) -> Sa
     resized = as_tensors(
         {name: tv.resize(x, list(size_hw), antialias=True) for name, x in as_tv_tensors(sample).items()}
     )
-    return {name: x / zoom if name in TASKS and TASKS[name].zoom == "divide" else x for name, x in resized.items()}
+    return {name: kinds.of(name).zoom(x, zoom) if name in TASKS else x for name, x in resized.items()}
 
 
 def flip(sample: Sample) -> Sample:

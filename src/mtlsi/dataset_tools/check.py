@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from mtlsi import kinds
 from mtlsi.data.datasets import open_folder, splits_of
 from mtlsi.data.readers.files import IMAGE, FileDataset
 from mtlsi.errors import MistakeError
@@ -96,13 +97,13 @@ class _Reader:
 
 
 def _summary(what: str, values: np.ndarray) -> Reading:
-    task = TASKS[what]
-    valid = task.valid(values)
-    said = values[..., valid]
-    if task.label_dtype == "uint8":
-        summary: tuple[float, ...] = tuple(np.unique(said).tolist())
+    kind = kinds.of(what)
+    valid = kind.valid(values)
+    labelled = values[..., valid]
+    if kind.discrete:
+        summary: tuple[float, ...] = tuple(np.unique(labelled).tolist())
     else:
-        summary = (float(said.min()), float(said.max())) if said.size else ()
+        summary = (float(labelled.min()), float(labelled.max())) if labelled.size else ()
     return Reading(what, float(valid.mean()), summary)
 
 
@@ -139,11 +140,11 @@ def _count(dataset: FileDataset, what: str, readings: list[Reading]) -> Count:
     count = Count(dataset.split, what, labels, len(dataset), what in dataset.derived)
     if readings and what != IMAGE:
         count.valid = float(np.mean([reading.valid for reading in readings]))
-        seen = sorted({value for reading in readings for value in reading.values})
+        values = sorted({value for reading in readings for value in reading.values})
         if what in dataset.classes:
-            count.values = f"{len(seen)} of {len(dataset.classes[what])} classes"
-        elif seen:
-            count.values = f"{seen[0]:.3g}..{seen[-1]:.3g}"
+            count.values = f"{len(values)} of {len(dataset.classes[what])} classes"
+        elif values:
+            count.values = f"{values[0]:.3g}..{values[-1]:.3g}"
     return count
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from mtlsi import kinds
 from mtlsi.data.datasets import open_folder, splits_of
 from mtlsi.data.readers.decoding import UNKNOWN
 from mtlsi.data.readers.derive import boundaries_from_labels, normals_from_depth
@@ -17,7 +18,6 @@ from mtlsi.data.readers.files import FileDataset
 from mtlsi.errors import MistakeError
 from mtlsi.io import replace_array
 from mtlsi.parallel import for_each
-from mtlsi.tasks import TASKS
 
 SOURCES = {"boundary": "semseg", "normals": "depth", "saliency": "semseg"}
 """Which label each derived one follows from."""
@@ -67,7 +67,7 @@ class _Deriver:
         if task == "saliency":
             names = self.dataset.classes["semseg"]
             salient = np.isin(label, [names.index(name) for name in self.wanted.salient])
-            return np.where(TASKS["semseg"].valid(label), np.where(salient, 255, 0), UNKNOWN).astype(np.uint8)
+            return np.where(kinds.of("semseg").valid(label), np.where(salient, 255, 0), UNKNOWN).astype(np.uint8)
         assert self.wanted.camera is not None
         normals = normals_from_depth(
             label,

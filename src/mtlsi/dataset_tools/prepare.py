@@ -19,6 +19,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.images import is_plain
 from mtlsi.io import replace_bytes, replace_text
 from mtlsi.parallel import for_each
+from mtlsi.tasks import own_records
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def _describe(splits: Mapping[str, FileDataset], size_hw: tuple[int, int] | None
         "boundary_tolerance": first.boundary_tolerance,
         "splits": {split: dataset.names for split, dataset in splits.items()},
     }
+    if own := own_records({task: None for dataset in splits.values() for task in dataset.tasks}):
+        index["own_tasks"] = own
     return json.loads(json.dumps(index))  # as it will be read
 
 

@@ -1,8 +1,8 @@
 """Images for people: every task in colours, with the names and the numbers that the colours stand for.
 
-Arrays everywhere in this file, at any size ``H W``: semseg and parsing ``(H W) uint8``, depth ``(H W) float32`` in
-metres, normals ``(H W 3) float32`` (or ``(3 H W)``, as labels have them), boundary and saliency ``(H W)`` in 0..1.
-Labels may hold invalid pixels as ``mtlsi.tasks`` defines them: they are drawn in one flat grey.
+Arrays everywhere in this file, at any size ``H W``, are predictions as ``Predictor`` gives them or labels as
+``mtlsi.tasks`` defines them: maps ``(H W)``, several channels ``(H W c)`` or ``(c H W)``. Which value has which colour is
+said by the kinds; this file lays the drawings out. Invalid pixels are one flat grey.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mtlsi import kinds
 from mtlsi.errors import MistakeError
-from mtlsi.tasks import TASKS, Task, palette
+from mtlsi.kinds.colouring import Colour, Limits, Scale, Swatches
+from mtlsi.tasks import TASKS
 
 PAPER, INK, FAINT = (255, 255, 255), (32, 33, 36), (110, 113, 118)
-FRAME, UNKNOWN = (208, 210, 214), (168, 168, 172)
+FRAME = (208, 210, 214)
 TILE_WIDTH, TILE_HEIGHT, NARROWEST = 480, 640, 300
 """An image in a panel fits in the first two; no cell is narrower than the third, so that its legend can be read."""
 MARGIN, GAP, TEXT, TITLE, LEGEND_LINES = 20, 8, 15, 19, 6
@@ -29,49 +31,13 @@ MARGIN, GAP, TEXT, TITLE, LEGEND_LINES = 20, 8, 15, 19, 6
 Classes = Mapping[str, Sequence[str]]
 
 
-def colours(task: str, array: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """The map in colours, ``(H W 3) uint8``, at its own size and with nothing written on it.
-
-    Classes take the colours of ``tasks.palette``; depth runs from blue (near) to red (far) between ``limits`` in metres
-    (by default ``depth_limits``); a normal's x, y, z become red, green, blue; strength is white on black.
-    """
-    record, array = TASKS[task], _rows_first(np.asarray(array))
-    if record.image == "palette":
-        table = np.asarray([*palette(255), UNKNOWN], np.uint8)
-        return table[array]
-    if record.image == "direction":
-        shown = np.round((np.clip(array, -1, 1) + 1) * 127.5).astype(np.uint8)
-        known = (array * array).sum(-1) > 0.25
-    elif record.image == "distance":
-        low, high = limits or depth_limits(array)
-        known = np.isfinite(array) & (array > record.invalid)
-        step = np.clip((np.where(known, array, low) - low) / (high - low), 0, 1) * 255
-        shown = _turbo()[step.astype(np.uint8)]
-    else:
-        known = (array <= 1) if array.dtype.kind == "f" else (array != record.invalid)
-        shown = np.round(np.where(known, array, 0) * 255.0).astype(np.uint8)[..., None].repeat(3, -1)
-    shown[~known] = UNKNOWN
-    return shown
-
-
-def depth_limits(*arrays: np.ndarray) -> tuple[float, float]:
-    """The nearest and farthest metres that the colours tell apart, over all valid pixels of the maps given.
-
-    Choice: the 0.5th and 99.5th percentiles, so that one stray pixel does not flatten the image.
-    """
-    values = np.concatenate([a[np.isfinite(a) & (a > TASKS["depth"].invalid)] for a in map(np.asarray, arrays)])
-    if not values.size:
-        return 0.0, 10.0
-    low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
-    return low, max(high, low + 0.1)
-
-
 def draw_task(task: str, array: np.ndarray, classes: Sequence[str] | None = None, longest: int = 1600) -> np.ndarray:
     """One task for a person to look at, ``(H' W' 3) uint8``: the map in colours with its legend or scale below.
 
     The map's longer side is brought to at most ``longest`` pixels, and a small map is upsampled to a legible size.
     """
-    box = _fit(_size(array), (longest, longest), smallest=TILE_WIDTH)
+    height, width = kinds.of(task).channels_last(array).shape[:2]
+    box = _fit((height, width), (longest, longest), smallest=TILE_WIDTH)
     return np.asarray(_grid([[_cell(task, array, classes, box, title=None)]]))
 
 
@@ -104,17 +70,19 @@ def compare_panel(
 ) -> np.ndarray:
     """Predictions above the labels they should equal, the image at the left, ``(H' W' 3) uint8``.
 
-    One column for each task that both hold; both rows share one depth scale, the truth's.
+    One column for each task that both hold; both rows share one colour scale, the truth's.
     """
     classes, box = classes or {}, _fit(image.shape[:2], (TILE_HEIGHT, TILE_WIDTH))
     tasks = [task for task in prediction if task in truth]
     if not tasks:
         raise MistakeError(f"nothing to compare: predictions of {list(prediction)}, labels of {list(truth)}")
-    limits = depth_limits(truth["depth"]) if "depth" in tasks else None
     rows = []
     for row, (maps, word) in enumerate(zip((prediction, truth), titles, strict=True)):
         first = _photo_cell(image, box, "image") if row == 0 else Image.new("RGB", (max(box[1], NARROWEST), 1), PAPER)
-        cells = [_cell(t, maps[t], classes.get(t), box, f"{TASKS[t].title}: {word}", limits) for t in tasks]
+        cells = [
+            _cell(t, maps[t], classes.get(t), box, f"{TASKS[t].title}: {word}", kinds.of(t).limits(truth[t]))
+            for t in tasks
+        ]
         rows.append([first, *cells])
     return np.asarray(_grid(rows))
 
@@ -125,18 +93,20 @@ def _cell(
     classes: Sequence[str] | None,
     box: tuple[int, int],
     title: str | None,
-    limits: tuple[float, float] | None = None,
+    limits: Limits | None = None,
 ) -> Image.Image:
     """A title, the map brought to ``box`` (height, width), and below it what its colours mean."""
-    record, array = TASKS[task], _thin_out(_rows_first(np.asarray(array)), box)
-    if record.image == "distance":
-        limits = limits or depth_limits(array)
-    tile = _resize(colours(task, array, limits), box, record)
-    return _stack(title, tile, _key(record, array, classes, limits, max(box[1], NARROWEST)))
+    kind, width = kinds.of(task), max(box[1], NARROWEST)
+    array = _thin_out(kind.channels_last(array), box)
+    limits = limits or kind.limits(array)
+    tile = _resize(kind.colours(array, limits), box, hard_edges=kind.hard_edges)
+    meaning = kind.legend(array, classes, limits, num_marks=5 if width >= TILE_WIDTH else 3)
+    key = _legend(meaning, width) if isinstance(meaning, Swatches) else _scale(meaning, width)
+    return _stack(title, tile, key)
 
 
 def _photo_cell(image: np.ndarray, box: tuple[int, int], title: str) -> Image.Image:
-    tile = _resize(_thin_out(image, box), box, None)
+    tile = _resize(_thin_out(image, box), box)
     ImageDraw.Draw(tile).rectangle((0, 0, tile.width - 1, tile.height - 1), outline=FRAME)
     return _stack(title, tile, None)
 
@@ -154,39 +124,11 @@ def _stack(title: str | None, tile: Image.Image, key: Image.Image | None) -> Ima
     return cell
 
 
-def _key(
-    record: Task,
-    array: np.ndarray,
-    classes: Sequence[str] | None,
-    limits: tuple[float, float] | None,
-    width: int,
-) -> Image.Image:
-    """What the colours mean: names of the classes present, a scale, or the three directions."""
-    if record.image == "palette":
-        return _legend(_entries(array, classes), width)
-    if record.image == "direction":
-        red, green, blue = (214, 66, 66), (52, 158, 72), (66, 96, 214)
-        return _legend([(red, "right"), (green, "up"), (blue, "towards the camera")], width)
-    if record.image == "distance":
-        low, high = limits or depth_limits(array)
-        marks, digits = (5 if width >= TILE_WIDTH else 3), (1 if high - low >= 1 else 2)
-        return _scale(_turbo(), [f"{v:.{digits}f} m" for v in np.linspace(low, high, marks)], width)
-    grey = np.arange(256, dtype=np.uint8)[:, None].repeat(3, 1)
-    return _scale(grey, ["0", "0.5", "1"], width)
-
-
-def _entries(array: np.ndarray, classes: Sequence[str] | None) -> list[tuple[tuple[int, int, int], str]]:
-    """Colour and name of each class present, the largest first."""
-    counts, names, table = np.bincount(array.ravel(), minlength=256), classes or (), palette(255)
-    present = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
-    entries = [(table[i], names[i] if i < len(names) else f"class {i}") for i in present if i != 255]
-    return entries + [(UNKNOWN, "not labelled")] * bool(counts[255])
-
-
-def _legend(entries: list[tuple[tuple[int, int, int], str]], width: int) -> Image.Image:
-    """Colour chips with names, in as many lines as they need; what does not fit in ``LEGEND_LINES`` is counted."""
+def _legend(swatches: Swatches, width: int) -> Image.Image:
+    """Colour chips with names, in as many lines as needed; what does not fit in ``LEGEND_LINES`` is counted."""
+    entries = swatches.entries
     font, chip, line_height, gap = _font(TEXT), TEXT, TEXT + 8, 16
-    lines: list[list[tuple[int, tuple[int, int, int], str]]] = [[]]
+    lines: list[list[tuple[int, Colour, str]]] = [[]]
     x, rest = 0, ""
     for number, (colour, name) in enumerate(entries):
         name = _shorten(name, TEXT, width - chip - 6)
@@ -211,14 +153,14 @@ def _legend(entries: list[tuple[tuple[int, int, int], str]], width: int) -> Imag
     return strip
 
 
-def _scale(table: np.ndarray, marks: Sequence[str], width: int) -> Image.Image:
-    """A bar of the colours ``table`` (256 3) with the values ``marks`` spread evenly below it."""
+def _scale(scale: Scale, width: int) -> Image.Image:
+    """A bar of colours with the marks spread evenly below it."""
     bar, font = 12, _font(TEXT)
     strip = Image.new("RGB", (width, bar + TEXT + 12), PAPER)
-    strip.paste(Image.fromarray(table[None]).resize((width, bar), Image.Resampling.BILINEAR), (0, 0))
+    strip.paste(Image.fromarray(scale.table[None]).resize((width, bar), Image.Resampling.BILINEAR), (0, 0))
     draw = ImageDraw.Draw(strip)
-    for number, mark in enumerate(marks):
-        share = number / (len(marks) - 1)
+    for number, mark in enumerate(scale.marks):
+        share = number / (len(scale.marks) - 1)
         x, anchor = share * (width - 1), "lt" if share == 0 else "rt" if share == 1 else "mt"
         draw.line((x, bar, x, bar + 4), FAINT)
         draw.text((x, bar + 7), mark, INK, font, anchor=anchor)
@@ -264,23 +206,11 @@ def _thin_out(array: np.ndarray, box: tuple[int, int]) -> np.ndarray:
     return array[::rows, ::columns]
 
 
-def _resize(pixels: np.ndarray, box: tuple[int, int], record: Task | None) -> Image.Image:
-    """``pixels`` at ``box``; classes keep hard edges when upsampled."""
-    upsampled = record is not None and record.image == "palette" and pixels.shape[0] <= box[0]
-    how = Image.Resampling.NEAREST if upsampled else Image.Resampling.BILINEAR
+def _resize(pixels: np.ndarray, box: tuple[int, int], *, hard_edges: bool = False) -> Image.Image:
+    """``pixels`` at ``box``; with ``hard_edges`` upsampling makes no new colours."""
+    upsampled = pixels.shape[0] <= box[0]
+    how = Image.Resampling.NEAREST if hard_edges and upsampled else Image.Resampling.BILINEAR
     return Image.fromarray(np.ascontiguousarray(pixels)).resize((box[1], box[0]), how)
-
-
-def _rows_first(array: np.ndarray) -> np.ndarray:
-    """Vectors laid out ``(3 H W)`` become ``(H W 3)``; everything else stays."""
-    if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
-        return array.transpose(1, 2, 0)
-    return array
-
-
-def _size(array: np.ndarray) -> tuple[int, int]:
-    height, width = _rows_first(np.asarray(array)).shape[:2]
-    return height, width
 
 
 def _shorten(text: str, size: int, width: int) -> str:
@@ -296,9 +226,3 @@ def _shorten(text: str, size: int, width: int) -> str:
 def _font(size: int) -> Any:
     """DejaVu Sans, which comes with matplotlib: the same letters on every machine."""
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
-
-
-@cache
-def _turbo() -> np.ndarray:
-    """The 256 colours of the depth scale, ``(256 3) uint8``."""
-    return np.round(matplotlib.colormaps["turbo"](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)

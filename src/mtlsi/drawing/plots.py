@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -55,7 +56,7 @@ def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike) -> Path:
     scores = [(task, key) for task in TASKS.values() if (key := f"val/{task.name}/{task.score}") in series]
     if not losses and not scores:
         raise MistakeError(f'{metrics}: no loss and no score in it; expected lines such as {{"step": 1, "loss": 2.5}}')
-    tints = dict(zip(TASKS, matplotlib.colormaps["tab10"].colors, strict=False))  # pyright: ignore
+    tints = dict(zip(TASKS, cycle(matplotlib.colormaps["tab10"].colors), strict=False))  # pyright: ignore
     plots = bool(losses) + len(scores)
     columns = min(plots, 3)
     lines = math.ceil(plots / columns)
@@ -72,7 +73,7 @@ def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike) -> Path:
     for axis, (task, key) in zip(axes[bool(losses) :], scores, strict=False):
         arrow = "higher" if task.higher_is_better else "lower"
         axis.plot(*series[key], color=tints[task.name], marker="o", ms=3.5)
-        axis.set(title=f"{task.title}: {task.score} ({task.unit}), {arrow} is better")
+        axis.set(title=f"{task.title}: {task.score} ({task.unit}), {arrow} is better".replace(" ()", ""))
     for axis in axes[:plots]:
         axis.set(xlabel="iteration")
         axis.title.set_fontsize(10)

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mtlsi import run_folder
+from mtlsi import kinds, run_folder
 from mtlsi.config import DataConfig
 from mtlsi.data.batches import evaluation_batches
 from mtlsi.data.datasets import LabelledImages, open_dataset, spread
@@ -33,8 +33,8 @@ from mtlsi.evaluation.report import (
     write_scores,
 )
 from mtlsi.io import check_writable
+from mtlsi.kinds import decode
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
-from mtlsi.model.heads import decode
 from mtlsi.model.network import MTLSINet
 from mtlsi.nn.layout import resize_maps
 from mtlsi.options import EvaluateOptions
@@ -72,7 +72,7 @@ def evaluate(
     own = check_metrics(metrics or {}, tasks)
     settings = {
         task: MetricSettings(
-            num_classes=num_channels(task, dataset.classes) if TASKS[task].output == "class" else None,
+            num_classes=num_channels(task, dataset.classes) if TASKS[task].kind == "classes" else None,
             boundary_tolerance=dataset.boundary_tolerance,
             num_thresholds=num_thresholds,
             legacy_saliency=legacy_saliency,
@@ -94,7 +94,7 @@ def evaluate(
                 for task, metric in meters.items():
                     label = sample[task].to(device)[None]
                     decoded[task] = decode(task, resize_maps(raw[task].float(), label.shape[-2:]))
-                    valid = TASKS[task].valid(label)
+                    valid = kinds.of(task).valid(label)
                     if on_image is None:
                         metric.update(decoded[task], label, valid)
                     else:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mtlsi.metrics.boundary.score import boundary_counts, count_pairs
     from mtlsi.metrics.build import METRICS, MetricSettings, build_metric
     from mtlsi.metrics.delta import delta_m
-    from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU
+    from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU, RegressionError
 
 _HOMES = {
     "METRICS": "build",
@@ -28,6 +28,7 @@ _HOMES = {
     "MeanIoU": "dense",
     "MetricSettings": "build",
     "boundary_counts": "boundary.score",
+    "RegressionError": "dense",
     "build_metric": "build",
     "count_pairs": "boundary.score",
     "delta_m": "delta",
@@ -43,6 +44,7 @@ __all__ = [
     "MaxF",
     "MeanIoU",
     "MetricSettings",
+    "RegressionError",
     "boundary_counts",
     "build_metric",
     "count_pairs",

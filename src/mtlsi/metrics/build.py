@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from mtlsi.errors import MistakeError
 from mtlsi.metrics.boundary.metric import BoundaryF
-from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU
+from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU, RegressionError
 from mtlsi.tasks import NUM_THRESHOLDS, TASK_SETS, Task
 
 
@@ -30,6 +30,7 @@ class MetricSettings:
 METRICS: dict[str, Callable[[MetricSettings], Metric]] = {
     "miou": lambda settings: MeanIoU(settings.num_classes or 0),
     "depth_error": lambda _: DepthError(),
+    "value_error": lambda _: RegressionError(),
     "angular_error": lambda _: AngularError(),
     "max_f": lambda settings: MaxF(legacy=settings.legacy_saliency),
     "boundary_f": lambda settings: BoundaryF(settings.boundary_tolerance, num_thresholds=settings.num_thresholds),
@@ -42,6 +43,6 @@ def build_metric(task: Task, settings: MetricSettings) -> Metric:
 
     Raises ``MistakeError`` where a task with classes is given no ``num_classes``.
     """
-    if task.output == "class" and not settings.num_classes:
+    if task.kind == "classes" and not settings.num_classes:
         raise MistakeError(f"{task.name}: number of classes not given; mIoU needs num_classes")
     return METRICS[task.metric](settings)

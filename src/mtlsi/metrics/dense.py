@@ -1,4 +1,4 @@
-"""Metrics that compare pixel with pixel: mIoU, depth and angular errors, maxF.
+"""Metrics that compare pixel with pixel: mIoU, errors of depth, values and directions, maxF.
 
 All take decoded predictions, ``update(prediction, label, valid)`` with ``valid`` (b H W) bool, and hold nothing but
 int64 or float64 sums, so batches and processes may be cut in any way and still add up to the same score.
@@ -39,7 +39,7 @@ class MeanIoU(Metric):
             if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.num_classes:
                 raise MistakeError(
                     f"{what} holds class indices {int(indices.min())}..{int(indices.max())}; expected"
-                    f" 0..{self.num_classes - 1}, with 255 where unlabelled: check the class list of the data set"
+                    f" 0..{self.num_classes - 1} where labelled: check the class list of the data set"
                 )
         codes = labelled * self.num_classes + predicted
         self.confusion += torch.bincount(codes, minlength=self.num_classes**2).view_as(self.confusion)
@@ -108,6 +108,39 @@ class DepthError(Metric):
             "delta2": delta2,
             "delta3": delta3,
         }
+
+
+class RegressionError(Metric):
+    """Errors of any numbers, pooled over all valid pixels of the set.
+
+    ``update``: ``prediction`` and ``label`` (b H W) or (b c H W).
+    ``compute``: ``RMSE`` and ``MAE`` in the label's unit.
+    Choice: every channel of a pixel counts as one number, so RMSE is comparable between numbers of channels.
+    """
+
+    full_state_update = False
+    num_values: Tensor
+    squared: Tensor
+    absolute: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("num_values", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("squared", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("absolute", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, label: Tensor, valid: Tensor) -> None:
+        """Add a batch."""
+        if label.dim() == 4:
+            prediction, label = prediction.movedim(1, -1), label.movedim(1, -1)
+        error = prediction[valid].double() - label[valid].double()
+        self.num_values += error.numel()
+        self.squared += error.square().sum()
+        self.absolute += error.abs().sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """``RMSE`` and ``MAE`` in the label's unit."""
+        return {"RMSE": (self.squared / self.num_values).sqrt(), "MAE": self.absolute / self.num_values}
 
 
 class AngularError(Metric):

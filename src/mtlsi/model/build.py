@@ -9,7 +9,7 @@ from typing import Any
 from mtlsi.config import sizes_of
 from mtlsi.errors import MistakeError
 from mtlsi.model.network import MTLSINet
-from mtlsi.tasks import TASK_SETS
+from mtlsi.tasks import TASK_SETS, own_records
 
 
 def create_model(
@@ -35,6 +35,7 @@ def create_model(
         list(task_set.tasks if tasks is None else tasks),
         {task: list(names) for task, names in (classes or task_set.classes).items()},
         list(input_size or task_set.size_hw),
+        own_tasks=own_records(task_set.tasks if tasks is None else tasks),
         **asdict(sizes_of(preset, sizes)),
     )
     if pretrained_backbone:

@@ -1,4 +1,4 @@
-"""The final head of every task, and what its channels mean.
+"""The final head of every task.
 
 prediction = V GELU(BN(conv(X)))                                                  at stride 4
 prediction = V GELU(BN(conv(up(GELU(BN(conv(X)))) + BN(W M_1))))      at a coarser stride, M_1 the finest map
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtlsi.nn.layers import Predictions, TaskConvolution, TaskProjection, unit_length
+from mtlsi.nn.layers import Predictions, TaskConvolution, TaskProjection
 from mtlsi.nn.layout import resize_maps
-from mtlsi.tasks import TASKS
 
 
 class TaskHeads(nn.Module):
@@ -46,22 +44,3 @@ class TaskHeads(nn.Module):
         if self.fine is not None and self.finish is not None:
             x = self.finish(resize_maps(x, finest.shape[-2:]) + self.fine(finest))
         return self.predict(x)
-
-
-def decode(task: str, raw: Tensor) -> Tensor:
-    """The prediction that raw channels (b c h w) stand for, as labels are laid out.
-
-    semseg, parsing: (b h w) uint8; saliency, boundary: (b h w) probability; depth: (b h w) metres, not below 0;
-    normals: (b 3 h w) of unit length.
-    """
-    output = TASKS[task].output
-    if output == "class":
-        return raw.max(1).indices.to(torch.uint8)  # argmax takes twice as long
-    raw = raw.float()
-    if output == "foreground":
-        return raw.softmax(1)[:, 1]
-    if output == "probability":
-        return raw[:, 0].sigmoid()
-    if output == "direction":
-        return unit_length(raw, 1e-12)
-    return raw[:, 0].clamp_min(0)

@@ -32,7 +32,7 @@ from mtlsi.model.backbone import STRIDES, Backbone
 from mtlsi.model.decoders import DecoderSpec, OnlyTasks, build_decoder
 from mtlsi.nn.layout import resize_maps
 from mtlsi.nn.task_subset import shallow_copy
-from mtlsi.tasks import check_tasks, num_channels
+from mtlsi.tasks import check_tasks, num_channels, register_records
 
 
 @dataclass
@@ -58,7 +58,8 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
     """One RGB image in, every task out.
 
     ``tasks`` fixes the task axis; ``classes`` names the classes of each task that has classes; ``input_size`` (h, w) is
-    the size of the images that the weights were trained on; ``sizes`` are the fields of ``ModelConfig``.
+    the size of the images that the weights were trained on; ``own_tasks`` are the records of tasks that are not built in,
+    registered again by name; ``sizes`` are the fields of ``ModelConfig``.
     Raises ``MistakeError`` for an unknown task, backbone, decoder or size.
     """
 
@@ -67,9 +68,11 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         tasks: Sequence[str],
         classes: Mapping[str, Sequence[str]],
         input_size: Sequence[int],
+        own_tasks: Sequence[Mapping[str, Any]] = (),
         **sizes: Any,
     ):
         super().__init__()
+        register_records(own_tasks)
         config = ModelConfig.of(sizes)
         self.tasks = check_tasks(tasks)
         self.classes = {task: tuple(names) for task, names in classes.items() if task in self.tasks}

@@ -163,12 +163,3 @@ class Predictions(nn.Module):
     def start_at(self, task: str, value: float) -> None:
         """Let an untrained prediction of ``task`` begin at ``value`` instead of 0."""
         nn.init.constant_(cast(Tensor, self.of_task[task].bias), value)
-
-
-def unit_length(x: Tensor, shortest: float) -> Tensor:
-    """Vectors (b 3 h w) brought to length 1; those shorter than ``shortest`` are scaled as if they had that length.
-
-    torch's norm over a leading axis takes ten times as long.
-    """
-    u, v, w = x.unbind(1)
-    return x / (u * u + v * v + w * w).clamp_min(shortest**2).sqrt().unsqueeze(1)

@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,14 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from mtlsi import kinds
 from mtlsi.drawing.panels import draw_task, panel
 from mtlsi.errors import MistakeError
-from mtlsi.images import FilePath
 from mtlsi.io import replace_array
-from mtlsi.prediction.images import IMAGE_ENDINGS, ImageLike, as_pixels, check_file, read_image
+from mtlsi.kinds.palette import palette
+from mtlsi.prediction.images import IMAGE_ENDINGS, FilePath, ImageLike, as_pixels, check_file, read_image
 from mtlsi.prediction.predictor import Predictor
-from mtlsi.tasks import TASKS, check_tasks, palette
+from mtlsi.tasks import check_tasks
 
 
 def save_prediction(
@@ -36,8 +38,9 @@ def save_prediction(
     ==========================  =======================================================================
     ``<stem>_<task>.npy``       the exact array
     ``<stem>_<task>.png``       an image to look at, with its legend or scale, 1600 pixels at most
-    ``<stem>_semseg_index.png`` the class indices, 8 bits, shown in the classes' colours (also parsing)
-    ``<stem>_depth_mm.png``     depth in whole millimetres, 16 bits, at most 65.535 m
+    ``<stem>_semseg_index.png`` class indices (any task of classes): 8 bits, shown in the classes' colours, or 16 bits
+                                with more than 255 classes
+    ``<stem>_depth_mm.png``     whole millimetres (any distance), 16 bits, at most 65.535 m
     ``<stem>_panel.png``        the image and all tasks on one sheet
     ==========================  =======================================================================
 
@@ -176,14 +179,16 @@ def _write_whole(path: Path, content: np.ndarray | Image.Image) -> Path:
 def _files_of(task: str) -> dict[str, Callable[[np.ndarray, Sequence[str] | None], np.ndarray | Image.Image]]:
     """The end of each file's name for one task, and what goes into it."""
     files = {f"{task}.npy": lambda a, _: a, f"{task}.png": lambda a, names: Image.fromarray(draw_task(task, a, names))}
-    if TASKS[task].output == "class":
-        files[f"{task}_index.png"] = _to_index
-    if TASKS[task].unit == "m":
-        files[f"{task}_mm.png"] = lambda a, _: Image.fromarray(np.clip(np.round(a * 1000), 0, 65535).astype(np.uint16))
+    for name, pixels in kinds.of(task).extra_files().items():
+        files[f"{task}_{name}.png"] = partial(_draw_pixels, pixels, name == "index")
     return files
 
 
-def _to_index(array: np.ndarray, _: Sequence[str] | None) -> Image.Image:
-    image = Image.fromarray(array)
-    image.putpalette(np.asarray(palette(256), np.uint8).tobytes())
+def _draw_pixels(
+    pixels: Callable[[np.ndarray], np.ndarray], in_colours: bool, array: np.ndarray, _: Sequence[str] | None
+) -> Image.Image:
+    """An array as an image file's numbers; 8-bit classes are shown in their colours."""
+    image = Image.fromarray(pixels(array))
+    if in_colours and image.mode == "L":
+        image.putpalette(np.asarray(palette(256), np.uint8).tobytes())
     return image

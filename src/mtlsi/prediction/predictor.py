@@ -18,8 +18,8 @@ from mtlsi.device import find_device
 from mtlsi.errors import MistakeError
 from mtlsi.kernels.convolve_linears import convolutions_are_faster, convolve_linears, has_linears
 from mtlsi.kernels.fold_norms import fold_norms
+from mtlsi.kinds import decode
 from mtlsi.model.backbone import STRIDES
-from mtlsi.model.heads import decode
 from mtlsi.model.network import MTLSINet, Output
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.tasks import check_tasks

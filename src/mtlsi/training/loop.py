@@ -23,7 +23,7 @@ from mtlsi.drawing.plots import plot_curves
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate, shared_tasks
 from mtlsi.evaluation.report import Scores, introduce, write_scores
-from mtlsi.model.heads import decode
+from mtlsi.kinds import decode
 from mtlsi.model.network import MTLSINet
 from mtlsi.nn.layout import resize_maps
 from mtlsi.plugins import import_plugins

@@ -16,7 +16,7 @@ from accelerate.tracking import get_available_trackers
 from torch import Generator, nn
 from torchmetrics import Metric
 
-from mtlsi import run_folder
+from mtlsi import kinds, run_folder
 from mtlsi.config import RunConfig, TrainConfig
 from mtlsi.data.datasets import LabelledImages, constant_predictions, open_dataset
 from mtlsi.data.transforms import Sample
@@ -31,7 +31,6 @@ from mtlsi.model.pretrained import packaged_models
 from mtlsi.nn.layers import TaskLayerNorm
 from mtlsi.plugins import settle_plugins
 from mtlsi.run_folder import MovingAverage, Position
-from mtlsi.tasks import TASKS
 
 Transform = Callable[[Sample, Generator], Sample]
 """An augmentation: a sample and the generator of all its random draws, to a sample of the network's input."""
@@ -161,8 +160,8 @@ def set_first_weights(network: MTLSINet, backbone_weights: str, dataset: Labelle
     elif backbone_weights != "none":
         network.backbone.load(backbone_weights)
     for task, value in constant_predictions(dataset).items():
-        if TASKS[task].output == "value":  # metres far from 0 would take a thousand steps to reach
-            start_predictions_at(network.decoder, task, float(value))
+        if kinds.of(task).starts_at_constant:  # metres far from 0 would take a thousand steps to reach
+            start_predictions_at(network.decoder, task, float(value.mean()))
 
 
 def build_criterion(tasks: tuple[str, ...], options: TrainConfig) -> MultiTaskLoss:

@@ -298,8 +298,8 @@ SETTINGS_MISTAKES = {
         "semseg.colours: 1 for 2 classes",
     ),
     "too many classes": (
-        {"tasks": {"semseg": {"classes": [f"c{i}" for i in range(256)]}}},
-        "semseg.classes: 256 from pixel value 0 on",
+        {"tasks": {"semseg": {"classes": [f"c{i}" for i in range(9)], "first": 65530}}},
+        "semseg.classes: 9 from pixel value 65530 on; 16 bits end at 65535",
     ),
     "unit": ({"tasks": {"depth": {"unit": "inch"}}}, "tasks.depth.unit: 'inch'; expected m, cm, mm"),
     "scale": ({"tasks": {"depth": {"scale": 0}}}, "tasks.depth.scale: 0; expected a number above 0"),

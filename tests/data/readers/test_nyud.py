@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from mtlsi import kinds
 from mtlsi.data.readers.decoding import decode_normals, encode_normals
 from mtlsi.data.readers.derive import boundaries_from_labels, normals_from_depth
 from mtlsi.data.readers.nyud import NYUD
 from mtlsi.errors import MistakeError
 from mtlsi.io import default_cache_dir
-from mtlsi.tasks import TASKS
 
 REAL = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "nyudv2"
 HEIGHT, WIDTH = 48, 64
@@ -62,7 +62,7 @@ def test_items_hold_what_was_written_and_the_folder_is_left_alone(tmp_path: Path
         assert item["image"].shape == (3, HEIGHT, WIDTH)
         assert np.abs(item["image"].numpy().transpose(1, 2, 0).astype(int) - source["image"]).max() <= 2  # JPEG
         for task in dataset.tasks:
-            assert str(item[task].dtype) == f"torch.{TASKS[task].label_dtype}"
+            assert item[task].dtype == kinds.of(task).label_dtype()
         classes = np.array([255, *range(40)])[source["segmentation"]]
         np.testing.assert_array_equal(item["semseg"], classes)
         metres = np.where(source["depth"] == 0, 0, (source["depth"] + 0.5) / 25.5)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mtlsi.errors import MistakeError
 from mtlsi.images import open_image, to_rgb
+from mtlsi.tasks import class_dtype, invalid_class
 
 Decoder = Callable[[Path, bytes], np.ndarray]
 
@@ -71,28 +72,54 @@ def decode_mat(path: Path, content: bytes) -> dict[str, Any]:
         ) from error
 
 
+def is_npy(path: Path) -> bool:
+    """Whether a file is NumPy's, by its suffix."""
+    return path.suffix.lower() == ".npy"
+
+
+def decode_indices(path: Path, content: bytes) -> np.ndarray:
+    """Whole numbers (H W): of an image with one channel of 8 or 16 bits, of a palette image, or of a NumPy file."""
+    if is_npy(path):
+        values = decode_npy(path, content)
+        if values.dtype.kind not in "iu" or values.ndim != 2:
+            kind = f"{values.dtype} of shape {list(values.shape)}"
+            raise MistakeError(f"{path}: {kind}; expected whole numbers (height, width): class indices")
+        return values
+    image = decode_image(path, content)
+    if image.mode not in ("L", "P", "I", "I;16", "I;16B", "I;16L"):
+        raise MistakeError(
+            f"{path}: pixels of mode {image.mode}; expected one channel of 8 or 16 bits; convert the file"
+        )
+    return np.array(image)
+
+
 def decode_classes(
     path: Path, content: bytes, *, num_classes: int, first: int = 0, invalid: Sequence[int] = (255,)
 ) -> np.ndarray:
-    """Class indices (H W) uint8 of an image: pixel ``first`` + k is class k, one of ``invalid`` has no label (255)."""
-    return classes_from_values(path, decode_grey(path, content), num_classes, first=first, invalid=invalid)
+    """Class indices (H W) of a file: pixel ``first`` + k is class k, one of ``invalid`` has no label.
+
+    uint8 with 255 where unlabelled; int32 with 65535 where there are more than 255 classes.
+    """
+    return classes_from_values(path, decode_indices(path, content), num_classes, first=first, invalid=invalid)
 
 
 def classes_from_values(
     path: Path, values: np.ndarray, num_classes: int, *, first: int = 0, invalid: Sequence[int] = (255,)
 ) -> np.ndarray:
-    """Class indices (H W) uint8 with 255 where unlabelled; see ``decode_classes``."""
-    table = np.full(int(max(values.max(initial=0), first + num_classes, *invalid)) + 1, -1)
+    """Class indices (H W), laid out as ``decode_classes`` says, of a map of whole numbers."""
+    dtype = class_dtype(num_classes)
+    table = np.full(max(first + num_classes, *invalid, 0) + 1, -1)
     table[first : first + num_classes] = np.arange(num_classes)
-    table[list(invalid)] = 255
-    classes = table[values]
+    table[list(invalid)] = invalid_class(dtype)
+    known = (values >= 0) & (values < len(table))
+    classes = np.where(known, table[np.where(known, values, 0)], -1)
     if (classes < 0).any():
         unlabelled = ", ".join(map(str, invalid)) or "none"
         raise MistakeError(
             f"{path}: label {values[classes < 0].max()}; expected {first}..{first + num_classes - 1}, and {unlabelled} for "
             "unlabelled; map the labels to the classes"
         )
-    return classes.astype(np.uint8)
+    return classes.astype(dtype)
 
 
 def checked_depth(path: Path, metres: np.ndarray) -> np.ndarray:

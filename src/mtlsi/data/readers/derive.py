@@ -10,14 +10,14 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.ndimage import distance_transform_edt, grey_opening, uniform_filter
 
+from mtlsi.tasks import invalid_class
+
 DERIVE_VERSION = 1
 """Raised whenever a function here gives other values for the same labels, so that stored results are made again."""
 
 NYU_FOCAL_XY = (518.86, 519.47)
 NYU_CENTRE_XY = (325.58, 253.74)
 NYU_DEPTH_STEP_M = 1 / 25.5
-
-UNLABELLED = 255
 
 WORKING_SHORT_SIDE = 240
 """Normals are fitted on a grid thinned to about this many rows: a quarter of the cost for a pixel or two of detail."""
@@ -31,7 +31,7 @@ def boundaries_from_labels(labels: np.ndarray, max_crack: int = 10) -> np.ndarra
     """Boundary map (H W) uint8 of a label map (H W): 1 where the label changes, 0 where it does not, 255 unknown.
 
     Each pixel answers for two pairs, with its right and with its lower neighbour: 1 if one of the pairs has two
-    different labels; else 255 if it or one of these neighbours is unlabelled (255); else 0. Lines are one pixel wide.
+    different labels; else 255 if it or one of these neighbours is unlabelled; else 0. Lines are one pixel wide.
 
     Choice: an unlabelled neighbour is no evidence for a boundary nor against one, hence 255. But NYUDv2's annotators
     left cracks between their regions, and with those unknown hardly a boundary would remain. So unlabelled pixels in
@@ -39,7 +39,7 @@ def boundaries_from_labels(labels: np.ndarray, max_crack: int = 10) -> np.ndarra
     crack. Wider unlabelled areas, and the unlabelled frame around an image, stay unknown.
     """
     labels = _fill_cracks(labels, max_crack)
-    known = labels != UNLABELLED
+    known = labels != invalid_class(labels.dtype)
     changes, unknown = np.zeros(labels.shape, bool), ~known
     for here, there in (
         ((slice(None), slice(None, -1)), (slice(None), slice(1, None))),
@@ -47,12 +47,12 @@ def boundaries_from_labels(labels: np.ndarray, max_crack: int = 10) -> np.ndarra
     ):
         changes[here] |= known[here] & known[there] & (labels[here] != labels[there])
         unknown[here] |= ~known[there]
-    return np.where(changes, 1, np.where(unknown, UNLABELLED, 0)).astype(np.uint8)
+    return np.where(changes, 1, np.where(unknown, 255, 0)).astype(np.uint8)
 
 
 def _fill_cracks(labels: np.ndarray, max_crack: int) -> np.ndarray:
     """``labels``, with the nearest label in unlabelled pixels that no unlabelled square of ``max_crack`` + 1 covers."""
-    unlabelled = labels == UNLABELLED
+    unlabelled = labels == invalid_class(labels.dtype)
     if max_crack < 1 or not unlabelled.any() or unlabelled.all():
         return labels
     # Beyond the image counts as unlabelled, so that the frame is a wide area and not a crack.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.images import turned_label
 from mtlsi.io import default_cache_dir, replace_array
 from mtlsi.parallel import for_each
-from mtlsi.tasks import TASKS, check_tasks
+from mtlsi.tasks import BUILT_IN, TASKS, check_tasks, own_records, register_records
 
 IMAGE = "image"
 
@@ -79,7 +80,8 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         self.root, self.split, self.layout, self.names = Path(root), split, layout, list(names)
         self.sources, self.boundary_tolerance = sources, boundary_tolerance
         self.cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-        known = tuple(task for task in TASKS if task in sources)
+        own = tuple(task for task in sources if task not in (*BUILT_IN, IMAGE))
+        known = (*(task for task in BUILT_IN if task in sources), *own)
         self._listings: dict[str, set[str]] = {}
         if not may_lack:
             self._demand(IMAGE)
@@ -95,8 +97,15 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         self.tasks = tuple(task for task in tasks or known if task not in self.left_out)
         if not self.tasks:
             raise MistakeError(f"{self.root}: no labels for the split {split} ({next(iter(self.left_out.values()))})")
-        self.classes = {task: tuple(of) for task, of in classes.items() if task in self.tasks}
+        self.classes = {task: tuple(names) for task, names in classes.items() if task in self.tasks}
         self.derived = tuple(task for task in self.tasks if any(s.derived for s in self._used(task)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"own_tasks": own_records(self.tasks)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        register_records(state.pop("own_tasks"))  # a spawned process knows the built-in tasks only
+        self.__dict__ |= state
 
     def __len__(self) -> int:
         return len(self.names)
@@ -163,7 +172,7 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def _kept(self, task: str, key: str, decode: Callable[[], np.ndarray], version: str = "") -> np.ndarray:
         """The label that ``decode`` gives, from the cache where it is there. Its ``key`` tells what it follows from."""
-        vectors = bool(TASKS[task].label_channels)
+        vectors = TASKS[task].kind == "direction"
         kept = self.cache_dir / "-".join(filter(None, (task, str(DERIVE_VERSION), version))) / f"{key}.png"
         if kept.exists():
             pixels = np.array(decode_image(kept, kept.read_bytes()))

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mtlsi.data.readers.files import read_names
+from mtlsi.data.readers.keys import Key, listed, mapping, number, one_of, read_keys, span, text, truth, whole
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
-from mtlsi.tasks import MAX_DIST, TASKS
+from mtlsi.tasks import BUILT_IN, KINDS, LOSSES_OF, MAX_DIST, METRICS_OF, MOST_CLASSES, TASKS, Task, check_name
 
 SETTINGS = "dataset.yaml"
 METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
-
-
-@dataclass(frozen=True)
-class Key:
-    """A key of ``dataset.yaml``: what it takes, in words and as a function that raises ``ValueError`` for all else."""
-
-    expected: str
-    read: Callable[[Any], Any]
-    default: Any = None
-    required: bool = False
+Splits = dict[str, str | tuple[str, ...] | float]
 
 
 @dataclass(frozen=True)
@@ -36,63 +25,17 @@ class Settings:
 
     path: Path
     name: str
-    splits: dict[str, str | tuple[str, ...] | float]
+    splits: Splits
     """By split: a file with one name per line, the names, or the share of the images that is held out for it."""
     tasks: dict[str, dict[str, Any]]
-    """By task, a value for every key in ``TASK_KEYS``."""
+    """By task, a value for each of its keys."""
+    own: dict[str, Task]
+    """The tasks that are declared here, by name."""
     boundary_tolerance: float
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError
-    return value
-
-
-def _number(low: float = -math.inf, high: float = math.inf) -> Callable[[Any], float]:
-    """A number between ``low`` and ``high``, both left out where they are finite."""
-
-    def read(value: Any) -> float:
-        if isinstance(value, str):
-            value = float(value)  # YAML takes 1e-3 for a text
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError
-        if (math.isfinite(low) and not value > low) or (math.isfinite(high) and not value < high):
-            raise ValueError
-        return float(value)
-
-    return read
-
-
-def _whole(low: int, high: int) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError
-        return value
-
-    return read
-
-
-def _listed(item: Callable[[Any], Any], length: int | None = None) -> Callable[[Any], tuple]:
-    def read(value: Any) -> tuple:
-        if not isinstance(value, list) or (length is not None and len(value) != length):
-            raise ValueError
-        return tuple(item(one) for one in value)
-
-    return read
-
-
-def _one_of(*choices: Any) -> Callable[[Any], Any]:
-    def read(value: Any) -> Any:
-        if isinstance(value, bool) or value not in choices:
-            raise ValueError
-        return value
-
-    return read
-
-
 def _class_names(value: Any) -> tuple[str, ...]:
-    names = _listed(_text)(value)
+    names = listed(text)(value)
     if not names or len(set(names)) != len(names):
         raise ValueError
     return names
@@ -101,59 +44,81 @@ def _class_names(value: Any) -> tuple[str, ...]:
 def _intrinsics(value: Any) -> dict[str, tuple[float, float]]:
     if not isinstance(value, dict) or set(value) != {"focal", "centre"}:
         raise ValueError
-    return {"focal_xy": _listed(_number(0), 2)(value["focal"]), "centre_xy": _listed(_number(), 2)(value["centre"])}
+    return {"focal_xy": listed(number(0), 2)(value["focal"]), "centre_xy": listed(number(), 2)(value["centre"])}
 
 
-def _splits(value: Any) -> dict[str, str | tuple[str, ...] | float]:
+def _splits(value: Any) -> Splits:
     if not isinstance(value, dict) or not value:
         raise ValueError
-    readers = {str: _text, list: _listed(_text), float: _number(0, 1)}
-    if any(type(of) not in readers for of in value.values()):
+    readers = {str: text, list: listed(text), float: number(0, 1)}
+    if any(type(names) not in readers for names in value.values()):
         raise ValueError
-    return {_text(name): readers[type(of)](of) for name, of in value.items()}
+    return {text(split): readers[type(names)](names) for split, names in value.items()}
 
 
-def _mapping(value: Any) -> dict:
-    if not isinstance(value, dict):
-        raise ValueError
-    return value
-
-
-_CLASS_KEYS = {
-    "classes": Key(
-        "a list of names, each once, in quotes where YAML reads a number or yes and no", _class_names, required=True
-    ),
-    "colours": Key("a list of [r, g, b] in 0..255", _listed(_listed(_whole(0, 255), 3))),
-    "first": Key("the pixel value of the first class, 0..254", _whole(0, 254), 0),
-    "invalid": Key("a list of pixel values in 0..255", _listed(_whole(0, 255)), (255,)),
+_PIXEL = whole(0, MOST_CLASSES)
+FILE_KEYS: dict[str, dict[str, Key]] = {
+    "classes": {
+        "classes": Key(
+            "a list of names, each once, in quotes where YAML reads a number or yes and no", _class_names, required=True
+        ),
+        "colours": Key("a list of [r, g, b] in 0..255", listed(listed(whole(0, 255), 3))),
+        "first": Key(f"the pixel value of the first class, 0..{MOST_CLASSES - 1}", whole(0, MOST_CLASSES - 1), 0),
+        "invalid": Key(f"a list of pixel values in 0..{MOST_CLASSES}", listed(_PIXEL)),
+    },
+    "strength": {"threshold": Key("a number between 0 and 1", number(0, 1), 0.5)},
+    "value": {
+        "scale": Key("a number above 0: what one stored unit is worth", number(0)),
+        "invalid": Key("a list of stored values", listed(number()), ()),
+    },
+    "distance": {
+        "unit": Key(", ".join(METRES), one_of(*METRES)),
+        "scale": Key("a number above 0: metres per stored unit", number(0)),
+        "invalid": Key("a list of stored values", listed(number()), (0.0,)),
+    },
+    "direction": {"axes": Key("three signs for x, y, z, such as [1, -1, -1]", listed(one_of(1, -1), 3), (1, 1, 1))},
 }
-TASK_KEYS: dict[str, dict[str, Key]] = {
-    "semseg": _CLASS_KEYS,
-    "parsing": _CLASS_KEYS,
-    "saliency": {"threshold": Key("a number between 0 and 1", _number(0, 1), 0.5)},
-    "depth": {
-        "unit": Key(", ".join(METRES), _one_of(*METRES)),
-        "scale": Key("a number above 0: metres per stored unit", _number(0)),
-        "invalid": Key("a list of stored values", _listed(_number()), (0.0,)),
-        "intrinsics": Key("{focal: [fx, fy], centre: [cx, cy]} in pixels of the depth maps", _intrinsics),
-    },
-    "normals": {
-        "axes": Key("three signs for x, y, z, such as [1, -1, -1]", _listed(_one_of(1, -1), 3), (1, 1, 1)),
-        "from": Key("depth", _one_of("depth")),
-    },
-    "boundary": {"from": Key("semseg or parsing", _one_of("semseg", "parsing"))},
+"""By kind: how the files of a task are read."""
+BUILT_IN_KEYS: dict[str, dict[str, Key]] = {
+    "semseg": FILE_KEYS["classes"],
+    "parsing": FILE_KEYS["classes"],
+    "saliency": FILE_KEYS["strength"],
+    "depth": FILE_KEYS["distance"]
+    | {"intrinsics": Key("{focal: [fx, fy], centre: [cx, cy]} in pixels of the depth maps", _intrinsics)},
+    "normals": FILE_KEYS["direction"] | {"from": Key("depth", one_of("depth"))},
+    "boundary": {"from": Key("semseg or parsing", one_of("semseg", "parsing"))},
 }
 _KEYS = {
-    "name": Key("a name in letters", _text, ""),
+    "name": Key("a name in letters", text, ""),
     "splits": Key(
         "for each split a file with one name per line, a list of names in quotes, or a share between 0 and 1, such as "
         "{val: 0.2}",
         _splits,
         {"val": 0.2},
     ),
-    "tasks": Key("for each task its keys, such as {depth: {unit: mm}}", _mapping, {}),
-    "boundary_tolerance": Key("a fraction of the image's diagonal, between 0 and 0.1", _number(0, 0.1), MAX_DIST),
+    "tasks": Key("for each task its keys, such as {depth: {unit: mm}}", mapping, {}),
+    "boundary_tolerance": Key("a fraction of the image's diagonal, between 0 and 0.1", number(0, 0.1), MAX_DIST),
 }
+
+
+def record_keys(kind: str) -> dict[str, Key]:
+    """What a person's own task of this kind may say about itself, beside ``FILE_KEYS``: fields of ``Task``."""
+    choices = {"loss": LOSSES_OF[kind], "metric": METRICS_OF[kind]}
+    keys = {
+        "kind": Key(", ".join(KINDS), one_of(*KINDS)),
+        "title": Key("a text", text),
+        "loss_weight": Key("a number above 0", number(0)),
+        **{name: Key(", ".join(names), one_of(*names)) for name, names in choices.items()},
+    }
+    if kind == "value":
+        keys |= {
+            "channels": Key("a whole number in 1..1024", whole(1, 1024)),
+            "unit": Key("a text", text),
+            "range": Key("[low, high], low first", span),
+        }
+    if kind == "strength":
+        keys["thin"] = Key("true or false", truth)
+    return keys
 
 
 def read_settings(root: Path, tasks: Collection[str] = ()) -> Settings:
@@ -174,118 +139,87 @@ def read_settings(root: Path, tasks: Collection[str] = ()) -> Settings:
         raise MistakeError(
             f"{path}: not YAML{where} ({getattr(error, 'problem', None) or 'broken'}); correct it"
         ) from error
-    top = _read_keys(path, "", content, _KEYS)
-    for task in top["tasks"]:
-        if task not in TASKS:
-            raise MistakeError(f"{path}: tasks.{task}: unknown task; expected some of {', '.join(TASKS)}")
-    known = {task for task in TASKS if task in top["tasks"] or task in tasks}
-    found = {task: _read_keys(path, f"tasks.{task}", top["tasks"].get(task), TASK_KEYS[task]) for task in known}
+    top = read_keys(path, "", content, _KEYS)
+    own = {task: keys for task, keys in top["tasks"].items() if _declares(path, task, keys)}
+    known = [task for task in TASKS if (task in top["tasks"] or task in tasks) and task not in own]
+    found = {
+        task: read_keys(path, f"tasks.{task}", top["tasks"].get(task), BUILT_IN_KEYS.get(task) or _file_keys(task))
+        for task in known
+    }
+    records = {}
+    for task, keys in own.items():
+        records[task], found[task] = _own_task(path, task, keys)
     _check(path, found)
-    return Settings(path, top["name"] or root.resolve().name, top["splits"], found, top["boundary_tolerance"])
+    return Settings(path, top["name"] or root.resolve().name, top["splits"], found, records, top["boundary_tolerance"])
 
 
-def _read_keys(path: Path, where: str, values: Any, keys: Mapping[str, Key]) -> dict[str, Any]:
-    values, prefix = {} if values is None else values, f"{where}." if where else ""
-    if not isinstance(values, dict):
-        raise MistakeError(f"{path}: {where or 'holds'} {_short(values)}; expected keys, some of {', '.join(keys)}")
-    for name in values:
-        if name not in keys:
-            raise MistakeError(f"{path}: {prefix}{name}: unknown key; expected some of {', '.join(keys)}")
-    read = {}
-    for name, key in keys.items():
-        if name not in values:
-            if key.required:
-                raise MistakeError(f"{path}: {prefix}{name}: missing; expected {key.expected}")
-            read[name] = key.default
-            continue
-        try:
-            read[name] = key.read(values[name])
-        except ValueError as error:
-            raise MistakeError(f"{path}: {prefix}{name}: {_short(values[name])}; expected {key.expected}") from error
-    return read
+def _file_keys(task: str) -> dict[str, Key]:
+    return FILE_KEYS[TASKS[task].kind]
 
 
-def _check(path: Path, tasks: Mapping[str, Mapping[str, Any]]) -> None:
+def _declares(path: Path, task: Any, keys: Any) -> bool:
+    """Whether an entry declares a person's own task; ``MistakeError`` where it is neither that nor a known task."""
+    if task in BUILT_IN or (task in TASKS and "kind" not in (keys or {})):
+        return False
+    if not isinstance(keys, dict) or "kind" not in keys:
+        raise MistakeError(
+            f"{path}: tasks.{task}: unknown task; expected some of {', '.join(BUILT_IN)}, or for a task of your own its "
+            f"kind: {', '.join(KINDS)}"
+        )
+    try:
+        check_name(task)
+    except MistakeError as error:
+        raise MistakeError(f"{path}: tasks.{task}: {error}") from error
+    if keys["kind"] not in KINDS:
+        raise MistakeError(f"{path}: tasks.{task}.kind: {keys['kind']!r}; expected {', '.join(KINDS)}")
+    return True
+
+
+def _own_task(path: Path, name: str, values: Mapping[str, Any]) -> tuple[Task, dict[str, Any]]:
+    """The record that an entry declares, and how its files are read."""
+    kind = values["kind"]
+    about_task = record_keys(kind)
+    read = read_keys(path, f"tasks.{name}", values, about_task | FILE_KEYS[kind])
+    fields = {key: read[key] for key in about_task if read[key] is not None}
+    try:
+        return Task(name, **fields), {key: read[key] for key in FILE_KEYS[kind]}
+    except MistakeError as error:
+        raise MistakeError(f"{path}: tasks.{name}: {error}") from error
+
+
+def _check(path: Path, tasks: Mapping[str, dict[str, Any]]) -> None:
     """What no key can tell alone."""
-    for task in ("semseg", "parsing"):
-        if task not in tasks:
-            continue
-        keys = tasks[task]
-        num_classes, last = len(keys["classes"]), keys["first"] + len(keys["classes"]) - 1
-        if last > 255 or num_classes > 255:
-            raise MistakeError(
-                f"{path}: tasks.{task}.classes: {num_classes} from pixel value {keys['first']} on; 8 bits end at 255"
-            )
-        if both := [value for value in keys["invalid"] if keys["first"] <= value <= last]:
-            raise MistakeError(
-                f"{path}: tasks.{task}.invalid: {both[0]} is a class too, of {keys['first']}..{last}; change one"
-            )
-        if keys["colours"] is not None and len(keys["colours"]) != num_classes:
-            raise MistakeError(
-                f"{path}: tasks.{task}.colours: {len(keys['colours'])} for {num_classes} classes; give as many"
-            )
+    for task, keys in tasks.items():
+        if "classes" in keys:
+            _check_classes(path, task, keys)
+        if keys.get("unit") and keys.get("scale"):
+            raise MistakeError(f"{path}: tasks.{task}.scale: given beside unit; give one of the two")
     depth = tasks.get("depth")
-    if depth and depth["unit"] and depth["scale"]:
-        raise MistakeError(f"{path}: tasks.depth.scale: given beside unit; give one of the two")
     if tasks.get("normals", {}).get("from") and not (depth and depth["intrinsics"]):
         raise MistakeError(
             f"{path}: tasks.depth.intrinsics: missing, and normals are to come from depth; expected "
-            f"{TASK_KEYS['depth']['intrinsics'].expected}"
+            f"{BUILT_IN_KEYS['depth']['intrinsics'].expected}"
         )
     source = tasks.get("boundary", {}).get("from")
     if source and source not in tasks:
         raise MistakeError(f"{path}: tasks.{source}: missing, and boundaries are to come from it; give its classes")
 
 
-def names_of_splits(settings: Settings, images: Collection[str]) -> dict[str, list[str]]:
-    """The images of every split. Raises ``MistakeError`` for a list that cannot be read or names what is not there.
-
-    Images on no list are shared out by the hash of their name, so that more images never move one to another split;
-    what no share takes is for training.
-    """
-    lists: dict[str, list[str]] = {}
-    shares = {split: of for split, of in settings.splits.items() if isinstance(of, float)}
-    for split, of in settings.splits.items():
-        if isinstance(of, int | float):
-            continue
-        lists[split] = _read_list(settings.path, split, of) if isinstance(of, str) else list(of)
-        if missing := [name for name in lists[split] if name not in images]:
-            raise MistakeError(
-                f"{settings.path}: splits.{split}: {missing[0]!r} and {len(missing) - 1} more are not in images/; expected "
-                f"file names without their suffix, such as {min(images)!r}"
-            )
-    if shares and "train" in lists:
+def _check_classes(path: Path, task: str, keys: dict[str, Any]) -> None:
+    """Classes that pixel values can tell apart; fills in the default of ``invalid``: the end of 8 bits, or of 16."""
+    num_classes, last = len(keys["classes"]), keys["first"] + len(keys["classes"]) - 1
+    if keys["invalid"] is None:
+        keys["invalid"] = (255,) if last <= 255 else (MOST_CLASSES,)
+    if last > MOST_CLASSES or num_classes > MOST_CLASSES:
         raise MistakeError(
-            f"{settings.path}: splits.{next(iter(shares))}: a share, but train is a list; name its images"
+            f"{path}: tasks.{task}.classes: {num_classes} from pixel value {keys['first']} on; 16 bits end at "
+            f"{MOST_CLASSES}"
         )
-    total, train_share = sum(shares.values()), shares.pop("train", None)
-    if (train_share is not None and not math.isclose(total, 1)) or sum(shares.values()) >= 1:
+    if both := [value for value in keys["invalid"] if keys["first"] <= value <= last]:
         raise MistakeError(
-            f"{settings.path}: splits: the shares add up to {total:g}; expected 1 with train, less without"
+            f"{path}: tasks.{task}.invalid: {both[0]} is a class too, of {keys['first']}..{last}; change one"
         )
-    taken = {name for names in lists.values() for name in names}
-    found = {**lists, "train": lists.get("train", []), **{split: [] for split in shares}}
-    if "train" not in lists:
-        for name in sorted(set(images) - taken):
-            found[_drawn(name, shares)].append(name)
-    return {split: found[split] for split in ("train", *(split for split in found if split != "train"))}
-
-
-def _drawn(name: str, shares: Mapping[str, float]) -> str:
-    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-    for split, share in shares.items():
-        if place < share:
-            return split
-        place -= share
-    return "train"
-
-
-def _read_list(path: Path, split: str, file: str) -> list[str]:
-    if not (path.parent / file).is_file():
-        raise MistakeError(f"{path}: splits.{split}: {file}: no such file; expected one with a name per line")
-    return read_names(path.parent / file, "room_01")
-
-
-def _short(value: Any) -> str:
-    shown = " ".join(repr(value).split())
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+    if keys["colours"] is not None and len(keys["colours"]) != num_classes:
+        raise MistakeError(
+            f"{path}: tasks.{task}.colours: {len(keys['colours'])} for {num_classes} classes; give as many"
+        )

@@ -172,7 +172,7 @@ class OfficialNYUD(FileDataset):
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None}
+        return super().__getstate__() | {"_opened": None}
 
 
 def open_nyud(

@@ -2,11 +2,12 @@
 
 ::
 
-    prepared.json               where it came from, tasks, classes, splits
-    images/0003.safetensors   image and labels
+    prepared.json               where it came from, tasks, own tasks, classes, splits
+    pictures/0003.safetensors   image and labels
 
-An image is kept as its own JPEG file's bytes, or as pixels. Class maps and boundaries are deflated, depth is 16 bits of
-its own image's range (a step of range / 65535), normals 8 bits a component (a turn of 0.4 degrees at most).
+An image is kept as its own JPEG file's bytes, or as pixels. Labels are packed by their kind: class maps and strengths are
+deflated, distances are 16 bits of their own image's range (a step of range / 65535), directions 8 bits a component (a turn
+of 0.4 degrees at most), values deflated float32.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from mtlsi import kinds
 from mtlsi.data.readers.files import IMAGE, check_split
 from mtlsi.errors import MistakeError
-from mtlsi.tasks import TASKS, check_tasks
+from mtlsi.tasks import check_tasks, register_records
 
 INDEX = "prepared.json"
 VERSION = 1
@@ -37,19 +39,8 @@ def pack(sample: Mapping[str, Tensor], jpeg: bytes | None = None) -> bytes:
     tensors = {"size": np.array(image.shape[-2:])}
     tensors |= {"image": image.numpy()} if jpeg is None else {"image.jpg": np.frombuffer(jpeg, np.uint8)}
     for name, label in sample.items():
-        if name == IMAGE:
-            continue
-        task = TASKS[name]
-        if task.label_channels:
-            tensors[name] = (label * 127).round().to(torch.int8).numpy()
-        elif task.label_dtype == "float32":
-            step = max(float(label.max()), 1e-6) / 65535
-            tensors |= {
-                name: (label / step).round().numpy().astype(np.uint16),
-                f"{name}.step": np.full(1, step, np.float32),
-            }
-        else:
-            tensors[name] = np.frombuffer(zlib.compress(label.contiguous().numpy().tobytes(), 6), np.uint8)
+        if name != IMAGE:
+            tensors |= kinds.of(name).pack(label)
     return safetensors.numpy.save({name: np.ascontiguousarray(x) for name, x in tensors.items()})
 
 
@@ -66,18 +57,8 @@ def unpack(path: Path, content: bytes, tasks: Sequence[str]) -> dict[str, Tensor
             image = torch.from_numpy(tensors["image"].copy())
         sample: dict[str, Tensor] = {IMAGE: image}
         for name in tasks:
-            if name not in tensors:
-                continue
-            task, stored = TASKS[name], tensors[name]
-            if task.label_channels:
-                x, y, z = vectors = torch.from_numpy(stored.astype(np.float32))
-                # written out: torch's norm over a leading axis takes twenty times as long
-                sample[name] = vectors * (x * x + y * y + z * z).clamp_(min=1).rsqrt_()
-            elif task.label_dtype == "float32":
-                sample[name] = torch.from_numpy(stored.astype(np.float32) * tensors[f"{name}.step"])
-            else:
-                values = np.frombuffer(zlib.decompress(stored.tobytes()), np.uint8)
-                sample[name] = torch.from_numpy(values.reshape(h, w).copy())
+            if name in tensors:
+                sample[name] = kinds.of(name).unpack(tensors, (h, w))
     except (SafetensorError, KeyError, ValueError, RuntimeError, zlib.error) as error:
         raise MistakeError(f"{path}: not a whole prepared image; run mtlsi data prepare again") from error
     return sample
@@ -89,6 +70,7 @@ class Prepared(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __init__(self, root: str | Path, split: str = "train", *, tasks: Sequence[str] | None = None):
         self.root, self.split = Path(root), split
         index = read_index(self.root)
+        register_records(index.get("own_tasks", ()))
         check_split(split, index["splits"], str(self.root))
         self.names: list[str] = index["splits"][split]
         held = tuple(index["tasks"][split])

@@ -18,7 +18,7 @@ from mtlsi.data.scenes.raycast import cast, intrinsics
 from mtlsi.data.scenes.shading import photograph
 from mtlsi.data.scenes.shapes import Dice
 from mtlsi.errors import MistakeError
-from mtlsi.tasks import NYUD40, PARTS7, PASCAL21, TASK_SETS, TASKS, check_tasks
+from mtlsi.tasks import BUILT_IN, NYUD40, PARTS7, PASCAL21, TASK_SETS, check_tasks
 
 CLASS_NAMES = {
     # object kind: (NYUD class, PASCAL class)
@@ -64,7 +64,7 @@ SALIENT_PERSON = 1 / 300
 """The fraction of the image a person must cover to be salient."""
 LABEL_SETS: dict[str, tuple[str, ...]] = {
     **{name: tasks.tasks for name, tasks in TASK_SETS.items()},
-    "all": tuple(TASKS),
+    "all": BUILT_IN,
 }
 """The tasks of each label set; ``all`` has every task, with NYUD's classes."""
 
