@@ -1,7 +1,7 @@
 """Labels as torchvision tv_tensors: any ``transforms.v2`` geometry moves image and labels together, each by its rule.
 
-``as_tv_tensors(sample)`` wraps a sample; what a flip, a resize and padding do to a label is said by its kind, in
-``mtlsi.kinds``.
+``as_tv_tensors(sample)`` wraps a sample; its kind (``mtlsi.kinds``) decides what a flip, a resize and padding do to
+a label.
 """
 
 from __future__ import annotations

@@ -37,9 +37,9 @@ class Count:
     images: int = 0
     derived: bool = False
     valid: float = 0.0
-    """Share of the read labels' pixels that say something."""
+    """Share of valid pixels in the labels read."""
     values: str = ""
-    """The range of the values read, or how many classes were seen."""
+    """The range of the values read, or how many classes occur."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one file of an image said: the share of valid pixels, and the lowest and highest value or the classes."""
+    """One file of an image: its share of valid pixels, and its lowest and highest value or its classes."""
 
     what: str
     valid: float = 0.0
@@ -127,7 +127,7 @@ def check(root: Path, *, num_workers: int = 2, console: Console | None = None) -
         _check_names(dataset, report)
         title = f"reading {split}"
         read = for_each(_Reader(dataset), len(dataset), title=title, num_workers=num_workers, console=console)
-        readings = [one for of in read for one in of]
+        readings = [reading for readings_of_image in read for reading in readings_of_image]
         report.problems += [reading.problem for reading in readings if reading.problem]
         for what in (IMAGE, *dataset.tasks):
             report.counts.append(_count(dataset, what, [r for r in readings if r.what == what and not r.problem]))

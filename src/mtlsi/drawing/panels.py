@@ -1,8 +1,8 @@
 """Images for people: every task in colours, with the names and the numbers that the colours stand for.
 
 Arrays everywhere in this file, at any size ``H W``, are predictions as ``Predictor`` gives them or labels as
-``mtlsi.tasks`` defines them: maps ``(H W)``, several channels ``(H W c)`` or ``(c H W)``. Which value has which colour is
-said by the kinds; this file lays the drawings out. Invalid pixels are one flat grey.
+``mtlsi.tasks`` defines them: maps ``(H W)``, several channels ``(H W c)`` or ``(c H W)``. Colours come from
+``mtlsi.kinds``; this file lays out the drawings. Invalid pixels are one flat grey.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every data set of files on disk shares: split lists, labels by task, sizes checked, slow labels kept in a cache."""
+"""Shared by every data set on disk: split lists, labels by task, size checks, a cache for slow labels."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """
 
     layout: str
-    """What a person calls the way the files lie."""
+    """Name of the layout, for messages."""
     labels_may_lack = True
-    """An image without one of the labels is as it should be."""
+    """Images without some label are expected."""
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             raise MistakeError(self._absent(what, missing))
 
     def _absent(self, what: str, missing: Sequence[str] = ()) -> str:
-        """What is to be said about files of ``what`` that are not there."""
+        """One line about missing files of ``what``."""
         places, missing = self.sources[what][0].places, missing or self.names
         place, suffix = next((p for p in places if missing[0] + p[1] not in self._listing(p[0])), places[0])
         folder = self.root / place

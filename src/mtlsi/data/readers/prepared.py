@@ -1,4 +1,4 @@
-"""A data set made to load fast: one safetensors file per image, whatever layout it came from.
+"""A data set packed for fast loading: one safetensors file per image, whatever layout it came from.
 
 ::
 
