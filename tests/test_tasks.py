@@ -198,6 +198,6 @@ def test_a_seventh_task_is_one_record():
     total.backward()
     expected = sum(TASKS[name.removeprefix("coarse/")].loss_weight * value for name, value in parts.items())
     assert total.item() == pytest.approx(float(expected), rel=1e-4)
-    assert model.heads.predict.of_task["flow"].weight.grad.abs().sum() > 0
+    assert model.decoder.heads.predict.of_task["flow"].weight.grad.abs().sum() > 0
     direction = mtlsi.decode("flow", out.final["flow"])
     torch.testing.assert_close(direction.norm(dim=1), torch.ones(1, 64, 64))

@@ -9,14 +9,14 @@ from typing import Any
 from mtlsi.config import sizes_of
 from mtlsi.errors import MistakeError
 from mtlsi.model.network import MTLSINet
-from mtlsi.tasks import TASK_SETS, own_records
+from mtlsi.tasks import TASK_SETS, check_tasks, own_records
 
 
 def create_model(
     preset: str,
     *,
     dataset: str = "nyud",
-    tasks: Sequence[str] | None = None,
+    tasks: Sequence[str] | str | None = None,
     classes: Mapping[str, Sequence[str]] | None = None,
     input_size: Sequence[int] | None = None,
     pretrained_backbone: bool = False,
@@ -32,10 +32,10 @@ def create_model(
         raise MistakeError(f"unknown dataset {dataset!r}; expected one of {', '.join(TASK_SETS)}")
     task_set = TASK_SETS[dataset]
     network = MTLSINet(
-        list(task_set.tasks if tasks is None else tasks),
+        list(task_set.tasks if tasks is None else check_tasks(tasks)),
         {task: list(names) for task, names in (classes or task_set.classes).items()},
         list(input_size or task_set.size_hw),
-        own_tasks=own_records(task_set.tasks if tasks is None else tasks),
+        own_tasks=own_records(task_set.tasks if tasks is None else check_tasks(tasks)),
         **asdict(sizes_of(preset, sizes)),
     )
     if pretrained_backbone:

@@ -141,7 +141,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
             return self._subsets[names][1].decoder  # made before: a graph cannot look at the weights' versions
         if torch.is_grad_enabled():
             return self.decoder if names == self.tasks else self._subset(names).decoder  # its slices join the graph
-        return self.for_tasks(tasks).decoder
+        return self.for_tasks(names).decoder
 
     def _subset(self, names: tuple[str, ...]) -> MTLSINet:
         chosen = shallow_copy(self)
