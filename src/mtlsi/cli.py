@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
 
 DEFAULT_MODEL = "nyud-mobilenetv2"
+NETWORK_VERBS = ("demo", "train", "evaluate", "predict", "benchmark")
+"""The verbs that run a network."""
 
 
 class Parser(ArgumentParser):
@@ -35,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     namespace = parser.parse_args(arguments)
     try:
+        if namespace.subcommand in NETWORK_VERBS:
+            from mtlsi.device import prepare_process  # lazy: imports torch
+
+            prepare_process()
         return COMMANDS[namespace.subcommand](namespace[namespace.subcommand])
     except MistakeError as error:
         print(f"mtlsi: {_one_line(str(error))}", file=sys.stderr)

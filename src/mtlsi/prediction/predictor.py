@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mtlsi.data.transforms import normalise
-from mtlsi.device import find_device
+from mtlsi.device import find_device, prepare_process
 from mtlsi.errors import MistakeError
 from mtlsi.kernels.convolve_linears import convolve_linears, has_linears
 from mtlsi.kernels.fold_norms import fold_norms
@@ -49,6 +49,7 @@ class Predictor:
     The model is moved to ``device`` (None: an accelerator where there is one, else the CPU) and put in evaluation
     mode. ``dtype`` is float32, bfloat16 or float16 (mixed precision), a name or torch's own. ``compile`` hands the
     network to ``torch.compile``, which takes a minute for every new image shape: for video, not for photo albums.
+    Allocator and denormals are set for the whole process: see ``prepare_process``.
     Raises ``MistakeError`` for a device that is not there, an unknown dtype or a machine that cannot compile.
     """
 
@@ -66,6 +67,7 @@ class Predictor:
         if working_size and min(working_size) < 1:
             raise MistakeError(f"working size {working_size}; expected a height and a width in pixels, such as 448 576")
         self.device = find_device(device)
+        prepare_process()
         self.dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
         self.working_size = working_size or model.input_size
         self.model = model.to(self.device).eval()
