@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 TRAIN_ONLY = ("config", "out", "resume", "plugin")
 """Arguments of ``mtlsi train`` that are no settings of the run."""
+NETWORK_VERBS = ("demo", "train", "evaluate", "predict", "benchmark")
+"""The verbs that run a network."""
 
 
 class Parser(ArgumentParser):
@@ -45,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and give its exit code: 0 done, 1 done in part (images skipped), 2 a person's mistake."""
     namespace = build_parser().parse_args(arguments)
     try:
+        if namespace.subcommand in NETWORK_VERBS:
+            from mtlsi.device import prepare_process  # lazy: imports torch
+
+            prepare_process()
         if namespace.subcommand == "train":
             return _train(namespace.train)
         if namespace.subcommand == "data":

@@ -1,4 +1,4 @@
-"""Files that are whole at any moment: written beside, then exchanged."""
+"""Atomic writes: a temporary file beside the target, then rename."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtlsi.errors import MistakeError
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Give ``path`` this content. Of several processes that do so at once the last one wins; raises ``OSError``."""
+    """Write ``path`` atomically; of several processes at once the last one wins. Raises ``OSError``."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         part.write_bytes(content)
@@ -24,12 +24,12 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Give ``path`` this content, in UTF-8."""
+    """Write ``path`` atomically, in UTF-8."""
     replace_bytes(path, text.encode())
 
 
 def replace_array(path: Path, content: np.ndarray | Image.Image) -> None:
-    """Give ``path`` an array as a NumPy file, or an image as a PNG file."""
+    """Write an array as a NumPy file, or an image as a PNG file, atomically."""
     buffer = io.BytesIO()
     if isinstance(content, Image.Image):
         content.save(buffer, format="PNG", compress_level=3)
@@ -39,9 +39,9 @@ def replace_array(path: Path, content: np.ndarray | Image.Image) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raises ``MistakeError`` where ``path`` is a folder or its folder is not there or may not be written to."""
+    """Raises ``MistakeError`` where ``path`` is a folder, or its folder is missing or not writable."""
     if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise MistakeError(f"cannot write {path}; give a file in a folder that is there and may be written to")
+        raise MistakeError(f"cannot write {path}; give a file in an existing folder that is writable")
 
 
 def default_cache_dir() -> Path:

@@ -1,4 +1,4 @@
-"""The same work for many images: in several processes, with progress."""
+"""Map a function over indices in several processes, with a progress bar."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def for_each(
 ) -> Iterator[Result]:
     """``function(index)`` for every index below ``count``, in order; ``num_workers`` processes, or 0: this one.
 
-    ``function`` must be picklable. What it raises in a process is raised here, and what has not begun is not done.
+    ``function`` must be picklable. What it raises in a worker is raised here, and pending work is dropped.
     """
     if not num_workers:
         yield from map(function, track(range(count), title, console=console))

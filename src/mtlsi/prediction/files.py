@@ -1,4 +1,4 @@
-"""What was predicted, as files: which images a command names, and what is written for each."""
+"""Predictions as files: which images a command names, and what is written for each."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def save_prediction(
 
     ==========================  =======================================================================
     ``<stem>_<task>.npy``       the exact array
-    ``<stem>_<task>.png``       an image to look at, with its legend or scale, 1600 pixels at most
+    ``<stem>_<task>.png``       a coloured image, with its legend or scale, 1600 pixels at most
     ``<stem>_semseg_index.png`` class indices (any task of classes): 8 bits, shown in the classes' colours, or 16 bits
                                 with more than 255 classes
     ``<stem>_depth_mm.png``     whole millimetres (any distance), 16 bits, at most 65.535 m
     ``<stem>_panel.png``        the image and all tasks on one sheet
     ==========================  =======================================================================
 
-    Each file appears whole or not at all; files of those names from before are replaced.
+    Writes are atomic; existing files of those names are replaced.
     Raises ``MistakeError`` where the folder or a file cannot be written.
     """
     folder, classes = _prepare_folder(out_dir), classes or {}
@@ -77,8 +77,8 @@ def predict_paths(
 
     A folder's own images are taken in natural order (2 before 10), not its subfolders'. The results for ``a.jpg``
     begin with ``a``; where two images share that name, their endings, then their folders, then a number are added.
-    An image that cannot be read is passed over and named at the end on ``console`` (by default stderr).
-    Raises ``MistakeError`` for a path that is not there, a folder without images, a video, an unknown task, a folder
+    An image that cannot be read is skipped and named at the end on ``console`` (by default stderr).
+    Raises ``MistakeError`` for a missing path, a folder without images, a video, an unknown task, a folder
     that cannot be written, results that would replace an image given (all before computing), or no readable image.
     """
     console = console or Console(stderr=True)
@@ -168,7 +168,7 @@ def _prepare_folder(out_dir: FilePath) -> Path:
 
 
 def _write_whole(path: Path, content: np.ndarray | Image.Image) -> Path:
-    """Writes an array or an image: what is there is always whole."""
+    """Writes an array or an image atomically."""
     try:
         replace_array(path, content)
     except OSError as error:

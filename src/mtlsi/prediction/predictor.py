@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mtlsi.data.transforms import normalise
-from mtlsi.device import find_device
+from mtlsi.device import find_device, prepare_process
 from mtlsi.errors import MistakeError
 from mtlsi.kernels.convolve_linears import convolutions_are_faster, convolve_linears, has_linears
 from mtlsi.kernels.fold_norms import fold_norms
@@ -33,22 +33,23 @@ DTYPES = {
 }  # fmt: skip
 """By every name they have in the field."""
 BAND_VALUES = 2**24
-"""How many numbers of one task's raw output are held at the image's own size at a time (64 MB)."""
+"""Values of one task's raw output held at full size at a time (64 MB)."""
 LONGEST_SIDE = 4
-"""The longer side that the network sees is at most so many times the longer side of its training size."""
+"""The longer side of the network's input is at most this many times that of its training size."""
 
 
 class Predictor:
     """Predicts every task on one image of any size: ``Predictor(model)("photo.jpg")``.
 
     Choice: the image is resized, its shape kept, to the area of the images that the network was trained on
-    (``model.input_size``, or ``working_size`` (height, width) in its place): things then have the size that the network
-    knows, and upright and wide images cost the same. Raw outputs are brought back to the image's own size before
-    they become classes, directions or strengths. Metres are those of a camera like the training set's.
+    (``model.input_size``, or ``working_size`` (height, width) in its place): objects then have
+    the size seen in training, and portrait and landscape images cost the same. Raw outputs are resized to the image's
+    own size before they are decoded. Metres are those of a camera like the training set's.
 
     The model is moved to ``device`` (None: an accelerator where there is one, else the CPU) and put in evaluation
     mode. ``dtype`` is float32, bfloat16 or float16 (mixed precision), a name or torch's own. ``compile`` hands the
     network to ``torch.compile``, which takes a minute for every new image shape: for video, not for photo albums.
+    Allocator and denormals are set for the whole process: see ``prepare_process``.
     Raises ``MistakeError`` for a device that is not there, an unknown dtype or a machine that cannot compile.
     """
 
@@ -66,6 +67,7 @@ class Predictor:
         if working_size and min(working_size) < 1:
             raise MistakeError(f"working size {working_size}; expected a height and a width in pixels, such as 448 576")
         self.device = find_device(device)
+        prepare_process()
         self.dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
         self.working_size = working_size or model.input_size
         self.model = model.to(self.device).eval()
@@ -102,7 +104,7 @@ class Predictor:
             return {task: _at_own_size(task, raw[task], (height, width)) for task in names}
 
     def _shrink(self, pixels: np.ndarray) -> torch.Tensor:
-        """The image as the network wants it, ``(1 3 h w)``: at the working size, ImageNet-normalised."""
+        """The network's input ``(1 3 h w)``: the image at the working size, ImageNet-normalised."""
         height, width = fit_size(pixels.shape[:2], self.working_size)
         small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
         return normalise(torch.from_numpy(np.array(small)).to(self.device).permute(2, 0, 1)[None].float() / 255)
@@ -140,10 +142,10 @@ def compiled(network: Callable[..., Output], device: torch.device) -> Callable[.
 
 
 def for_prediction(model: MTLSINet, dtype: torch.dtype) -> MTLSINet:
-    """The model, or a copy that predicts the same faster, where there is one.
+    """The model, or a faster copy with the same predictions.
 
-    Convolutions have taken up the backbone's batch norms; where they cannot, since their results are read before the norm,
-    the norms stay. On a CPU on which they are the faster way to multiply, they do the backbone's linear layers too.
+    The backbone's batch norms are folded into its convolutions, except where an output is read before the norm. On a CPU
+    where 1x1 convolutions are faster than matrix products, they replace the backbone's linear layers.
     """
     if not isinstance(model, MTLSINet):
         return model
@@ -172,7 +174,7 @@ def fit_size(size_hw: tuple[int, ...], working_size: Size) -> Size:
     Sides of 64 pixels or more are multiples of 4, at which the network predicts: what it makes is then brought to the
     image's size in one step.
 
-    An image that is very long and thin stays below that area: its longer side is held to ``LONGEST_SIDE`` times the
+    A very long, thin image stays below that area: its longer side is held to ``LONGEST_SIDE`` times the
     working size's.
     """
     height, width = size_hw
