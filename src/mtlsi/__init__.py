@@ -1,6 +1,6 @@
 """MTLSI-Net: one RGB image in; semantic segmentation, depth, normals, boundaries, saliency and human parts out.
 
-``import mtlsi`` is light: a name is imported from its module when it is first used.
+``import mtlsi`` is light: a public name is imported from its module on first use.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtlsi.config import ModelConfig, RunConfig
+    from mtlsi.data.datasets import register_dataset
+    from mtlsi.data.transforms import normalise
     from mtlsi.errors import MistakeError
     from mtlsi.evaluation.evaluate import evaluate
     from mtlsi.model.network import MTLSINet, create_model, decode
@@ -26,7 +28,10 @@ _HOMES = {
     "MistakeError": "mtlsi.errors",
     "train": "mtlsi.training.loop",
     "evaluate": "mtlsi.evaluation.evaluate",
+    "normalise": "mtlsi.data.transforms",
+    "register_dataset": "mtlsi.data.datasets",
 }
+"""The module of every public name."""
 
 __all__ = [
     "MTLSINet",
@@ -37,6 +42,8 @@ __all__ = [
     "create_model",
     "decode",
     "evaluate",
+    "normalise",
+    "register_dataset",
     "train",
 ]
 

@@ -28,9 +28,6 @@ from mtlsi.plugins import import_plugins
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
 
-TRAIN_ONLY = ("config", "out", "resume", "plugin")
-"""Arguments of ``mtlsi train`` that are no settings of the run."""
-
 
 class Parser(ArgumentParser):
     """A parser that answers a mistake with one line."""

@@ -80,7 +80,7 @@ class EvaluationTransform:
 
 
 def normalise(image: Tensor) -> Tensor:
-    """An RGB image (... 3 H W) in 0..1 with ImageNet's mean and deviation taken out."""
+    """RGB images (... 3 H W) in 0..1, ImageNet-normalised: the network's input."""
     return tv.normalize(image, list(MEAN), list(STD))
 
 
