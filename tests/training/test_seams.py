@@ -154,3 +154,4 @@ def test_a_metric_of_ones_own_replaces_its_tasks(two_steps, tmp_path):
         mtlsi.train(config, tmp_path / "other", console=quiet(), metrics={"depth": CountPixels("pixels")})
     with pytest.raises(MistakeError, match="smell"):
         mtlsi.train(config, tmp_path / "third", console=quiet(), metrics={"smell": CountPixels("RMSE")})
+    assert not (tmp_path / "third").exists()
