@@ -84,6 +84,35 @@ def test_the_boundary_verb_needs_no_network(tmp_path):
     assert json.loads((tmp_path / "scores.json").read_text())["ods"] == 1
 
 
+ORDERS = (
+    "import mtlsi",
+    "from mtlsi import train, evaluate",
+    "import mtlsi.training.loop",
+    "import mtlsi.evaluation.evaluate",
+    "import mtlsi.training.loop, mtlsi.evaluation.evaluate; from mtlsi import evaluate, train",
+    "import mtlsi; mtlsi.train; mtlsi.evaluate",
+    "import mtlsi; mtlsi.evaluate; mtlsi.train",
+    "from mtlsi import evaluate; import mtlsi.training.setup",
+    "from mtlsi.cli import main",
+)
+
+
+@pytest.mark.parametrize("first", ORDERS)
+def test_train_and_evaluate_are_functions_whatever_was_imported_before(first):
+    program = f"{first}\nimport mtlsi\nfor _ in range(2): print(callable(mtlsi.train), callable(mtlsi.evaluate))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * 4
+
+
+@pytest.mark.parametrize("module", ["mtlsi", "mtlsi.cli"])
+def test_the_package_runs_as_a_module_and_says_nothing_else(module, tmp_path):
+    command = [sys.executable, "-m", module, "train", "--resume", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"mtlsi: {tmp_path}/config.yaml")
+    assert done.stderr.count("\n") == 1
+
+
 def test_every_public_name_is_there():
     import mtlsi
 

@@ -235,3 +235,23 @@ def test_multi_task_loss_uses_the_boundary_weight():
 def test_mistakes_are_named(arguments, message):
     with pytest.raises(MistakeError, match=message):
         MultiTaskLoss(**arguments)
+
+
+def test_losses_by_task_have_gradients_and_add_up_to_the_total():
+    numbers = torch.Generator().manual_seed(0)
+    criterion = MultiTaskLoss(("depth", "boundary"), weights={"depth": 3.0}, coarse_weight=0.5)
+    final = {task: torch.randn(2, 1, 8, 8, generator=numbers, requires_grad=True) for task in criterion.tasks}
+    coarse = {task: torch.randn(2, 1, 4, 4, generator=numbers, requires_grad=True) for task in criterion.tasks}
+    labels = {
+        "depth": torch.rand(2, 8, 8, generator=numbers) + 1,
+        "boundary": torch.randint(2, (2, 8, 8), generator=numbers, dtype=torch.uint8),
+    }
+    losses = criterion.per_task(final, coarse, labels)
+    assert list(losses) == ["depth", "boundary", "coarse/depth", "coarse/boundary"]
+    total, detached = criterion(final, coarse, labels)
+    weights = {"depth": 3.0, "boundary": 50.0, "coarse/depth": 1.5, "coarse/boundary": 25.0}
+    torch.testing.assert_close(total, sum(weights[name] * value for name, value in losses.items()))
+    assert all(torch.equal(losses[name], value) and not value.requires_grad for name, value in detached.items())
+    (gradient,) = torch.autograd.grad(losses["coarse/depth"], [coarse["depth"]])
+    assert gradient.abs().sum() > 0
+    assert list(criterion.per_task(final, {}, labels)) == ["depth", "boundary"]

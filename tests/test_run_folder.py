@@ -272,6 +272,18 @@ def test_a_folder_without_a_configuration_is_a_mistake(tmp_path):
         load_config(tmp_path / "nowhere")
 
 
+def test_a_run_folder_of_before_the_settings_were_renamed_still_loads(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "preset: tiny\nmodel: {}\nbackbone_weights: null\nseed: 3\n"
+        "data: {name: scenes, tasks: [depth], picture_hw: [96, 128], zoom: [0.9, 1.4]}\n"
+        "train: {iterations: 7, precision: bf16, evaluate_pictures: 25}\n"
+    )
+    config = load_config(tmp_path)
+    assert (config.data.image_hw, config.data.tasks, config.data.zoom) == ((96, 128), ("depth",), (0.9, 1.4))
+    assert (config.train.evaluate_images, config.train.precision, config.seed) == (25, "bfloat16", 3)
+    assert config.plugins == ()
+
+
 # ---- packing
 
 

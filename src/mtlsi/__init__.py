@@ -1,6 +1,6 @@
 """MTLSI-Net: one RGB image in; semantic segmentation, depth, normals, boundaries, saliency and human parts out.
 
-``import mtlsi`` is light: a name is imported from its module when it is first used.
+``import mtlsi`` is light: a public name is imported from its module on first use.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtlsi.config import ModelConfig, RunConfig
+    from mtlsi.data.datasets import register_dataset
     from mtlsi.errors import MistakeError
     from mtlsi.evaluation.evaluate import evaluate
     from mtlsi.kinds import decode
     from mtlsi.model.build import create_model
+    from mtlsi.model.decoders import register_decoder
     from mtlsi.model.network import MTLSINet
+    from mtlsi.nn.normalise import normalise
     from mtlsi.prediction.predictor import Predictor
     from mtlsi.tasks import Task, register_task
     from mtlsi.training.loop import train
@@ -25,13 +28,17 @@ _HOMES = {
     "decode": "mtlsi.kinds",
     "Task": "mtlsi.tasks",
     "register_task": "mtlsi.tasks",
+    "register_decoder": "mtlsi.model.decoders",
     "Predictor": "mtlsi.prediction.predictor",
     "ModelConfig": "mtlsi.config",
     "RunConfig": "mtlsi.config",
     "MistakeError": "mtlsi.errors",
     "train": "mtlsi.training.loop",
     "evaluate": "mtlsi.evaluation.evaluate",
+    "normalise": "mtlsi.nn.normalise",
+    "register_dataset": "mtlsi.data.datasets",
 }
+"""The module of every public name."""
 
 __all__ = [
     "MTLSINet",
@@ -43,6 +50,9 @@ __all__ = [
     "create_model",
     "decode",
     "evaluate",
+    "normalise",
+    "register_dataset",
+    "register_decoder",
     "register_task",
     "train",
 ]

@@ -28,8 +28,6 @@ from mtlsi.plugins import import_plugins
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
 
-TRAIN_ONLY = ("config", "out", "resume", "plugin")
-"""Arguments of ``mtlsi train`` that are no settings of the run."""
 NETWORK_VERBS = ("demo", "train", "evaluate", "predict", "benchmark")
 """The verbs that run a network."""
 

@@ -433,8 +433,8 @@ def test_predictions_go_to_the_images_size_in_one_step_where_their_grid_fits(pho
 @pytest.mark.parametrize("options", [{}, {"compile": True}, {"dtype": "bfloat16", "compile": True}], ids=str)
 def test_what_makes_it_faster_leaves_the_predictions_as_they_are(photo, options):
     """Folded norms, compiled, in bf16: against the model's own raw outputs, upsampled in float64."""
-    from mtlsi.data.transforms import normalise
     from mtlsi.model.build import create_model
+    from mtlsi.nn.normalise import normalise
 
     torch.manual_seed(0)
     model = create_model("tiny", tasks=("depth", "normals"), input_size=(96, 128)).eval()

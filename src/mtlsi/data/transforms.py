@@ -15,9 +15,9 @@ from torchvision.transforms.v2 import functional as tv
 
 from mtlsi import kinds
 from mtlsi.data.labels import Sample, as_tensors, as_tv_tensors
+from mtlsi.nn.normalise import normalise
 from mtlsi.tasks import TASKS
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP_TRIES = 10
 Box = tuple[int, int, int, int]
 """Top, left, height, width."""
@@ -78,11 +78,6 @@ class EvaluationTransform:
         if self.image_hw is not None and image.shape[-2:] != torch.Size(self.image_hw):
             image = tv.resize(image, list(self.image_hw), antialias=True)
         return sample | {"image": normalise(image.float() / 255)}
-
-
-def normalise(image: Tensor) -> Tensor:
-    """An RGB image (... 3 H W) in 0..1 with ImageNet's mean and deviation taken out."""
-    return tv.normalize(image, list(MEAN), list(STD))
 
 
 def cut(sample: Sample, box: Box) -> Sample:

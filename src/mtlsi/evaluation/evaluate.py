@@ -109,7 +109,7 @@ def evaluate(
 
 
 def check_metrics(metrics: Mapping[str, Metric], tasks: Sequence[str]) -> dict[str, Metric]:
-    """A person's own metrics, empty, of those of ``tasks`` that they are for."""
+    """Somebody's own metrics, reset, for those of ``tasks`` that have one; ``MistakeError`` for an unknown task."""
     if metrics:
         check_tasks(metrics)
     for metric in metrics.values():

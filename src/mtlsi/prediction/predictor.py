@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from mtlsi.data.transforms import normalise
 from mtlsi.device import find_device, prepare_process
 from mtlsi.errors import MistakeError
 from mtlsi.kernels.convolve_linears import convolutions_are_faster, convolve_linears, has_linears
@@ -21,6 +20,7 @@ from mtlsi.kernels.fold_norms import fold_norms
 from mtlsi.kinds import decode
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.network import MTLSINet, Output
+from mtlsi.nn.normalise import normalise
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.tasks import check_tasks
 

@@ -22,7 +22,7 @@ from mtlsi.data.datasets import LabelledImages, constant_predictions, open_datas
 from mtlsi.data.transforms import Sample
 from mtlsi.device import choose_precision
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.evaluate import shared_tasks
+from mtlsi.evaluation.evaluate import check_metrics, shared_tasks
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.build import create_model
 from mtlsi.model.decoder import start_predictions_at
@@ -96,6 +96,7 @@ def assemble(
     torch.manual_seed(config.seed)
     network = build_model(config, train_set, with_weights=not resume)
     shared_tasks(network, val_set)
+    check_metrics(metrics or {}, network.tasks)
     loss: nn.Module = build_criterion(network.tasks, options) if criterion is None else criterion
     if accelerator.is_main_process:
         run_folder.prepare_run_folder(out, resume=resume)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from mtlsi.cli import build_parser
+from mtlsi.errors import MistakeError
+from mtlsi.flags import add_flags, read_counts, read_flags, read_mapping, read_sizes
+from mtlsi.options import BenchmarkOptions, BoundaryOptions, EvaluateOptions, PredictOptions
+
+
+@dataclass(frozen=True)
+class Everything:
+    """A field of every kind."""
+
+    files: list[Path]
+    """The files."""
+    needed: str = field(kw_only=True)
+    """A flag that must be given."""
+    num_workers: int = 2
+    """How many
+    processes."""
+    size_hw: tuple[int, int] | None = None
+    """A size."""
+    max_dist: float = 0.5
+    """A distance."""
+    thin: bool = True
+    """Leave it thick."""
+    loud: bool = False
+    """Say more."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Sizes."""
+    batches: tuple[int, ...] = (1, 4)
+    """Counts."""
+    names: list[str] = field(default_factory=list)
+    """Names."""
+    changes: Mapping[str, Any] = field(default_factory=dict, metadata={"flag": "change"})
+    """Changes."""
+    plugin: tuple[str, ...] = field(default=(), metadata={"repeated": True})
+    """Modules."""
+
+
+def parse(options: type, *arguments: str) -> Any:
+    parser = ArgumentParser(exit_on_error=False)
+    add_flags(parser, options)
+    return read_flags(parser.parse_args(list(arguments)), options)
+
+
+def test_defaults_are_those_of_the_dataclass():
+    assert parse(Everything, "a.jpg", "b.jpg", "--needed", "x") == Everything(
+        [Path("a.jpg"), Path("b.jpg")], needed="x"
+    )
+
+
+def test_every_kind_of_field_is_read():
+    flags = "a --needed x --workers 3 --size 4 5 --max-dist 0.25 --no-thin --loud --sizes 6x7,8x9 --batches 2,3"
+    more = ["--names", "night stand", "wall", "--change", '{"scales": [3]}', "--plugin", "a.py", "--plugin", "b"]
+    assert parse(Everything, *flags.split(), *more) == Everything(
+        [Path("a")], needed="x", num_workers=3, size_hw=(4, 5), max_dist=0.25, thin=False, loud=True,
+        sizes=((6, 7), (8, 9)), batches=(2, 3), names=["night stand", "wall"], changes={"scales": (3,)},
+        plugin=("a.py", "b"),
+    )  # fmt: skip
+
+
+def test_the_sentence_below_a_field_is_its_help():
+    parser = ArgumentParser()
+    add_flags(parser, Everything)
+    assert "How many processes." in " ".join(parser.format_help().split())
+
+
+def test_train_shows_the_sentence_of_every_setting(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["train", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for sentence in (
+        "The network's sizes, by name.", "Optimizer steps.", "Range of the random zoom.", "Importing runs their code.",
+    ):  # fmt: skip
+        assert sentence in told
+
+
+@pytest.mark.parametrize("tasks", ["depth,normals", "[depth,normals]", "depth, normals"])
+def test_tasks_and_precision_have_two_spellings_in_every_verb(tasks):
+    predict = parse(PredictOptions, "a.jpg", "--tasks", tasks, "--dtype", "bf16")
+    assert (predict.tasks, predict.dtype) == (("depth", "normals"), "bfloat16")
+    benchmark = parse(BenchmarkOptions, "--model", "tiny", "--tasks", tasks, "--dtype", "fp32")
+    assert (benchmark.tasks, benchmark.dtype) == (("depth", "normals"), "float32")
+
+    from mtlsi.cli import read_run, train_parser
+
+    run = read_run(train_parser().parse_args(["--data.tasks", tasks, "--train.precision", "bfloat16"]))
+    assert (run.data.tasks, run.train.precision) == (("depth", "normals"), "bfloat16")
+    assert read_run(train_parser().parse_args(["--train.precision", "bf16"])).train.precision == "bfloat16"
+
+
+def test_the_flags_of_before_are_still_there():
+    evaluate = (
+        "run --data pascal --root R --split train --size 4 5 --limit 3 --device cpu --json a --csv b --curve c --save d"
+    )
+    assert parse(EvaluateOptions, *evaluate.split(), "--legacy-saliency", "--single-task", "e") == EvaluateOptions(
+        "run", data="pascal", root="R", split="train", size_hw=(4, 5), limit=3, device="cpu", json_path=Path("a"),
+        csv_path=Path("b"), curve_path=Path("c"), save=Path("d"), legacy_saliency=True, single_task=Path("e"),
+    )  # fmt: skip
+    boundary = "p t --max-dist 0.1 --thresholds 9 --no-nms --no-thin --workers 1 --json a --curve c"
+    assert parse(BoundaryOptions, *boundary.split()) == BoundaryOptions(
+        Path("p"), Path("t"), max_dist=0.1, num_thresholds=9, nms=False, thin=False, num_workers=1, json_path=Path("a"),
+        curve_path=Path("c"),
+    )  # fmt: skip
+
+
+def test_sizes_counts_and_mappings_are_read():
+    assert read_sizes("sizes", "224x288, 448x576") == ((224, 288), (448, 576))
+    assert read_counts("batches", "1, 4,16") == (1, 4, 16)
+    assert read_mapping("change", '{"a": [1], "b": 2}') == {"a": (1,), "b": 2}
+    for read, text in ((read_sizes, "64"), (read_counts, "1,two"), (read_mapping, "[1]"), (read_mapping, "a=1")):
+        with pytest.raises(MistakeError, match="expected"):
+            read("it", text)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import yaml
+
+from mtlsi.cli import main
+from mtlsi.data import datasets
+from mtlsi.errors import MistakeError
+from mtlsi.plugins import import_plugins, settle_plugins
+from mtlsi.run_folder import load_config
+
+DATA = """
+import mtlsi
+from mtlsi.config import DataConfig
+from mtlsi.data.datasets import open_dataset
+
+def rooms(root, split, tasks=None):
+    config = DataConfig(num_train=3, num_val=2, size_hw=(64, 64), image_hw=(64, 64), tasks=tasks)
+    return open_dataset(config, split)
+
+mtlsi.register_dataset("mine_for_tests", rooms, signs=("rooms.txt",))
+"""
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch):
+    """What a test imports and registers is forgotten afterwards."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(datasets, "READERS", {**datasets.READERS})
+    monkeypatch.setattr(datasets, "SIGNS", {**datasets.SIGNS})
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("plugin_"):
+            del sys.modules[name]
+
+
+def test_a_file_and_a_dotted_name_are_imported_once(tmp_path, monkeypatch, capsys):
+    (tmp_path / "plugin_one.py").write_text("print('one')")
+    (tmp_path / "plugin_pack").mkdir()
+    (tmp_path / "plugin_pack/part.py").write_text("print('part')")
+    import_plugins([str(tmp_path / "plugin_one.py"), "plugin_pack.part", str(tmp_path / "plugin_one.py")])
+    assert capsys.readouterr().out.split() == ["one", "part"]
+    monkeypatch.chdir(tmp_path)
+    assert settle_plugins(["plugin_one.py", "plugin_pack.part"]) == (
+        str(tmp_path / "plugin_one.py"),
+        "plugin_pack.part",
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "told"),
+    [
+        ("plugin_none.py", None, "plugin .*plugin_none.py: no such file"),
+        ("plugin_broken.py", "def", "SyntaxError"),
+        ("plugin_fails.py", "1 / 0", "ZeroDivisionError"),
+        ("json.py", "", "another module is called json already; rename"),
+    ],
+)
+def test_a_module_that_is_missing_or_fails_is_a_mistake_in_one_line(tmp_path, file, text, told):
+    if text is not None:
+        (tmp_path / file).write_text(text)
+    with pytest.raises(MistakeError, match=told) as caught:
+        import_plugins([str(tmp_path / file)])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dotted_name_that_is_not_there_is_a_mistake():
+    with pytest.raises(MistakeError, match=r"plugin no_such\.module cannot be imported"):
+        import_plugins(["no_such.module"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--out", "run"],
+        ["evaluate", "nyud-mobilenetv2"],
+        ["predict", "photo.jpg"],
+        ["benchmark", "--model", "tiny"],
+    ],
+)
+def test_every_verb_that_takes_plugins_refuses_a_missing_one_in_one_line(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--plugin", "nowhere.py"]) == 2
+    assert capsys.readouterr().err.startswith("mtlsi: plugin nowhere.py: no such file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_of_a_plugin_is_trained_and_measured_on(tmp_path, capsys):
+    plugin, out = tmp_path / "plugin_data.py", tmp_path / "run"
+    plugin.write_text(DATA)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/rooms.txt").touch()
+    options = {
+        "data": {"name": "mine_for_tests", "root": str(tmp_path / "data"), "tasks": "depth,normals", "num_workers": 0},
+        "train": {"iterations": 1, "batch_size": 2, "precision": "fp32"},
+    }
+    options["data"] |= {"size_hw": [64, 64], "image_hw": [64, 64]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(options))
+    assert main(["train", "--config", str(tmp_path / "mine.yaml"), "--plugin", str(plugin), "--out", str(out)]) == 0
+    assert datasets.recognise(tmp_path / "data") == "mine_for_tests"
+    config = load_config(out)
+    assert config.plugins == (str(plugin),)
+    assert (config.data.tasks, config.train.precision) == (("depth", "normals"), "float32")
+
+    del sys.modules["plugin_data"]  # a new process knows nothing of it
+    del datasets.READERS["mine_for_tests"]
+    capsys.readouterr()
+    scores = tmp_path / "scores.json"
+    command = [
+        "evaluate",
+        str(out),
+        "--data",
+        "mine_for_tests",
+        "--root",
+        str(tmp_path / "data"),
+        "--json",
+        str(scores),
+    ]
+    assert main(command) == 0
+    assert json.loads(scores.read_text())["images"] == 2
+    assert str(plugin) in capsys.readouterr().err.replace("\n", "")  # code that ran is named
+
+
+def test_built_in_data_sets_are_not_replaced():
+    for name in ("scenes", "nyud"):
+        with pytest.raises(MistakeError, match="built in"):
+            datasets.register_dataset(name, lambda *_, **__: None)  # type: ignore[arg-type]
