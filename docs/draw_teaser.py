@@ -19,9 +19,8 @@ from matplotlib.colors import Normalize
 from matplotlib.patheffects import withStroke
 from scipy import ndimage
 
-from mtlsi import MTLSINet, Predictor
+from mtlsi import MTLSINet, Predictor, kinds
 from mtlsi.data.scenes.dataset import render_scene
-from mtlsi.drawing.panels import colours, depth_limits
 
 SCENES = (1000246, 1000236, 1000298)
 SIZE_HW = (360, 480)
@@ -53,7 +52,7 @@ def draw(
     figure.subplots_adjust(
         left=0.004, right=0.996, top=1 - 0.34 / (2.26 * rows + 0.8), bottom=0.05, wspace=0.02, hspace=0.03
     )
-    limits = depth_limits(*(prediction["depth"] for prediction in predictions))
+    limits = kinds.of("depth").limits(*(prediction["depth"] for prediction in predictions))
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, heading in zip(grid[0], ("image", *HEADINGS.values()), strict=True):
@@ -61,7 +60,7 @@ def draw(
     for row, image, prediction in zip(grid, images, predictions, strict=True):
         row[0].imshow(image)
         for axes, task in zip(row[1:], HEADINGS, strict=True):
-            axes.imshow(colours(task, prediction[task], limits), interpolation="bilinear")
+            axes.imshow(kinds.of(task).colours(prediction[task], limits), interpolation="bilinear")
         write_names(row[1], prediction["semseg"], names)
     add_depth_scale(figure, grid[-1, 2], limits)
     add_note(figure, grid[-1, 3], "red right · green up · blue towards the camera")

@@ -15,7 +15,7 @@ from mtlsi.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-WITH_PYTHON = ("README.md", "docs/own_backbone.md", "docs/own_dataset.md")
+WITH_PYTHON = ("README.md", "docs/own_backbone.md", "docs/own_dataset.md", "docs/own_decoder.md")
 
 
 def blocks_of(page: Path, language: str) -> list[str]:

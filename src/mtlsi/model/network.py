@@ -137,10 +137,12 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
 
     def _decoder_for(self, tasks: Iterable[str] | None) -> nn.Module:
         names = self._checked_tasks(tasks)
+        if names == self.tasks:
+            return self.decoder
         if torch.compiler.is_compiling() and names in self._subsets:
             return self._subsets[names][1].decoder  # made before: a graph cannot look at the weights' versions
         if torch.is_grad_enabled():
-            return self.decoder if names == self.tasks else self._subset(names).decoder  # its slices join the graph
+            return self._subset(names).decoder  # its slices join the graph
         return self.for_tasks(names).decoder
 
     def _subset(self, names: tuple[str, ...]) -> MTLSINet:
