@@ -98,8 +98,8 @@ def evaluate(
                     if on_image is None:
                         metric.update(decoded[task], label, valid)
                     else:
-                        of_image = metric(decoded[task], label, valid)
-                        figures[task] = {name: float(value) for name, value in of_image.items()}
+                        image_figures = metric(decoded[task], label, valid)
+                        figures[task] = {name: float(value) for name, value in image_figures.items()}
                 index = next(waiting)
                 if on_image is not None:
                     on_image(index, decoded, figures)

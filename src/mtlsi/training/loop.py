@@ -83,8 +83,9 @@ def train(
                 scores = measure(run, 0 if last else options.evaluate_images)
                 log.validation(position.step, scores, time.perf_counter() - start)
                 told.on_evaluation(position.step, scores, run)
+    next(batches, None)  # exhausted: ends the loader processes now, not whenever the iterator is collected
     if not scores:
-        scores = scores_of_finished(run)
+        scores = measure_finished(run)
     if run.accelerator.is_main_process:
         with run.average.lent_to(run.network):
             finish(run, scores, console)
@@ -171,7 +172,7 @@ def measure(run: TrainingRun, num_images: int) -> Scores:
         )
 
 
-def scores_of_finished(run: TrainingRun) -> Scores:
+def measure_finished(run: TrainingRun) -> Scores:
     """Scores of a run that was stopped between its last saved state and its scores."""
     if (run.out / "scores.json").exists():
         raise MistakeError(f"the run in {run.out} has ended at step {run.position.step} already; nothing is left to do")
