@@ -120,9 +120,11 @@ def test_a_data_set_of_a_plugin_is_trained_and_measured_on(tmp_path, capsys):
         "--json",
         str(scores),
     ]
-    assert main(command) == 0
+    assert main(command) == 2
+    assert "plugin_data" not in sys.modules  # a run folder alone runs no code
+    assert f"give --plugin {plugin} to run its code" in capsys.readouterr().err.replace("\n", "")
+    assert main([*command, "--plugin", str(plugin)]) == 0
     assert json.loads(scores.read_text())["images"] == 2
-    assert str(plugin) in capsys.readouterr().err.replace("\n", "")  # code that ran is named
 
 
 def test_built_in_data_sets_are_not_replaced():

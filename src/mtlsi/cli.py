@@ -23,7 +23,6 @@ from mtlsi.options import (
     PredictOptions,
     PrepareOptions,
 )
-from mtlsi.plugins import import_plugins
 
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
@@ -158,10 +157,9 @@ def _predict(options: PredictOptions) -> int:
     from mtlsi.model.network import MTLSINet
     from mtlsi.prediction.files import predict_paths
     from mtlsi.prediction.predictor import Predictor
-    from mtlsi.run_folder import import_plugins_of
+    from mtlsi.run_folder import import_named_plugins
 
-    import_plugins(options.plugin)
-    import_plugins_of(options.model)
+    import_named_plugins(options.plugin, options.model)
     model = MTLSINet.from_pretrained(options.model)
     predictor = Predictor(model, device=options.device, dtype=options.dtype, compile=options.compile)
     outcome = predict_paths(options.images, predictor, options.out, options.tasks)
@@ -187,10 +185,9 @@ def _boundary(options: BoundaryOptions) -> int:
 
 def _benchmark(options: BenchmarkOptions) -> int:
     from mtlsi.benchmarking.benchmark import benchmark
-    from mtlsi.run_folder import import_plugins_of
+    from mtlsi.run_folder import import_named_plugins
 
-    import_plugins(options.plugin)
-    import_plugins_of(options.model)
+    import_named_plugins(options.plugin, options.model)
     benchmark(options)
     return 0
 

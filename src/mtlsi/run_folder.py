@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,13 +18,12 @@ from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
 from torch import Tensor, nn
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError
 from mtlsi.io import replace_text
-from mtlsi.plugins import import_plugins
+from mtlsi.plugins import import_plugins, settle_plugins
 
 STATE, METRICS = "state", "metrics.jsonl"
 FORMER_NAMES = {"picture_hw": "image_hw", "evaluate_pictures": "evaluate_images"}
@@ -140,17 +139,18 @@ def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def import_plugins_of(model: str | Path, *, console: Console | None = None) -> None:
-    """Import the plugins that the run folder ``model`` was trained with; anything else than a run folder has none.
+def import_named_plugins(named: Iterable[str], model: str | Path) -> None:
+    """Import the plugins ``named`` on the command, which must be all that the run folder ``model`` was trained with.
 
-    Importing runs their code, so ``console`` is told of each (by default standard error).
+    Importing runs their code, and a run folder may be somebody else's: its config.yaml alone runs nothing. Raises
+    ``MistakeError`` for a plugin that is not named.
     """
-    if not (Path(model) / "config.yaml").is_file():
-        return
-    plugins = load_config(Path(model)).plugins
-    for name in plugins:
-        (console or Console(stderr=True)).print(f"plugin of {model}: {name}", markup=False, highlight=False)
-    import_plugins(plugins)
+    named = settle_plugins(named)
+    if (Path(model) / "config.yaml").is_file():
+        for name in load_config(Path(model)).plugins:
+            if name not in named:
+                raise MistakeError(f"{model} was trained with the plugin {name}; give --plugin {name} to run its code")
+    import_plugins(named)
 
 
 def save_model(model: nn.Module, state: dict[str, Tensor], out: Path) -> None:

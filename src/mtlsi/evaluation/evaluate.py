@@ -38,7 +38,6 @@ from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
 from mtlsi.model.network import MTLSINet
 from mtlsi.nn.layout import resize_maps
 from mtlsi.options import EvaluateOptions
-from mtlsi.plugins import import_plugins
 from mtlsi.tasks import NUM_THRESHOLDS, TASKS, check_tasks, num_channels
 
 OnImage = Callable[[int, dict[str, Tensor], Scores], None]
@@ -190,8 +189,7 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
     """Load, measure, print, write: ``mtlsi evaluate``."""
     console = console or Console()
     check_options(options)
-    import_plugins(options.plugin)
-    run_folder.import_plugins_of(options.model)
+    run_folder.import_named_plugins(options.plugin, options.model)
     network = MTLSINet.from_pretrained(options.model)
     device = find_device(options.device)
     network.to(device)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from mtlsi.config import PRECISIONS
 from mtlsi.device import find_device, prepare_process
 from mtlsi.errors import MistakeError
 from mtlsi.kernels.convolve_linears import convolutions_are_faster, convolve_linears, has_linears
@@ -26,12 +27,7 @@ from mtlsi.tasks import check_tasks
 
 Size = tuple[int, int]
 """Height and width, in pixels."""
-DTYPES = {
-    "float32": torch.float32, "fp32": torch.float32,
-    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
-    "float16": torch.float16, "fp16": torch.float16,
-}  # fmt: skip
-"""By every name they have in the field."""
+DTYPES: dict[str, torch.dtype] = {spelling: getattr(torch, name) for spelling, name in PRECISIONS.items()}
 BAND_VALUES = 2**24
 """Values of one task's raw output held at full size at a time (64 MB)."""
 LONGEST_SIDE = 4
@@ -132,6 +128,8 @@ def compiled(network: Callable[..., Output], device: torch.device) -> Callable[.
     optimised = torch.compile(network, dynamic=False, mode=mode)
 
     def call(*images: torch.Tensor, **options: Any) -> Output:
+        if isinstance(network, MTLSINet):
+            network.for_tasks(options.get("tasks"))  # made before a graph is traced, which then finds it
         try:
             return optimised(*images, **options)
         except TorchDynamoException as error:
