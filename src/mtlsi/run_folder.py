@@ -145,10 +145,10 @@ def import_named_plugins(named: Iterable[str], model: str | Path) -> None:
     Importing runs their code, and a run folder may be somebody else's: its config.yaml alone runs nothing. Raises
     ``MistakeError`` for a plugin that is not named.
     """
-    named = settle_plugins(named)
+    named = tuple(named)
     if (Path(model) / "config.yaml").is_file():
         for name in load_config(Path(model)).plugins:
-            if name not in named:
+            if name not in settle_plugins(named):
                 raise MistakeError(f"{model} was trained with the plugin {name}; give --plugin {name} to run its code")
     import_plugins(named)
 
