@@ -176,6 +176,9 @@ def test_a_subset_is_made_once_and_again_when_weights_change(tiny):
     model.load_state_dict(tiny.state_dict())
     with torch.inference_mode():
         torch.testing.assert_close(model(images, tasks=["depth"]).final["depth"], before)
+        some = model.double()(images, tasks=["depth"]).final["depth"]
+    assert some.dtype == torch.float64
+    torch.testing.assert_close(some.float(), before, atol=1e-4, rtol=1e-4)
 
 
 def test_gradients_reach_the_weights_through_a_subset(tiny):

@@ -1,6 +1,8 @@
 """Semantic Token Distiller: a few tokens that stand for all positions.
 
-tokens = LN(softmax_k(MLP(X))^T X / n)        per task, X the fused features (n c), k tokens
+    tokens = LN(softmax_k(MLP(X))^T X / n)
+
+per task: X the fused features (n c), k tokens.
 """
 
 from __future__ import annotations

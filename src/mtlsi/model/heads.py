@@ -1,7 +1,9 @@
 """The final head of every task.
 
-prediction = V GELU(BN(conv(X)))                                                  at stride 4
-prediction = V GELU(BN(conv(up(GELU(BN(conv(X)))) + BN(W M_1))))      at a coarser stride, M_1 the finest map
+    prediction = V GELU(BN(conv(X)))                                      where the decoder works at stride 4
+    prediction = V GELU(BN(conv(up(GELU(BN(conv(X)))) + BN(W M_1))))      where it works at a coarser one
+
+per task: X the refined features, M_1 the backbone's finest map, ``up`` bilinear.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         if names == self.tasks:
             return self
         tensors = [*self.decoder.parameters(), *self.decoder.buffers()]
-        versions = [(id(x), 0 if x.is_inference() else x._version) for x in tensors]
+        versions = [(id(x), x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
         if names not in self._subsets or self._subsets[names][0] != versions:
             with torch.inference_mode(False), torch.no_grad():
                 self._subsets[names] = versions, self._subset(names)
