@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+os.environ["MTLSI_CACHE"] = tempfile.mkdtemp(prefix="mtlsi-tests-")
+atexit.register(shutil.rmtree, os.environ["MTLSI_CACHE"], ignore_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test reaches for the network
 
 import jaxtyping

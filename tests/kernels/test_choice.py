@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mtlsi import kernels
 from mtlsi.errors import MistakeError
@@ -91,6 +92,15 @@ def test_measuring_moves_no_random_numbers_and_leaves_no_mode():
         choice._time(kernels.probes.linear)
         assert torch.is_inference_mode_enabled()
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_counts_operations_does_not_count_the_measurement(monkeypatch, tmp_path):
+    monkeypatch.setenv("MTLSI_CACHE", str(tmp_path))
+    monkeypatch.setattr(choice, "_measured", {})
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        kernels.task_linear(torch.zeros(1, 2, 3, 4), torch.zeros(2, 4, 5))
+    assert counter.get_total_flops() == 2 * 2 * 3 * 4 * 5
+    assert (tmp_path / "kernels.json").is_file()
 
 
 def test_attention_takes_the_form_for_its_arguments():

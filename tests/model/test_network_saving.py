@@ -134,7 +134,7 @@ def test_a_name_that_the_hub_does_not_know_is_refused_as_such(monkeypatch):
         raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
 
     monkeypatch.setattr(hub_mixin, "hf_hub_download", not_found)
-    assert "is not a folder, not packaged" in mistake(lambda: MTLSINet.from_pretrained("nyud-mobilnetv2"))
+    assert "is not a folder, not packaged" in mistake(lambda: MTLSINet.from_pretrained("somebody/nyud-mobilnetv2"))
 
 
 def test_without_a_network_an_unknown_name_is_refused_as_such(monkeypatch):
@@ -142,7 +142,15 @@ def test_without_a_network_an_unknown_name_is_refused_as_such(monkeypatch):
         raise LocalEntryNotFoundError("cannot find the requested files in the local cache")
 
     monkeypatch.setattr(hub_mixin, "hf_hub_download", unreachable)
-    assert "is not a folder, not packaged" in mistake(lambda: MTLSINet.from_pretrained("nyud-mobilnetv2"))
+    assert "is not a folder, not packaged" in mistake(lambda: MTLSINet.from_pretrained("somebody/nyud-mobilnetv2"))
+
+
+@pytest.mark.parametrize("name", ["nyud-mobilnetv2", "runs/nyud", "./runs/nyud", "a/b/c"])
+def test_a_path_that_is_not_there_is_refused_without_asking_the_hub(name, monkeypatch, tmp_path):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub_mixin, "hf_hub_download", lambda **_: pytest.fail("the hub was asked"))
+    assert "is not a folder, not packaged" in mistake(lambda: MTLSINet.from_pretrained(name))
 
 
 def test_packaged_models_come_back_by_name():

@@ -118,7 +118,9 @@ def test_predictions_are_a_1x1_convolution_of_the_tasks_own_features():
 
 def test_a_prediction_starts_at_its_given_value():
     predictions = Predictions(CHANNELS, OUTPUTS)
-    predictions.start_at("depth", 2.5)
+    predictions.start_at("depth", torch.tensor(2.5))
+    predictions.start_at("normals", torch.tensor([1.0, 2.0, 3.0]))
     out = predictions.by_task(predictions(torch.zeros(1, 3, CHANNELS, 4, 5)))
     assert (out["depth"] == 2.5).all()
+    assert torch.equal(out["normals"][0, :, 3, 4], torch.tensor([1.0, 2.0, 3.0]))
     assert not (out["normals"] == 2.5).any()

@@ -58,8 +58,9 @@ def paper_row(scores: Scores, *, derived: Sequence[str] = (), delta_percent: flo
         record = TASKS[task]
         arrow = "higher is better" if record.higher_is_better else "lower is better"
         note = ", derived labels" if task in derived else ""
-        table.add_column(f"{task} {record.score} ({record.unit})\n{arrow}{note}", justify="right")
-        cells.append(f"{value:.4f}" if record.unit == "m" else f"{value:.2f}")
+        unit = f" ({record.unit})" if record.unit else ""
+        table.add_column(f"{task} {record.score}{unit}\n{arrow}{note}", justify="right")
+        cells.append(f"{value:.2f}" if record.unit in ("%", "deg") else f"{value:.4f}")
     if delta_percent is not None:
         table.add_column("Delta_m (%)\nhigher is better", justify="right")
         cells.append(f"{delta_percent:+.2f}")

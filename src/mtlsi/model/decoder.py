@@ -76,7 +76,7 @@ class OnFeaturesOf(nn.Module):
         return self.cross_window(self.take(features), tokens)
 
 
-def start_predictions_at(decoder: nn.Module, task: str, value: float) -> None:
+def start_predictions_at(decoder: nn.Module, task: str, value: Tensor) -> None:
     """Let the untrained predictions of ``task``, final and coarse, begin at ``value``, in any decoder of ``Predictions``."""
     for module in decoder.modules():
         if isinstance(module, Predictions):

@@ -37,6 +37,8 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
         raise MistakeError(
             f"model {source} is a file; expected the folder that holds config.json and model.safetensors"
         )
+    elif not may_be_on_the_hub(str(name)):
+        raise MistakeError(_not_found(name))
     kwargs.setdefault("strict", True)
     try:
         with redirect_stdout(io.StringIO()):  # the mixin prints where it loads from
@@ -51,6 +53,11 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
     except (HFValidationError, OSError) as error:
         raise MistakeError(_not_found(name)) from error
     return model.eval()
+
+
+def may_be_on_the_hub(name: str) -> bool:
+    """Whether ``name`` reads as OWNER/MODEL and not as the path of a missing folder: the hub is slow to say no."""
+    return name.count("/") == 1 and name[0] not in "./~" and not Path(name).parent.is_dir()
 
 
 def _not_found(name: str | Path) -> str:

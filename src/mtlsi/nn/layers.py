@@ -160,6 +160,8 @@ class Predictions(nn.Module):
         channels = {task: cast(nn.Conv2d, layer).out_channels for task, layer in self.of_task.items()}
         return dict(zip(channels, predictions.split(list(channels.values()), 1), strict=True))
 
-    def start_at(self, task: str, value: float) -> None:
-        """Let an untrained prediction of ``task`` begin at ``value`` instead of 0."""
-        nn.init.constant_(cast(Tensor, self.of_task[task].bias), value)
+    @torch.no_grad()
+    def start_at(self, task: str, value: Tensor) -> None:
+        """Let an untrained prediction of ``task`` begin at ``value`` () or (channels) instead of 0."""
+        bias = cast(Tensor, self.of_task[task].bias)
+        bias.copy_(value.expand_as(bias))

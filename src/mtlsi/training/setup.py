@@ -162,7 +162,7 @@ def set_first_weights(network: MTLSINet, backbone_weights: str, dataset: Labelle
         network.backbone.load(backbone_weights)
     for task, value in constant_predictions(dataset).items():
         if kinds.of(task).starts_at_constant:  # metres far from 0 would take a thousand steps to reach
-            start_predictions_at(network.decoder, task, float(value.mean()))
+            start_predictions_at(network.decoder, task, value)
 
 
 def build_criterion(tasks: tuple[str, ...], options: TrainConfig) -> MultiTaskLoss:
