@@ -44,7 +44,7 @@ def _import_file(name: str) -> None:
 def _import(module: str, name: str) -> None:
     try:
         import_module(module)
-    except Exception as error:  # noqa: BLE001: whatever goes wrong in somebody's module is named, with the module
+    except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise MistakeError(
             f"plugin {name} cannot be imported ({reason}); expected a Python file or the dotted name of a module"
