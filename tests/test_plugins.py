@@ -131,3 +131,44 @@ def test_built_in_data_sets_are_not_replaced():
     for name in ("scenes", "nyud"):
         with pytest.raises(MistakeError, match="built in"):
             datasets.register_dataset(name, lambda *_, **__: None)  # type: ignore[arg-type]
+
+
+DECODER = """
+from torch import nn
+
+import mtlsi
+
+
+class OneConvolution(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        channels = spec.map_channels[0]
+        self.of_task = nn.ModuleDict({task: nn.Conv2d(channels, out, 1) for task, out in spec.outputs.items()})
+
+    def forward(self, maps):
+        return {task: layer(maps[0]) for task, layer in self.of_task.items()}, {}
+
+
+mtlsi.register_decoder("one_convolution_of_a_plugin", OneConvolution)
+"""
+
+
+def test_a_decoder_of_a_plugin_is_benchmarked_also_in_a_process_of_its_own(tmp_path, capsys):
+    plugin, out = tmp_path / "plugin_decoder.py", tmp_path / "report.json"
+    plugin.write_text(DECODER)
+    command = [
+        "benchmark",
+        "--model",
+        "tiny",
+        "--change",
+        '{"decoder": "one_convolution_of_a_plugin"}',
+        "--size",
+        "64",
+        "64",
+    ]
+    command += ["--batches", "1", "--repeats", "1", "--modes", "eager,exported", "--train", "--plugin", str(plugin)]
+    assert main([*command, "--json", str(out)]) == 0, capsys.readouterr().err
+    report = json.loads(out.read_text())
+    assert report["failed"] == []
+    assert [part["part"] for part in report["parts"]] == ["backbone", "of_task", "resizing and rest"]
+    assert report["parts"][1]["gflop"] > 0

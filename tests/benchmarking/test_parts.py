@@ -126,6 +126,16 @@ def test_the_parts_of_a_network_make_up_the_whole():
     assert sum(cost.flops for cost in costs) == counter.get_total_flops()
 
 
+def test_a_container_that_is_never_called_counts_by_its_items(stand):
+    model, forward = stand
+    model.decoder.cross_window = nn.ModuleDict({"first": nn.Linear(5, 7), "second": nn.Linear(7, 5)})
+    model.decoder.cross_window.__class__ = type(
+        "Blocks", (nn.ModuleDict,), {"__iter__": lambda self: iter(self.values())}
+    )
+    with torch.no_grad():
+        assert count_flops(model, forward)["CWIB"] == 2 * 6 * 5 * 7 * 2
+
+
 def test_parts_that_are_switched_off_are_left_out():
     assert list(parts_of(create_model("tiny", fusion=False, cross_window=False))) == [
         "backbone",

@@ -17,6 +17,7 @@ from mtlsi.drawing.plots import plot_scaling
 from mtlsi.errors import MistakeError
 from mtlsi.io import check_writable, replace_text
 from mtlsi.options import BenchmarkOptions
+from mtlsi.plugins import settle_plugins
 from mtlsi.tasks import check_tasks
 from mtlsi.timing import describe_machine
 
@@ -37,7 +38,15 @@ def benchmark(request: BenchmarkOptions, *, console: Console | None = None) -> d
     size_hw = request.size_hw or model.input_size
     tasks = None if request.tasks is None else check_tasks(request.tasks, among=model.tasks)
     run = Measured(
-        model, request.model, request.dataset, tasks, request.dtype, device, request.repeats, request.changes
+        model,
+        request.model,
+        request.dataset,
+        tasks,
+        request.dtype,
+        device,
+        request.repeats,
+        request.changes,
+        plugins=settle_plugins(request.plugin),
     )
     report: dict[str, Any] = {
         "model": request.model,

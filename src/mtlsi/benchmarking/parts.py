@@ -63,9 +63,8 @@ def parts_of(model: MTLSINet) -> dict[str, list[nn.Module]]:
 
 
 def _callable_modules(module: nn.Module) -> list[nn.Module]:
-    """The module, or the items of a mere list of modules, which is never called itself."""
-    is_list = isinstance(module, nn.ModuleList) and type(module).forward is nn.ModuleList.forward
-    return list(module.children()) if is_list else [module]
+    """The module, or the items of a mere container, such as a ``ModuleDict``, which is never called itself."""
+    return list(module.children()) if type(module).forward is nn.Module.forward else [module]
 
 
 def count_flops(model: MTLSINet, forward: Callable[[], Any]) -> dict[str, int]:

@@ -23,6 +23,7 @@ from mtlsi.model.backbone import STRIDES
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet, pad_to_multiple
 from mtlsi.model.pretrained import packaged_models
+from mtlsi.plugins import import_plugins
 from mtlsi.tasks import num_channels
 from mtlsi.timing import Timing, copy_rate, fit_power, matrix_rate, peak_memory, time_calls
 
@@ -41,11 +42,14 @@ Size = tuple[int, int]
 Forward = Callable[[], Any]
 
 
-def open_model(name: str, dataset: str | None = None, changes: Mapping[str, Any] | None = None) -> MTLSINet:
+def open_model(
+    name: str, dataset: str | None = None, changes: Mapping[str, Any] | None = None, plugins: Sequence[str] = ()
+) -> MTLSINet:
     """A preset with random weights, or a trained model, in evaluation mode; ``MistakeError`` where ``name`` is neither.
 
-    ``changes``: sizes that differ from the preset's, by field of ``ModelConfig``.
+    ``changes``: sizes that differ from the preset's, by field of ``ModelConfig``. ``plugins`` are imported first.
     """
+    import_plugins(plugins)
     if name in PRESETS:
         return with_statistics(create_model(name, dataset=dataset or "nyud", **(changes or {})))
     if name not in packaged_models() and not Path(name).exists():
@@ -144,6 +148,8 @@ class Measured:
     device: torch.device
     repeats: int
     changes: Mapping[str, Any] = field(default_factory=dict)
+    plugins: Sequence[str] = ()
+    """What a process of its own must import before it can open the model."""
     failed: list[dict[str, Any]] = field(default_factory=list)
     """Modes that did not work here: mode, batch, reason."""
     _memory_mb: dict[Size, float | None] = field(default_factory=dict)
@@ -186,7 +192,7 @@ class Measured:
                     "ms": in_ms(cost.timing),
                     "moved_mb": None if cost.bytes_moved is None else cost.bytes_moved / 1e6,
                     "allowed_ms": None if allowed is None else 1e3 * allowed,
-                    "share_of_roofline": None if allowed is None else allowed / cost.timing.median_s,
+                    "share_of_roofline": allowed / cost.timing.median_s if allowed and cost.timing.median_s else None,
                 }
             )
         return rows
@@ -194,7 +200,7 @@ class Measured:
     def memory_mb(self, size_hw: Size) -> float | None:
         """Peak of what a forward needs beside the loaded model, in 10^6 bytes; None: not measured."""
         if size_hw not in self._memory_mb:
-            opened = partial(open_model, self.name, self.dataset, self.changes)
+            opened = partial(open_model, self.name, self.dataset, self.changes, self.plugins)
             prepare = partial(prepare_forward, opened, self.tasks, size_hw, str(self.device), self.dtype)
             rise = peak_memory(prepare, self.device)
             self._memory_mb[size_hw] = None if rise is None else rise / 1e6

@@ -122,7 +122,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         """While training keep of every part little more than its inputs, and compute the rest again when it is needed."""
         self.backbone.recompute(on)
         for part in self.decoder.children():
-            for module in [part] if type(part).forward is not nn.ModuleList.forward else part.children():
+            for module in [part] if type(part).forward is not nn.Module.forward else part.children():
                 recompute(module, on)
 
     @classmethod
