@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from mtlsi.kernels.recompute import called_modules
 from mtlsi.model.network import MTLSINet
 from mtlsi.timing import Timing, synchronise
 
@@ -58,13 +59,8 @@ def part_costs(
 def parts_of(model: MTLSINet) -> dict[str, list[nn.Module]]:
     """The backbone and the decoder's own parts, in their order; those without weights are left out."""
     children = {TITLES.get(name, name): part for name, part in model.decoder.named_children()}
-    modules = {part: _callable_modules(module) for part, module in {"backbone": model.backbone, **children}.items()}
+    modules = {part: called_modules(module) for part, module in {"backbone": model.backbone, **children}.items()}
     return {part: found for part, found in modules.items() if any(list(m.parameters()) for m in found)}
-
-
-def _callable_modules(module: nn.Module) -> list[nn.Module]:
-    """The module, or the items of a mere container, such as a ``ModuleDict``, which is never called itself."""
-    return list(module.children()) if type(module).forward is nn.Module.forward else [module]
 
 
 def count_flops(model: MTLSINet, forward: Callable[[], Any]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from mtlsi import kinds
 from mtlsi.benchmarking.parts import part_costs
 from mtlsi.config import PRESETS
 from mtlsi.errors import MistakeError
+from mtlsi.kernels.recompute import batch_norms
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.build import create_model
@@ -72,7 +73,7 @@ def with_statistics(model: MTLSINet) -> MTLSINet:
     Untouched statistics let the activations of random weights grow to thousands; softmaxes then give denormal numbers,
     for which some CPUs take a hundred times as long, so that nothing true would be measured.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = batch_norms(model)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None  # a plain mean over the forwards below

@@ -22,6 +22,16 @@ def recompute(module: nn.Module, on: bool) -> None:
         module.forward = partial(_recomputed, module)
 
 
+def batch_norms(module: nn.Module) -> list[Any]:
+    """Every batch norm in ``module``."""
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def called_modules(module: nn.Module) -> list[nn.Module]:
+    """The module, or the items of a mere container, such as a ``ModuleDict``, which is never called itself."""
+    return list(module.children()) if type(module).forward is nn.Module.forward else [module]
+
+
 def _recomputed(module: nn.Module, *inputs: Any) -> Any:
     forward = partial(type(module).forward, module)
     if not torch.is_grad_enabled():
@@ -33,7 +43,7 @@ def _recomputed(module: nn.Module, *inputs: Any) -> Any:
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Within the context batch norms normalise by the batch as before, but leave their stored statistics alone."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    norms = [norm for norm in batch_norms(module) if norm.training]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mtlsi.errors import MistakeError
-from mtlsi.kernels.recompute import recompute
+from mtlsi.kernels.recompute import batch_norms, recompute
 
 STRIDES = (4, 8, 16, 32)
 
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
 
     def batch_norms(self) -> list[nn.Module]:
         """Every batch norm that timm's network has."""
-        return [module for module in self.body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        return batch_norms(self.body)
 
     def recompute(self, on: bool) -> None:
         """Keep few activations while training: of every block its input where timm can, else of the whole its input.

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from mtlsi.config import ModelConfig
 from mtlsi.errors import MistakeError
-from mtlsi.kernels.recompute import recompute
+from mtlsi.kernels.recompute import called_modules, recompute
 from mtlsi.model.backbone import STRIDES, Backbone
 from mtlsi.model.decoders import DecoderSpec, OnlyTasks, build_decoder
 from mtlsi.nn.layout import resize_maps
@@ -122,7 +122,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         """While training keep of every part little more than its inputs, and compute the rest again when it is needed."""
         self.backbone.recompute(on)
         for part in self.decoder.children():
-            for module in [part] if type(part).forward is not nn.Module.forward else part.children():
+            for module in called_modules(part):
                 recompute(module, on)
 
     @classmethod
