@@ -1,5 +1,7 @@
 """One contract for every decoder on every preset, built in or one's own."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -106,10 +108,26 @@ def test_every_decoder_exports_whole_and_in_part_with_a_free_batch(decoder, task
                 torch.testing.assert_close(ours[task], value, atol=1e-4, rtol=1e-4)
 
 
+@dataclass(frozen=True)
+class Widths:
+    width: int = 8
+    hidden: tuple[int, ...] = ()
+
+
 def test_a_decoder_of_ones_own_reads_its_options():
-    register_decoder("wide", lambda spec: OneConvolution(spec) if spec.sizes.decoder_options == {"width": 3} else None)
-    model = create_model("tiny", decoder="wide", decoder_options={"width": 3})
-    assert isinstance(model.decoder, OneConvolution)
+    read = []
+    register_decoder("wide", lambda spec: read.append(spec.options(Widths)) or OneConvolution(spec))
+    create_model("tiny", decoder="wide")
+    create_model("tiny", decoder="wide", decoder_options={"hidden": [3, 4]})
+    assert read == [Widths(), Widths(hidden=(3, 4))]
+    with pytest.raises(MistakeError, match="decoder wide has no option 'depth'; expected some of width, hidden"):
+        create_model("tiny", decoder="wide", decoder_options={"depth": 3})
+
+
+@pytest.mark.parametrize("decoder", BUILT_IN)
+def test_no_built_in_decoder_takes_an_unknown_option(decoder):
+    with pytest.raises(MistakeError, match=f"decoder {decoder} has no option 'colour'"):
+        create_model("tiny", decoder=decoder, decoder_options={"colour": "red"})
 
 
 def test_tasks_of_heads_only_never_meet():

@@ -8,8 +8,7 @@ tasks at those positions; without it a subset of the tasks is computed whole and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.cross_window import CrossWindowBlock, CrossWindowBlocks, NoCrossWindow
 from mtlsi.model.decoder import MTLSIDecoder
+from mtlsi.model.decoder_spec import DecoderSpec, NoOptions
 from mtlsi.model.distiller import PooledTokens, SemanticTokenDistiller
 from mtlsi.model.fusion import MultiQueryLinearFusion, NoFusion
 from mtlsi.model.heads import TaskHeads
@@ -25,23 +25,12 @@ from mtlsi.model.preliminary import PreliminaryDecoder, TaskPyramid
 from mtlsi.model.rivals.heads_only import HeadsOnlyDecoder
 
 
-@dataclass(frozen=True)
-class DecoderSpec:
-    """What a decoder is built for."""
-
-    outputs: Mapping[str, int]
-    """Channels of each task's prediction; their order is that of the task axis."""
-    map_channels: Sequence[int]
-    """Channels of the four maps."""
-    sizes: ModelConfig
-    """Sizes to build from; ``sizes.decoder_options`` holds what only this decoder knows."""
-
-
 BuildDecoder = Callable[[DecoderSpec], nn.Module]
 
 
 def build_mtlsi(spec: DecoderSpec) -> MTLSIDecoder:
     """The paper's decoder."""
+    spec.options(NoOptions)
     sizes, outputs, channels, t = spec.sizes, spec.outputs, spec.sizes.channels, len(spec.outputs)
     preliminary = PreliminaryDecoder(
         spec.map_channels, channels, outputs, skip=_skip(sizes), dense=sizes.dense_convolutions
@@ -69,6 +58,7 @@ def build_mtlsi(spec: DecoderSpec) -> MTLSIDecoder:
 
 def build_heads_only(spec: DecoderSpec) -> HeadsOnlyDecoder:
     """The multi-task baseline."""
+    spec.options(NoOptions)
     sizes = spec.sizes
     pyramid = TaskPyramid(
         spec.map_channels, sizes.channels, spec.outputs, skip=_skip(sizes), dense=sizes.dense_convolutions

@@ -29,7 +29,8 @@ from mtlsi.config import ModelConfig
 from mtlsi.errors import MistakeError
 from mtlsi.kernels.recompute import called_modules, recompute
 from mtlsi.model.backbone import STRIDES, Backbone
-from mtlsi.model.decoders import DecoderSpec, OnlyTasks, build_decoder
+from mtlsi.model.decoder_spec import DecoderSpec
+from mtlsi.model.decoders import OnlyTasks, build_decoder
 from mtlsi.nn.layout import resize_maps
 from mtlsi.nn.task_subset import shallow_copy
 from mtlsi.tasks import check_tasks, num_channels, register_records
