@@ -24,7 +24,6 @@ from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import PreliminaryDecoder, TaskPyramid
 from mtlsi.model.rivals.heads_only import HeadsOnlyDecoder
 
-
 BuildDecoder = Callable[[DecoderSpec], nn.Module]
 
 
