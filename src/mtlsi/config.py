@@ -71,7 +71,9 @@ class ModelConfig:
     decoder: str = "mtlsi"
     """mtlsi, heads_only (no interaction), or one registered with mtlsi.register_decoder."""
     decoder_options: dict[str, Any] = field(default_factory=dict)
-    """What a registered decoder reads besides the sizes above."""
+    """What only this decoder reads: of mtlsi the fields of mtlsi.model.forms.Form."""
+    form: str = "refined"
+    """Of mtlsi. paper: its parts as the paper describes them; refined: ours, docs/paper.md says how it differs."""
 
     @classmethod
     def of(cls, sizes: Mapping[str, Any]) -> ModelConfig:
@@ -83,7 +85,7 @@ class ModelConfig:
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()
         }
-        config = cls(**values)
+        config = cls(**{"form": "paper", **values})  # what a model was before there were forms
         if config.channels % config.num_heads:
             raise MistakeError(
                 f"channels {config.channels} are not a multiple of num_heads {config.num_heads}; change one of them"
@@ -91,7 +93,7 @@ class ModelConfig:
         return config
 
 
-LATER_SIZES = ("head_channels", "drop_path", "decoder", "decoder_options")
+LATER_SIZES = ("head_channels", "drop_path", "decoder", "decoder_options", "form")
 """What config.json of an older model may lack."""
 
 PRESETS: dict[str, ModelConfig] = {

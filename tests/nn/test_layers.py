@@ -4,7 +4,7 @@ from torch import nn
 
 from mtlsi.nn.layers import TaskBatchNorm, TaskConvolution, TaskLayerNorm, TaskLinear, TaskMLP
 from mtlsi.nn.layout import resize_maps, side_by_side, to_map, to_positions
-from mtlsi.nn.task_subset import TakeTasks, for_tasks
+from mtlsi.nn.task_subset import for_tasks, take_tasks
 
 TASKS, IN, OUT, SIZE = 3, 6, 4, (5, 7)
 SUBSET = [0, 2]
@@ -124,8 +124,8 @@ def test_every_layer_leaves_positions_tasks_and_channels_in_this_order_in_memory
             TaskBatchNorm(TASKS, IN).eval()(x),
             to_map(TaskLinear(TASKS, IN, OUT)(to_positions(x)), SIZE),
             to_map(TaskLayerNorm(TASKS, IN)(to_positions(x)), SIZE),
-            to_map(TakeTasks(SUBSET)(to_positions(x)), SIZE),
-            TakeTasks(SUBSET)(x),
+            to_map(take_tasks(to_positions(x), SUBSET), SIZE),
+            take_tasks(x, SUBSET),
             resize_maps(x, (10, 14)),
         ):
             together = side_by_side(out)

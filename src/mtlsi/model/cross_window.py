@@ -1,9 +1,10 @@
 """CWIB: cross-window integrated attention block.
 
+    X <- X + conv(X), an option
     Y = LN(X)        W = window attention(Y)        S = softmax(Y W_q (T W_k)^T / sqrt(d)) T W_v
     X <- X + MLP(concat(W, S))        X <- X + FFN(LN(X))
 
-per task: X the preliminary features, T the k semantic tokens.
+per task: X the features to refine, T the k semantic tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mtlsi import kernels
-from mtlsi.nn.layers import TaskLayerNorm, TaskLinear, TaskMLP
+from mtlsi.nn.layers import TaskDepthwise, TaskLayerNorm, TaskLinear, TaskMLP
 from mtlsi.nn.layout import join_windows, split_windows, to_map
 
 
@@ -22,13 +23,25 @@ class CrossWindowBlock(nn.Module):
 
     Paper: window self-attention and cross-attention to the tokens, side by side on the preliminary features;
     concatenated, fused by a residual MLP, then a feed-forward part.
-    Choice: normalisation before each part; the windows carry no position bias, since the convolutions before them know
-    where they are; a map that the windows do not divide is padded and the padding is not attended to.
+    Choice: normalisation before each part; the windows carry no position bias, since convolutions know where they are:
+    those before the block, and one of its own where ``positions`` is set; a map that the windows do not divide is padded
+    and the padding is not attended to. With ``zero_start`` a new block passes its input on unchanged.
     """
 
-    def __init__(self, num_tasks: int, channels: int, *, num_heads: int, window: int, ffn_ratio: int):
+    def __init__(
+        self,
+        num_tasks: int,
+        channels: int,
+        *,
+        num_heads: int,
+        window: int,
+        ffn_ratio: int,
+        positions: bool = False,
+        zero_start: bool = False,
+    ):
         super().__init__()
         self.num_heads, self.window = num_heads, window
+        self.positions = TaskDepthwise(num_tasks, channels) if positions else None
         self.norm = TaskLayerNorm(num_tasks, channels)
         self.window_qkv = TaskLinear(num_tasks, channels, 3 * channels)
         self.token_query = TaskLinear(num_tasks, channels, channels)
@@ -36,10 +49,15 @@ class CrossWindowBlock(nn.Module):
         self.merge = TaskMLP(num_tasks, 2 * channels, channels, channels)
         self.ffn_norm = TaskLayerNorm(num_tasks, channels)
         self.ffn = TaskMLP(num_tasks, channels, ffn_ratio * channels, channels)
+        if zero_start:
+            for last in (self.merge.reduce, self.ffn.reduce):
+                nn.init.zeros_(last.weight)
 
     def forward(
         self, features: Float[Tensor, "b t c h w"], tokens: Float[Tensor, "b t k c"]
     ) -> Float[Tensor, "b t c h w"]:
+        if self.positions is not None:
+            features = features + self.positions(features)
         x, mask = split_windows(features, self.window)  # b t n c, window by window
         normed = self.norm(x)
         x = x + self.merge(self.within_windows(normed, mask), self.to_tokens(normed, tokens))
@@ -70,6 +88,32 @@ class CrossWindowBlocks(nn.ModuleList):
         for block in self:
             features = block(features, tokens)
         return features
+
+
+class OwnFeatures(nn.Module):
+    """Paper: the CWIB refines the preliminary features (b t c h w)."""
+
+    def forward(
+        self,
+        features: Float[Tensor, "b t c h w"],
+        fused: Float[Tensor, "b t n c"],  # noqa: ARG002
+    ) -> Float[Tensor, "b t c h w"]:
+        return features
+
+
+class FusedFeatures(nn.Module):
+    """X = F + W fused: what the tasks told one another reaches a position at the position itself, not by tokens alone."""
+
+    def __init__(self, num_tasks: int, channels: int, *, zero_start: bool):
+        super().__init__()
+        self.project = TaskLinear(num_tasks, channels, channels)
+        if zero_start:
+            nn.init.zeros_(self.project.weight)
+
+    def forward(
+        self, features: Float[Tensor, "b t c h w"], fused: Float[Tensor, "b t n c"]
+    ) -> Float[Tensor, "b t c h w"]:
+        return features + to_map(self.project(fused), features.shape[-2:])
 
 
 class NoCrossWindow(nn.Module):

@@ -1,7 +1,7 @@
 """MTLSI-Net's decoder, from the backbone's maps to predictions, in the paper's order.
 
-Axes: b batch, t task, c channel, o the channels of all predictions side by side, h w map at the decoder's stride,
-n = h*w positions, k semantic tokens. Every part is linear in n: no n x n matrix is ever formed.
+Axes: b batch, t task, c channel, o the channels of all predictions side by side, h w map at the decoder's stride, y x the
+same where tasks interact, n = y*x positions, k semantic tokens. Every part is linear in n: no n x n matrix is ever formed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from mtlsi.model.fusion import NoFusion
 from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import PreliminaryDecoder
 from mtlsi.nn.layers import Predictions
-from mtlsi.nn.task_subset import TakeTasks, for_tasks, shallow_copy
+from mtlsi.nn.layout import pool_maps, resize_maps
+from mtlsi.nn.task_subset import for_tasks, shallow_copy, take_tasks
 
 
 class MTLSIDecoder(nn.Module):
     """Four maps at strides 4, 8, 16, 32 -> ({task: final}, {task: coarse}), each (b channels h w).
 
     Paper: coarse to fine. A part that is switched off is a module that passes its input on.
+    Choice: tasks may interact at a coarser stride than the heads work at (``pool``), where the same products reach ``pool``
+    squared times as far and cost as much less; what they add to the preliminary features is then upsampled.
     """
 
     def __init__(
@@ -30,21 +33,33 @@ class MTLSIDecoder(nn.Module):
         distiller: nn.Module,
         cross_window: nn.Module,
         heads: TaskHeads,
+        *,
+        local: nn.Module,
+        pool: int = 1,
     ):
         super().__init__()
+        self.pool = pool
+        self.index: Sequence[int] | None = None
+        """The tasks that are computed behind the fusion; None: all."""
         self.preliminary = preliminary
         self.fusion = fusion
         self.distiller = distiller
+        self.local = local
         self.cross_window = cross_window
         self.heads = heads
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         # fmt: off
-        features, coarse = self.preliminary(maps)      # b t c h w, b o h w
-        fused = self.fusion(features, coarse)          # b t n c
-        tokens = self.distiller(fused)                 # b t k c
-        refined = self.cross_window(features, tokens)  # b t c h w
-        final = self.heads(refined, maps[0])           # b o H/4 W/4
+        features, coarse = self.preliminary(maps)                       # b t c h w, b o h w
+        met = pool_maps(features, self.pool)                            # b t c y x
+        fused = self.fusion(met, pool_maps(coarse, self.pool))          # b t n c
+        if self.index is not None:
+            features, met, fused = (take_tasks(x, self.index) for x in (features, met, fused))
+        tokens = self.distiller(fused)                                  # b t k c
+        refined = self.cross_window(self.local(met, fused), tokens)     # b t c y x
+        if self.pool > 1:
+            refined = features + resize_maps(refined - met, features.shape[-2:])  # b t c h w
+        final = self.heads(refined, maps[0])                            # b o H/4 W/4
         return self.heads.predict.by_task(final), self.preliminary.predict.by_task(coarse)  # {task: b channels h w}
         # fmt: on
 
@@ -54,26 +69,14 @@ class MTLSIDecoder(nn.Module):
         The fusion reads every task's features, so that only what comes after it is cut down.
         """
         chosen = shallow_copy(self)
-        chosen.heads = for_tasks(self.heads, index)
+        chosen.distiller, chosen.local, chosen.cross_window, chosen.heads = (
+            for_tasks(part, index) for part in (self.distiller, self.local, self.cross_window, self.heads)
+        )
         if isinstance(self.fusion, NoFusion):
             chosen.preliminary = for_tasks(self.preliminary, index)
-            chosen.distiller = for_tasks(self.distiller, index)
-            chosen.cross_window = for_tasks(self.cross_window, index)
         else:
-            chosen.distiller = nn.Sequential(TakeTasks(index), for_tasks(self.distiller, index))
-            chosen.cross_window = OnFeaturesOf(index, for_tasks(self.cross_window, index))
+            chosen.index = tuple(index)
         return chosen
-
-
-class OnFeaturesOf(nn.Module):
-    """A CWIB of some tasks on features (b t c h w) of all."""
-
-    def __init__(self, index: Sequence[int], cross_window: nn.Module):
-        super().__init__()
-        self.take, self.cross_window = TakeTasks(index), cross_window
-
-    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
-        return self.cross_window(self.take(features), tokens)
 
 
 def start_predictions_at(decoder: nn.Module, task: str, value: Tensor) -> None:

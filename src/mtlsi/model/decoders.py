@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from mtlsi.config import ModelConfig
 from mtlsi.errors import MistakeError
 from mtlsi.model.backbone import STRIDES
-from mtlsi.model.cross_window import CrossWindowBlock, CrossWindowBlocks, NoCrossWindow
+from mtlsi.model.cross_window import CrossWindowBlock, CrossWindowBlocks, FusedFeatures, NoCrossWindow, OwnFeatures
 from mtlsi.model.decoder import MTLSIDecoder
 from mtlsi.model.decoder_spec import DecoderSpec, NoOptions
-from mtlsi.model.distiller import PooledTokens, SemanticTokenDistiller
+from mtlsi.model.distiller import CentroidDistiller, PooledTokens, SemanticTokenDistiller
+from mtlsi.model.forms import form_of
 from mtlsi.model.fusion import MultiQueryLinearFusion, NoFusion
 from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import PreliminaryDecoder, TaskPyramid
@@ -29,8 +30,7 @@ BuildDecoder = Callable[[DecoderSpec], nn.Module]
 
 def build_mtlsi(spec: DecoderSpec) -> MTLSIDecoder:
     """The paper's decoder."""
-    spec.options(NoOptions)
-    sizes, outputs, channels, t = spec.sizes, spec.outputs, spec.sizes.channels, len(spec.outputs)
+    form, sizes, outputs, channels, t = form_of(spec), spec.sizes, spec.outputs, spec.sizes.channels, len(spec.outputs)
     preliminary = PreliminaryDecoder(
         spec.map_channels, channels, outputs, skip=_skip(sizes), dense=sizes.dense_convolutions
     )
@@ -46,13 +46,26 @@ def build_mtlsi(spec: DecoderSpec) -> MTLSIDecoder:
         )
     distiller: nn.Module = nn.Identity()
     cross_window: nn.Module = NoCrossWindow()
+    local: nn.Module = OwnFeatures()
     if sizes.cross_window:  # nothing else reads tokens
-        distiller = (SemanticTokenDistiller if sizes.distiller else PooledTokens)(t, channels, sizes.num_tokens)
+        distil = CentroidDistiller if form.tokens == "centroids" else SemanticTokenDistiller
+        distiller = (distil if sizes.distiller else PooledTokens)(t, channels, sizes.num_tokens)
         cross_window = CrossWindowBlocks(
-            CrossWindowBlock(t, channels, num_heads=sizes.num_heads, window=sizes.window, ffn_ratio=sizes.ffn_ratio)
+            CrossWindowBlock(
+                t,
+                channels,
+                num_heads=sizes.num_heads,
+                window=sizes.window,
+                ffn_ratio=sizes.ffn_ratio,
+                positions=form.positions,
+                zero_start=form.zero_start,
+            )
             for _ in range(sizes.num_blocks)
         )
-    return MTLSIDecoder(preliminary, fusion, distiller, cross_window, _heads(spec))
+        if sizes.fusion and form.refine == "fused":
+            local = FusedFeatures(t, channels, zero_start=form.zero_start)
+    heads = _heads(spec)
+    return MTLSIDecoder(preliminary, fusion, distiller, cross_window, heads, local=local, pool=form.pool)
 
 
 def build_heads_only(spec: DecoderSpec) -> HeadsOnlyDecoder:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mtlsi import kernels
 from mtlsi.errors import MistakeError
 from mtlsi.nn.layers import TaskBatchNorm, TaskLayerNorm, TaskLinear, TaskMLP
-from mtlsi.nn.layout import apart, side_by_side, to_map, to_positions
+from mtlsi.nn.layout import apart, pool_maps, side_by_side, to_map, to_positions
 
 
 class MultiQueryLinearFusion(nn.Module):
@@ -80,7 +80,7 @@ class MultiQueryLinearFusion(nn.Module):
         self, joined: Float[Tensor, "b t c h w"]
     ) -> tuple[Float[Tensor, "b heads d d"], Float[Tensor, "b heads d"]]:
         """C and z from J pooled over squares of ``pool`` positions."""
-        pooled = apart(F.avg_pool2d(side_by_side(joined), self.pool, ceil_mode=True), len(self.embed))
+        pooled = pool_maps(joined, self.pool)
         keys, values = self.key_value.chunks(self.context_norm(to_positions(pooled)), 2)  # b t m c
         return kernels.global_context(keys, values, self.num_heads)
 

@@ -96,6 +96,20 @@ class TaskBatchNorm(nn.Module):
         return gain.unflatten(0, (self.num_tasks, -1)), offset.unflatten(0, (self.num_tasks, -1))
 
 
+class TaskDepthwise(nn.Module):
+    """A depthwise 3x3 convolution of every task's channels, without a bias; it begins at zero."""
+
+    task_axes = ("weight",)
+
+    def __init__(self, num_tasks: int, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_tasks, channels, 1, 3, 3))
+
+    def forward(self, x: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
+        t, c = self.weight.shape[:2]
+        return apart(F.conv2d(side_by_side(x), self.weight.flatten(0, 1), padding=1, groups=t * c), t)
+
+
 class TaskConvolution(nn.Module):
     """GELU(BN(conv(x))), a 3x3 convolution within each task.
 

@@ -18,7 +18,16 @@ from torch import Tensor
 
 from mtlsi.kernels.default import apart, side_by_side
 
-__all__ = ["apart", "join_windows", "resize_maps", "side_by_side", "split_windows", "to_map", "to_positions"]
+__all__ = [
+    "apart",
+    "join_windows",
+    "pool_maps",
+    "resize_maps",
+    "side_by_side",
+    "split_windows",
+    "to_map",
+    "to_positions",
+]
 
 
 def to_positions(x: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t n c"]:
@@ -39,6 +48,15 @@ def resize_maps(x: Tensor, size_hw: Sequence[int]) -> Tensor:
         return apart(resize_maps(side_by_side(x), size_hw), x.shape[1])
     x = x.contiguous(memory_format=torch.channels_last)  # 4x faster with many channels
     return F.interpolate(x, size=(size_hw[0], size_hw[1]), mode="bilinear", align_corners=False)
+
+
+def pool_maps(x: Tensor, size: int) -> Tensor:
+    """Maps (b c h w) or (b t c h w) averaged over squares of ``size`` positions, cut ones at the right and the bottom."""
+    if size == 1:
+        return x
+    if x.dim() == 5:
+        return apart(pool_maps(side_by_side(x), size), x.shape[1])
+    return F.avg_pool2d(x, size, ceil_mode=True)
 
 
 def split_windows(

@@ -43,18 +43,12 @@ def shallow_copy(module: Module) -> Module:
     return copied
 
 
-class TakeTasks(nn.Module):
+def take_tasks(x: Tensor, index: Sequence[int]) -> Tensor:
     """The tasks ``index`` of maps or positions (b t ...)."""
-
-    def __init__(self, index: Sequence[int]):
-        super().__init__()
-        self.index = tuple(index)
-
-    def forward(self, x: Tensor) -> Tensor:
-        chosen = torch.tensor(self.index, device=x.device)
-        if x.dim() == 4:  # positions, whose tasks come second in memory
-            return x.transpose(1, 2).index_select(2, chosen).transpose(1, 2)
-        return x.permute(0, 3, 4, 1, 2).index_select(3, chosen).permute(0, 3, 4, 1, 2)
+    chosen = torch.tensor(index, device=x.device)
+    if x.dim() == 4:  # positions, whose tasks come second in memory
+        return x.transpose(1, 2).index_select(2, chosen).transpose(1, 2)
+    return x.permute(0, 3, 4, 1, 2).index_select(3, chosen).permute(0, 3, 4, 1, 2)
 
 
 def _take_norm(norm: nn.BatchNorm2d, num_tasks: int, index: Sequence[int]) -> nn.BatchNorm2d:

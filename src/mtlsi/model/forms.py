@@ -1,0 +1,60 @@
+"""MTLSI-Net as the paper describes it, and as it is built here unless asked otherwise.
+
+``ModelConfig.form`` names one of the two; ``decoder_options`` change single choices of it, so that each can be measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from mtlsi.errors import MistakeError
+from mtlsi.model.decoder_spec import DecoderSpec
+
+
+@dataclass(frozen=True)
+class Form:
+    """The choices in which the two forms differ."""
+
+    tokens: str = "shares"
+    """shares: every position is shared out to the tokens by the softmax of an MLP; centroids: by its direction from the
+    image's mean, and a token is the centroid of its share, less that mean."""
+    pool: int = 1
+    """Tasks interact on features pooled over squares of this many positions; what comes of it is upsampled and added."""
+    refine: str = "preliminary"
+    """What the CWIB refines: the preliminary features, or those with the fused ones added (fused)."""
+    zero_start: bool = False
+    """What the interaction adds to a task's own features begins at zero: training starts from plain heads."""
+    positions: bool = False
+    """A depthwise 3x3 convolution in the CWIB tells positions apart."""
+
+
+FORMS = {
+    "paper": Form(),
+    "refined": Form(tokens="centroids", pool=2, refine="fused", zero_start=True, positions=True),
+}
+"""By ``ModelConfig.form``."""
+
+
+@dataclass(frozen=True)
+class FormOptions:
+    """``decoder_options`` of MTLSI-Net: the fields of ``Form``; None: as the form says."""
+
+    tokens: str | None = None
+    pool: int | None = None
+    refine: str | None = None
+    zero_start: bool | None = None
+    positions: bool | None = None
+
+
+def form_of(spec: DecoderSpec) -> Form:
+    """The form that ``spec`` names, with its changes. Raises ``MistakeError`` for an unknown form or choice."""
+    if spec.sizes.form not in FORMS:
+        raise MistakeError(f"unknown form {spec.sizes.form!r}; expected {' or '.join(FORMS)}")
+    changes: dict[str, Any] = {k: v for k, v in asdict(spec.options(FormOptions)).items() if v is not None}
+    form = replace(FORMS[spec.sizes.form], **changes)
+    for name, known in (("tokens", ("shares", "centroids")), ("refine", ("preliminary", "fused")), ("pool", (1, 2, 4))):
+        if getattr(form, name) not in known:
+            expected = ", ".join(str(value) for value in known)
+            raise MistakeError(f"decoder option {name}: {getattr(form, name)!r}; expected one of {expected}")
+    return form
