@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mtlsi.model.cross_window import CrossWindowBlock
+from mtlsi.model.cross_window import CrossWindowBlock, FusedFeatures, OwnFeatures
 from mtlsi.nn.layout import join_windows, split_windows, to_map, to_positions
 from mtlsi.nn.task_subset import for_tasks
 
@@ -14,10 +14,10 @@ SIZES = [(8, 8), (6, 10), (3, 5), (4, 7)]
 SUBSET = [0, 2]
 
 
-def block():
+def block(**options):
     """The block with every weight drawn again."""
     torch.manual_seed(0)
-    module = CrossWindowBlock(TASKS, CHANNELS, num_heads=HEADS, window=WINDOW, ffn_ratio=2)
+    module = CrossWindowBlock(TASKS, CHANNELS, num_heads=HEADS, window=WINDOW, ffn_ratio=2, **options)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=0.5)
@@ -115,8 +115,36 @@ def test_block_equals_its_parts_written_out_task_by_task(size_hw):
     assert_equals_naive(out, naive_block, x, tokens, size_hw)
 
 
+def test_positions_are_told_apart_by_a_convolution_before_the_block():
+    module, size_hw = block(positions=True), (6, 10)
+    x, tokens = inputs(size_hw)
+    x = to_map(x, size_hw)
+    kernels = module.positions.weight
+    moved = [F.conv2d(x[:, t], kernels[t], padding=1, groups=CHANNELS) for t in range(TASKS)]
+    plain = block()
+    plain.load_state_dict(module.state_dict(), strict=False)
+    torch.testing.assert_close(module(x, tokens), plain(x + torch.stack(moved, 1), tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_a_block_that_starts_at_zero_passes_its_input_on():
+    x, tokens = inputs((6, 10))
+    options = {"num_heads": HEADS, "window": WINDOW, "ffn_ratio": 2, "positions": True}
+    x = to_map(x, (6, 10))
+    torch.testing.assert_close(CrossWindowBlock(TASKS, CHANNELS, **options, zero_start=True)(x, tokens), x)
+    assert not torch.allclose(CrossWindowBlock(TASKS, CHANNELS, **options)(x, tokens), x, atol=1e-2)
+
+
+def test_fused_features_are_added_task_by_task():
+    x, fused = inputs((3, 5))[0], inputs((3, 5))[0] + 1
+    local = FusedFeatures(TASKS, CHANNELS, zero_start=False)
+    expected = torch.stack([x[:, t] + linear(local.project, t, fused[:, t]) for t in range(TASKS)], 1)
+    torch.testing.assert_close(to_positions(local(to_map(x, (3, 5)), fused)), expected)
+    assert torch.equal(FusedFeatures(TASKS, CHANNELS, zero_start=True)(to_map(x, (3, 5)), fused), to_map(x, (3, 5)))
+    assert torch.equal(OwnFeatures()(to_map(x, (3, 5)), fused), to_map(x, (3, 5)))
+
+
 def test_a_subset_of_the_tasks_gives_their_slice():
-    module, size_hw = block(), (6, 10)
+    module, size_hw = block(positions=True), (6, 10)
     x, tokens = inputs(size_hw)
     x = to_map(x, size_hw)
     some = for_tasks(module, SUBSET)(x[:, SUBSET], tokens[:, SUBSET])

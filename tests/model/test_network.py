@@ -1,5 +1,6 @@
 import copy
 import itertools
+import json
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from mtlsi import kernels
 from mtlsi.config import PRESETS
 from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
+from mtlsi.model.network import MTLSINet
 from mtlsi.tasks import NYUD40, PARTS7, PASCAL21, TASK_SETS
 
 CHANNELS = {
@@ -63,10 +65,19 @@ def num_parameters(module):
     return sum(p.numel() for p in module.parameters())
 
 
+def stirred(model):
+    """With no weight at zero: where training starts from plain heads, a fresh interaction would be idle."""
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    return model
+
+
 @pytest.fixture(scope="module")
 def tiny():
     """In evaluation, with statistics that a few images have moved: fresh ones would leave the norms idle."""
-    model = seeded_model().train()
+    model = stirred(seeded_model()).train()
     with torch.no_grad():
         for seed in range(3):
             model(random_images(batch=2, seed=seed))
@@ -100,29 +111,35 @@ def test_contract_of_the_large_presets_by_their_shapes(preset, dataset):
 
 
 PARAMETERS = {
-    ("swin_large", "nyud"): (201_883_598, 6_688_154),
-    ("swin_large", "pascal"): (203_727_096, 8_531_652),
-    ("swin_tiny", "nyud"): (28_626_836, 1_109_018),
-    ("hrnet_w18", "nyud"): (4_372_378, 511_658),
-    ("vit_large", "nyud"): (309_068_762, 5_380_058),
-    ("mobilenetv2_100", "nyud"): (2_548_730, 737_018),
-    ("tiny", "nyud"): (361_750, 111_542),
-    ("tiny", "pascal"): (396_896, 146_688),
+    ("swin_large", "nyud"): (202_036_690, 6_841_246),
+    ("swin_large", "pascal"): (203_918_461, 8_723_017),
+    ("swin_tiny", "nyud"): (28_643_736, 1_125_918),
+    ("hrnet_w18", "nyud"): (4_381_470, 520_750),
+    ("vit_large", "nyud"): (309_137_374, 5_448_670),
+    ("mobilenetv2_100", "nyud"): (2_567_422, 755_710),
+    ("tiny", "nyud"): (364_890, 114_682),
+    ("tiny", "pascal"): (400_821, 150_613),
 }
 """In all, and outside timm's backbone. The paper: 38.27 M outside Swin-L on NYUDv2; 234 M in all on PASCAL-Context."""
 
 
+PAPER_PARAMETERS = {("swin_large", "nyud"): (201_883_598, 6_688_154), ("tiny", "nyud"): (361_750, 111_542)}
+"""The same in the paper's form."""
+
+
 @pytest.mark.parametrize(("preset", "dataset"), PARAMETERS)
 def test_parameters_are_counted_exactly(preset, dataset):
-    with torch.device("meta"):
-        model = create_model(preset, dataset=dataset)
-    total = num_parameters(model)
-    assert (total, total - num_parameters(model.backbone.body)) == PARAMETERS[preset, dataset]
+    for form, expected in (("refined", PARAMETERS), ("paper", PAPER_PARAMETERS)):
+        with torch.device("meta"):
+            model = create_model(preset, dataset=dataset, form=form)
+        total = num_parameters(model)
+        if (preset, dataset) in expected:
+            assert (total, total - num_parameters(model.backbone.body)) == expected[preset, dataset]
 
 
 @pytest.mark.parametrize("fusion", [True, False])
 def test_any_subset_of_the_tasks_equals_their_part_of_the_whole(tiny, fusion):
-    model = tiny if fusion else seeded_model(fusion=False).eval()
+    model = tiny if fusion else stirred(seeded_model(fusion=False)).eval()
     with torch.no_grad():
         whole = model(random_images(32, 64))
         for subset in SUBSETS if fusion else SUBSETS[::3]:
@@ -192,6 +209,9 @@ def test_gradients_reach_the_weights_through_a_subset(tiny):
 
 FORMS = {
     "stride 8": {},
+    "the paper's": {"form": "paper"},
+    "the paper's, its tokens centroids": {"form": "paper", "decoder_options": {"tokens": "centroids"}},
+    "at one stride": {"decoder_options": {"pool": 1}},
     "stride 4": {"decoder_stride": 4, "context_pool": 3, "window": 5},
     "many tokens and wide heads": {"channels": 64, "num_tokens": 160},
     "two blocks, dense": {"num_blocks": 2, "dense_convolutions": True, "queries": "dense"},
@@ -209,7 +229,7 @@ def with_statistics(model):
             buffer.normal_(std=0.1)
         elif name.endswith("running_var"):
             buffer.uniform_(0.5, 1.5)
-    return model.eval()
+    return stirred(model).eval()
 
 
 def assert_close_by_norm(ours, expected, tolerance):
@@ -315,12 +335,48 @@ def test_a_subset_is_refused_while_training_and_unknown_tasks_always(tiny):
         {"decoder_stride": 4},
         {"head_channels": 40},
         {"decoder_stride": 16},
+        {"form": "paper"},
+        {"decoder_options": {"tokens": "shares"}},
+        {"decoder_options": {"pool": 1}},
+        {"decoder_options": {"pool": 4}},
+        {"decoder_options": {"refine": "preliminary"}},
+        {"decoder_options": {"zero_start": False, "positions": False}},
     ],
     ids=lambda sizes: ",".join(f"{name}={value}" for name, value in sizes.items()),
 )
 def test_ablations_build_run_and_train(sizes):
     output = assert_trains(seeded_model(**sizes), random_images(40, 33))
     assert shapes(output.final) == {task: (1, channels, 40, 33) for task, channels in CHANNELS["nyud"].items()}
+
+
+def test_the_refined_form_starts_from_plain_heads():
+    """Its first predictions are those of its preliminary features; the paper's form adds something from the start."""
+    for form, same in (("refined", True), ("paper", False)):
+        model, seen = seeded_model(form=form).eval(), {}
+        model.decoder.heads.register_forward_pre_hook(lambda _, args, seen=seen: seen.update(refined=args[0]))
+        with torch.no_grad():
+            maps = model.backbone(random_images())
+            model.decoder(maps)
+            assert torch.allclose(seen["refined"], model.decoder.preliminary.features(maps), atol=1e-6) == same
+
+
+def test_single_choices_make_the_refined_form_the_papers():
+    paper = {"tokens": "shares", "pool": 1, "refine": "preliminary", "zero_start": False, "positions": False}
+    ours, expected = seeded_model(decoder_options=paper).eval(), seeded_model(form="paper").eval()
+    with torch.no_grad():
+        for task, value in expected(random_images()).final.items():
+            assert torch.equal(ours(random_images()).final[task], value)
+
+
+def test_a_model_from_before_there_were_forms_has_the_papers(tmp_path):
+    seeded_model(form="paper").save_pretrained(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    del described["form"]
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    loaded = MTLSINet.from_pretrained(tmp_path)
+    with torch.no_grad():
+        for task, value in seeded_model(form="paper").eval()(random_images()).final.items():
+            assert torch.equal(loaded(random_images()).final[task], value)
 
 
 def test_switched_off_parts_cost_nothing():
@@ -379,6 +435,12 @@ def test_images_of_a_batch_do_not_see_each_other(tiny):
         (lambda: create_model("tiny", channels=10, num_heads=4), "channels 10 are not a multiple of num_heads 4"),
         (lambda: create_model("tiny", decoder_stride=32), "decoder_stride 32; expected 4, 8 or 16"),
         (lambda: create_model("tiny", scales=(2,)), "odd kernel sizes"),
+        (lambda: create_model("tiny", form="papper"), "unknown form 'papper'; expected paper or refined"),
+        (
+            lambda: create_model("tiny", decoder_options={"tokens": "many"}),
+            "decoder option tokens: 'many'; expected one of shares, centroids",
+        ),
+        (lambda: create_model("tiny", decoder_options={"pool": 3}), "decoder option pool: 3; expected one of 1, 2, 4"),
     ],
 )
 def test_settings_that_make_no_network_are_refused(call, said):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mtlsi.nn.layout import join_windows, split_windows
+from mtlsi.nn.layout import join_windows, pool_maps, split_windows
 
 SIZES = [(4, 4), (8, 12), (7, 10), (3, 2), (5, 8)]
 WINDOW = 4
@@ -40,6 +40,19 @@ def test_join_undoes_split(size_hw):
     x = numbered(size_hw)
     positions, _ = split_windows(x, WINDOW)
     assert torch.equal(join_windows(positions, size_hw, WINDOW), x)
+
+
+@pytest.mark.parametrize("size_hw", SIZES)
+def test_pooled_maps_are_means_of_squares(size_hw):
+    x = numbered(size_hw).double()
+    pooled = pool_maps(x, 3)
+    assert pooled.shape == (*x.shape[:3], -(-size_hw[0] // 3), -(-size_hw[1] // 3))
+    for i in range(pooled.shape[-2]):
+        for j in range(pooled.shape[-1]):
+            square = x[..., 3 * i : 3 * i + 3, 3 * j : 3 * j + 3]
+            torch.testing.assert_close(pooled[..., i, j], square.mean((-1, -2)))
+    assert torch.equal(pool_maps(x, 1), x)
+    assert torch.equal(pool_maps(x[:, 0], 3), pooled[:, 0])
 
 
 def test_mask_broadcasts_over_heads_and_queries():
