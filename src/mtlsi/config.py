@@ -69,9 +69,9 @@ class ModelConfig:
     drop_path: float = 0.0
     """Stochastic depth rate of the backbone in training."""
     decoder: str = "mtlsi"
-    """mtlsi, heads_only (no interaction), or one registered with mtlsi.register_decoder."""
+    """mtlsi, heads_only (no interaction), a rival (atrc, invpt, taskexpert), or one registered with mtlsi.register_decoder."""
     decoder_options: dict[str, Any] = field(default_factory=dict)
-    """What only this decoder reads: of mtlsi the fields of mtlsi.model.forms.Form."""
+    """What only this decoder reads: of mtlsi the fields of mtlsi.model.forms.Form, of a rival those of its options."""
     form: str = "refined"
     """Of mtlsi. paper: its parts as the paper describes them; refined: ours, docs/paper.md says how it differs."""
 
@@ -107,6 +107,15 @@ PRESETS: dict[str, ModelConfig] = {
     "vit_large": ModelConfig("vit_large_patch16_384", 128, 4, num_tokens=512, drop_path=0.15),
     "mobilenetv2_100": ModelConfig("mobilenetv2_100", 64, 2, num_tokens=64, decoder_stride=8, context_pool=2),
     "tiny": ModelConfig("mobilenetv2_035", 24, 2, num_tokens=32, decoder_stride=8, context_pool=2),
+    "taskexpert_vit_large": ModelConfig(
+        "vit_large_patch16_384",
+        440,
+        decoder_stride=16,
+        head_channels=440,
+        dense_convolutions=True,
+        drop_path=0.15,
+        decoder="taskexpert",
+    ),
 }
 
 

@@ -18,6 +18,7 @@ CHANNELS = {
     "swin_tiny": (96, 192, 384, 768),
     "swin_large": (192, 384, 768, 1536),
     "vit_large": (128, 256, 512, 512),
+    "taskexpert_vit_large": (128, 256, 512, 512),
 }
 
 

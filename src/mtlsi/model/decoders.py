@@ -24,6 +24,7 @@ from mtlsi.model.fusion import MultiQueryLinearFusion, NoFusion
 from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import PreliminaryDecoder, TaskPyramid
 from mtlsi.model.rivals.heads_only import HeadsOnlyDecoder
+from mtlsi.model.rivals.taskexpert import TaskExpertDecoder, TaskExpertOptions
 
 BuildDecoder = Callable[[DecoderSpec], nn.Module]
 
@@ -78,7 +79,25 @@ def build_heads_only(spec: DecoderSpec) -> HeadsOnlyDecoder:
     return HeadsOnlyDecoder(pyramid, _heads(spec))
 
 
-DECODERS: dict[str, BuildDecoder] = {"mtlsi": build_mtlsi, "heads_only": build_heads_only}
+def build_taskexpert(spec: DecoderSpec) -> TaskExpertDecoder:
+    """TaskExpert."""
+    options, sizes = spec.options(TaskExpertOptions), spec.sizes
+    return TaskExpertDecoder(
+        spec.map_channels,
+        sizes.channels,
+        spec.outputs,
+        _heads(spec),
+        options,
+        skip=_skip(sizes),
+        dense=sizes.dense_convolutions,
+    )
+
+
+DECODERS: dict[str, BuildDecoder] = {
+    "mtlsi": build_mtlsi,
+    "heads_only": build_heads_only,
+    "taskexpert": build_taskexpert,
+}
 """By ``ModelConfig.decoder``."""
 BUILT_IN = tuple(DECODERS)
 
