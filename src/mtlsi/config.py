@@ -69,7 +69,7 @@ class ModelConfig:
     drop_path: float = 0.0
     """Stochastic depth rate of the backbone in training."""
     decoder: str = "mtlsi"
-    """mtlsi, heads_only (no interaction), a rival (atrc, invpt, taskexpert), or one registered with mtlsi.register_decoder."""
+    """mtlsi, heads_only (no interaction), atrc, invpt, taskexpert, or one registered with mtlsi.register_decoder."""
     decoder_options: dict[str, Any] = field(default_factory=dict)
     """What only this decoder reads: of mtlsi the fields of mtlsi.model.forms.Form, of a rival those of its options."""
     form: str = "refined"
