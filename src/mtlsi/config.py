@@ -69,9 +69,9 @@ class ModelConfig:
     drop_path: float = 0.0
     """Stochastic depth rate of the backbone in training."""
     decoder: str = "mtlsi"
-    """mtlsi, heads_only (no interaction), or one registered with mtlsi.register_decoder."""
+    """mtlsi, heads_only (no interaction), atrc, or one registered with mtlsi.register_decoder."""
     decoder_options: dict[str, Any] = field(default_factory=dict)
-    """What a registered decoder reads besides the sizes above."""
+    """What only this decoder reads besides the sizes above: ATRCOptions for atrc, or what a registered one defines."""
 
     @classmethod
     def of(cls, sizes: Mapping[str, Any]) -> ModelConfig:
@@ -105,6 +105,8 @@ PRESETS: dict[str, ModelConfig] = {
     "vit_large": ModelConfig("vit_large_patch16_384", 128, 4, num_tokens=512, drop_path=0.15),
     "mobilenetv2_100": ModelConfig("mobilenetv2_100", 64, 2, num_tokens=64, decoder_stride=8, context_pool=2),
     "tiny": ModelConfig("mobilenetv2_035", 24, 2, num_tokens=32, decoder_stride=8, context_pool=2),
+    "atrc_hrnet_w18": ModelConfig("hrnet_w18_small_v2", 67, 1, decoder="atrc"),
+    "atrc_hrnet_w48": ModelConfig("hrnet_w48", 180, 1, decoder="atrc", decoder_options={"genotype": "nyud_hrnet48"}),
 }
 
 
