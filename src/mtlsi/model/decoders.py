@@ -25,7 +25,6 @@ from mtlsi.model.preliminary import PreliminaryDecoder, TaskPyramid
 from mtlsi.model.rivals.atrc import ATRCDecoder, ATRCOptions, LastConvolution
 from mtlsi.model.rivals.heads_only import HeadsOnlyDecoder
 
-
 BuildDecoder = Callable[[DecoderSpec], nn.Module]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -105,13 +106,13 @@ class ATRCDecoder(nn.Module):
     def for_tasks(self, index: Sequence[int]) -> ATRCDecoder:
         """The decoder of the tasks ``index``: others are read as sources, but distil nothing themselves."""
         chosen = shallow_copy(self)
-        chosen.context = self.context.for_targets(self.tasks[i] for i in index)
+        chosen.context = self.context.for_targets([self.tasks[i] for i in index])
         chosen.heads = for_tasks(self.heads, index)
         return chosen
 
 
 class RelationalContext(nn.Module):
-    """Features (b t c h w) and class scores {task: b n k} of all tasks -> refined features (b t c h w) of the targets."""
+    """Features (b t c h w) and class scores {task: b n k} of all tasks -> refined features (b r c h w) of the r targets."""
 
     def __init__(self, genotype: Genotype, channels: int, options: ATRCOptions):
         super().__init__()
@@ -121,16 +122,14 @@ class RelationalContext(nn.Module):
         )
         self.drop = nn.Dropout2d(options.dropout)
 
-    def forward(self, features: Float[Tensor, "b t c h w"], scores: Mapping[str, Tensor]) -> Float[Tensor, "b t c h w"]:
+    def forward(self, features: Float[Tensor, "b t c h w"], scores: Mapping[str, Tensor]) -> Float[Tensor, "b r c h w"]:
         size_hw = features.shape[-2:]
         of_task = dict(zip(self.tasks, to_positions(features).unbind(1), strict=True))  # {task: b n c}
         shares = {task: x.softmax(1).mT for task, x in scores.items()}  # {task: b k n}, over positions
-        gathered = {
-            (namer, source): shares[namer] @ of_task[source]  # b k c
-            for namer, source in dict.fromkeys(pair for target in self.targets.values() for pair in target.gathered)
-        }
+        pairs = dict.fromkeys(p for target in self.targets.values() for p in cast(TargetContext, target).gathered)
+        gathered = {(namer, source): shares[namer] @ of_task[source] for namer, source in pairs}  # b k c
         refined = [target(of_task, gathered, size_hw) for target in self.targets.values()]  # b n c
-        x = to_map(torch.stack(refined, 2).transpose(1, 2), size_hw)  # b t c h w
+        x = to_map(torch.stack(refined, 2).transpose(1, 2), size_hw)  # b r c h w
         return apart(self.drop(side_by_side(x)), len(refined))
 
     def for_targets(self, names: Sequence[str]) -> RelationalContext:
