@@ -25,8 +25,8 @@ class AuxiliaryClasses(nn.Module):
     """Joined maps (b i h w) -> class scores of the positions (b n k) and coarse predictions (b channels h w), by task.
 
     Paper: an auxiliary head per task, a 1x1 convolution of as many channels as the maps have, BN, ReLU, and the scores; it
-    trains nothing below it. Depth is cut into 40 classes, evenly in the logarithm from 0.7 to 10 m, normals into 40
-    directions, and all heads learn by cross-entropy.
+    trains nothing below it. In the authors' code depth is cut into 40 classes, evenly in the logarithm from 0.7 to 10 m,
+    normals into 40 directions found by clustering, and all heads learn by cross-entropy.
     Choice: a task's coarse prediction takes the task's own loss here, as every decoder's. For classes and for strength that
     is the same cross-entropy. Depth and normals are read from the classes as an expectation, with values that start at the
     published bins, at directions spread over the half sphere that faces the camera, and are learned.
