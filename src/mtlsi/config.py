@@ -116,6 +116,8 @@ PRESETS: dict[str, ModelConfig] = {
         drop_path=0.15,
         decoder="taskexpert",
     ),
+    "atrc_hrnet_w18": ModelConfig("hrnet_w18_small_v2", 67, 1, decoder="atrc"),
+    "atrc_hrnet_w48": ModelConfig("hrnet_w48", 180, 1, decoder="atrc", decoder_options={"genotype": "nyud_hrnet48"}),
 }
 
 

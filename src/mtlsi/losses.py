@@ -165,7 +165,7 @@ class MultiTaskLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total to minimise, and the losses in it: unweighted detached scalars ``task`` and ``coarse/task``.
 
-        ``final`` and ``coarse`` hold (b c h w) per task; ``coarse`` may be empty, for a network without it. Labels
+        ``final`` and ``coarse`` hold (b c h w) per task; ``coarse`` may lack tasks, for a network without it. Labels
         larger than a prediction are brought to its grid. A task without a label in this batch contributes 0.
         """
         losses = self.per_task(final, coarse, labels)
@@ -183,7 +183,7 @@ class MultiTaskLoss(nn.Module):
         ``forward``'s total is their sum, each times ``weights[task]``, coarse ones also times ``coarse_weight``.
         """
         losses = {name: self._task_loss(TASKS[name], final[name], labels.get(name)) for name in self.tasks}
-        for name in self.tasks if coarse else ():
+        for name in (name for name in self.tasks if name in coarse):
             losses[f"coarse/{name}"] = self._task_loss(TASKS[name], coarse[name], labels.get(name))
         return losses
 

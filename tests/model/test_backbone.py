@@ -19,6 +19,8 @@ CHANNELS = {
     "swin_large": (192, 384, 768, 1536),
     "vit_large": (128, 256, 512, 512),
     "taskexpert_vit_large": (128, 256, 512, 512),
+    "atrc_hrnet_w18": (18, 36, 72, 144),
+    "atrc_hrnet_w48": (48, 96, 192, 384),
 }
 
 

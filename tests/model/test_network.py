@@ -21,7 +21,7 @@ CHANNELS = {
     "pascal": {"semseg": len(PASCAL21), "parsing": len(PARTS7), "saliency": 2, "normals": 3, "boundary": 1},
 }
 TOO_LARGE_TO_RUN = [("swin_large", "nyud"), ("vit_large", "pascal"), ("taskexpert_vit_large", "pascal")]
-RUNNABLE = [preset for preset in PRESETS if preset not in dict(TOO_LARGE_TO_RUN)]
+RUNNABLE = [p for p in PRESETS if PRESETS[p].decoder == "mtlsi" and p not in dict(TOO_LARGE_TO_RUN)]
 SUBSETS = [s for size in (1, 2, 3) for s in itertools.combinations(CHANNELS["nyud"], size)]
 
 

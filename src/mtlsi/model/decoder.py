@@ -82,5 +82,5 @@ class MTLSIDecoder(nn.Module):
 def start_predictions_at(decoder: nn.Module, task: str, value: Tensor) -> None:
     """Let the untrained predictions of ``task``, final and coarse, begin at ``value``, in any decoder of ``Predictions``."""
     for module in decoder.modules():
-        if isinstance(module, Predictions):
+        if isinstance(module, Predictions) and task in module.of_task:
             module.start_at(task, value)

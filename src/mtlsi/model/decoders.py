@@ -23,6 +23,7 @@ from mtlsi.model.forms import form_of
 from mtlsi.model.fusion import MultiQueryLinearFusion, NoFusion
 from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import PreliminaryDecoder, TaskPyramid
+from mtlsi.model.rivals.atrc import ATRCDecoder, ATRCOptions, LastConvolution
 from mtlsi.model.rivals.heads_only import HeadsOnlyDecoder
 from mtlsi.model.rivals.taskexpert import TaskExpertDecoder, TaskExpertOptions
 
@@ -93,9 +94,17 @@ def build_taskexpert(spec: DecoderSpec) -> TaskExpertDecoder:
     )
 
 
+def build_atrc(spec: DecoderSpec) -> ATRCDecoder:
+    """ATRC; where its tasks meet at a coarser stride than the published one, MTLSI-Net's heads end it."""
+    options, channels, skip = spec.options(ATRCOptions), spec.sizes.channels, _skip(spec.sizes)
+    heads = _heads(spec) if skip else LastConvolution(channels, spec.outputs)
+    return ATRCDecoder(spec.map_channels[skip:], channels, spec.outputs, heads, options)
+
+
 DECODERS: dict[str, BuildDecoder] = {
     "mtlsi": build_mtlsi,
     "heads_only": build_heads_only,
+    "atrc": build_atrc,
     "taskexpert": build_taskexpert,
 }
 """By ``ModelConfig.decoder``."""
