@@ -70,14 +70,26 @@ def paper_row(scores: Scores, *, derived: Sequence[str] = (), delta_percent: flo
 
 def write_scores(scores: Scores, path: Path, **context: Any) -> None:
     """``scores`` and what they were measured on as JSON, written whole or not at all."""
+    write_figures({**context, "scores": scores}, path)
+
+
+def write_figures(figures: Mapping[str, Any], path: Path) -> None:
+    """Figures by name, in dictionaries and lists, as JSON, written whole or not at all; an undefined one is null."""
     check_writable(path)
-    defined = {task: {name: None if isnan(v) else v for name, v in of.items()} for task, of in scores.items()}
     try:
-        replace_text(path, json.dumps({**context, "scores": defined}, indent=2) + "\n")
+        replace_text(path, json.dumps(_defined(figures), indent=2) + "\n")
     except OSError as error:
         raise MistakeError(
             f"cannot write {path} ({error.strerror}); give a file in a folder you may write to"
         ) from error
+
+
+def _defined(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _defined(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_defined(item) for item in value]
+    return None if isinstance(value, float) and isnan(value) else value
 
 
 def write_images(rows: Sequence[tuple[str, Scores]], path: Path) -> None:

@@ -35,6 +35,10 @@ class SemanticTokenDistiller(nn.Module):
         sums = kernels.assign_tokens(hidden, fused, logits.weight, logits.bias)  # b t k c
         return self.norm((sums / fused.shape[2]).to(fused.dtype))
 
+    def assignment(self, fused: Float[Tensor, "b t n c"]) -> Float[Tensor, "b t n k"]:
+        """What each position gives to each token, 1 in all. To be looked at: ``forward`` never stores it."""
+        return self.assign(fused).softmax(-1)
+
 
 class PooledTokens(nn.Module):
     """The ablation without a distiller: the fused features averaged over k runs of neighbouring positions."""
