@@ -60,12 +60,17 @@ def paper_row(scores: Scores, *, derived: Sequence[str] = (), delta_percent: flo
         note = ", derived labels" if task in derived else ""
         unit = f" ({record.unit})" if record.unit else ""
         table.add_column(f"{task} {record.score}{unit}\n{arrow}{note}", justify="right")
-        cells.append(f"{value:.2f}" if record.unit in ("%", "deg") else f"{value:.4f}")
+        cells.append(f"{value:.{decimals(task)}f}")
     if delta_percent is not None:
         table.add_column("Delta_m (%)\nhigher is better", justify="right")
         cells.append(f"{delta_percent:+.2f}")
     table.add_row(*cells)
     return table
+
+
+def decimals(task: str) -> int:
+    """How many decimals papers give of a task's headline figure."""
+    return 2 if TASKS[task].unit in ("%", "deg") else 4
 
 
 def write_scores(scores: Scores, path: Path, **context: Any) -> None:
