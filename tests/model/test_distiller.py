@@ -54,6 +54,13 @@ def test_tokens_equal_a_loop_over_positions():
                 torch.testing.assert_close(out[b, task].double(), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_tokens_are_the_sums_that_the_assignment_says():
+    module, fused = randomized(SemanticTokenDistiller(TASKS, CHANNELS, TOKENS)), fused_features()
+    assignment = module.assignment(fused)  # b t n k
+    torch.testing.assert_close(assignment.sum(-1), torch.ones(2, TASKS, POSITIONS))
+    torch.testing.assert_close(module.norm(assignment.mT @ fused / POSITIONS), module(fused), atol=1e-5, rtol=1e-4)
+
+
 def test_an_image_of_twice_the_size_makes_the_same_tokens():
     module, fused = randomized(SemanticTokenDistiller(TASKS, CHANNELS, TOKENS)), fused_features()
     torch.testing.assert_close(module(fused.repeat(1, 1, 4, 1)), module(fused), atol=1e-5, rtol=1e-5)

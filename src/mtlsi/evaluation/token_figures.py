@@ -65,7 +65,9 @@ class Figures:
         self.rows[name] += values.double().cpu().unbind()
 
     def means(self, tasks: Sequence[str]) -> TaskFigures:
-        """{task: {name: mean over images}}."""
+        """{task: {name: mean over images}}; {} where nothing was seen."""
+        if not self.rows:
+            return {}
         means = {name: torch.stack(rows).mean(0).tolist() for name, rows in self.rows.items()}
         return {task: {name: values[i] for name, values in means.items()} for i, task in enumerate(tasks)}
 

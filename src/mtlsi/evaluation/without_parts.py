@@ -90,7 +90,7 @@ class TokensOfImageBefore(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         tokens = self.distiller(*inputs)
-        before = self.before or [tokens[:1]]
+        before = list(self.before) or [tokens[:1]]
         self.before[:] = [tokens[-1:]]
         return torch.empty_like(tokens).copy_(torch.cat([*before, tokens[:-1]]))
 
