@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from io import StringIO
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ CONFIG = DataConfig(image_hw=None, num_workers=0)
 class Depths:
     """Images of one size or of several, of which only the depth is known."""
 
-    tasks, classes, derived, left_out, boundary_tolerance = ("depth",), {}, (), {}, 0.01
+    tasks: tuple[str, ...] = ("depth",)
+    classes, derived, left_out, boundary_tolerance = {}, (), {}, 0.01
 
     def __init__(self, *seeds, sizes=((64, 64),)):
         self.seeds, self.sizes = seeds, sizes
@@ -44,10 +46,11 @@ def network():
     """A network whose tokens differ and matter, as they hardly do before training."""
     torch.manual_seed(0)
     network = create_model("tiny", tasks=("normals", "depth")).eval()
+    decoder: Any = network.decoder
     with torch.no_grad():
-        network.decoder.distiller.assign.reduce.weight.mul_(100)  # type: ignore[union-attr]
-        network.decoder.cross_window[0].token_query.weight.mul_(10)  # type: ignore[union-attr,index]
-        network.decoder.cross_window[0].token_key_value.weight.mul_(10)  # type: ignore[union-attr,index]
+        decoder.distiller.assign.reduce.weight.mul_(100)
+        decoder.cross_window[0].token_query.weight.mul_(10)
+        decoder.cross_window[0].token_key_value.weight.mul_(10)
     return network
 
 
@@ -69,7 +72,7 @@ def test_as_trained_is_what_evaluate_measures_and_every_part_matters(network):
 
 def test_figures_of_a_task_are_the_same_with_fewer_tasks_beside_it(network):
     class WithNormals(Depths):
-        tasks = ("depth", "normals")
+        tasks: tuple[str, ...] = ("depth", "normals")
 
         def __getitem__(self, index):
             sample = super().__getitem__(index)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +17,10 @@ def network():
     """A network whose tokens differ from one another and matter, as they hardly do before training."""
     torch.manual_seed(0)
     network = create_model("tiny", num_blocks=2).eval()
+    decoder: Any = network.decoder
     with torch.no_grad():
-        network.decoder.distiller.assign.reduce.weight.mul_(100)
-        for block in network.decoder.cross_window:
+        decoder.distiller.assign.reduce.weight.mul_(100)
+        for block in decoder.cross_window:
             block.token_query.weight.mul_(10)
             block.token_key_value.weight.mul_(10)
     return network
