@@ -217,8 +217,43 @@ def test_evaluate_refuses_in_one_line(mistaken, model, arguments, told):
     assert told in mistaken("evaluate", model, *arguments)
 
 
+# ---- diagnose
+
+
+def test_diagnose_writes_the_figures_of_every_variant(model, tmp_path, capsys):
+    file = tmp_path / "parts.json"
+    assert main(["diagnose", model, "--data", "scenes", "--limit", "2", "--json", str(file)]) == 0
+    variants = json.loads(file.read_text())["variants"]
+    said = capsys.readouterr().out
+    assert next(iter(variants)) == "as_trained"
+    assert all(name in said for name in variants)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--data", "nyud"), "needs its folder"),
+        (("--data", "nyud", "--root", "nowhere"), "nowhere"),
+        (("--data", "scenes", "--limit", "-1"), "--limit -1"),
+        (("--data", "scenes", "--json", "no/folder.json"), "cannot write"),
+    ],
+)
+def test_diagnose_refuses_in_one_line(mistaken, model, arguments, told):
+    assert told in mistaken("diagnose", model, *arguments)
+
+
+def test_diagnose_wants_the_parts_of_mtlsi_net(mistaken, tmp_path):
+    create_model("tiny", decoder="heads_only").save_pretrained(tmp_path / "plain")
+    told = mistaken("diagnose", tmp_path / "plain", "--data", "scenes", "--limit", "2")
+    assert "HeadsOnlyDecoder" in told
+    assert "give a model with decoder mtlsi" in told
+
+
+# ---- every verb that measures or predicts
+
+
 def test_a_model_that_is_not_there_is_named(mistaken, photo):
-    for verb in (("evaluate",), ("predict", photo, "--model")):
+    for verb in (("evaluate",), ("diagnose",), ("predict", photo, "--model")):
         assert "no-such-model" in mistaken(*verb, "no-such-model")
         assert "nowhere/at/all" in mistaken(*verb, "nowhere/at/all")
         assert "config.json" in mistaken(*verb, photo.parent)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mtlsi.config import ModelConfig, RunConfig
     from mtlsi.data.datasets import register_dataset
     from mtlsi.errors import MistakeError
+    from mtlsi.evaluation.diagnose import diagnose
     from mtlsi.evaluation.evaluate import evaluate
     from mtlsi.kinds import decode
     from mtlsi.model.build import create_model
@@ -35,6 +36,7 @@ _HOMES = {
     "MistakeError": "mtlsi.errors",
     "train": "mtlsi.training.loop",
     "evaluate": "mtlsi.evaluation.evaluate",
+    "diagnose": "mtlsi.evaluation.diagnose",
     "normalise": "mtlsi.nn.normalise",
     "register_dataset": "mtlsi.data.datasets",
 }
@@ -49,6 +51,7 @@ __all__ = [
     "Task",
     "create_model",
     "decode",
+    "diagnose",
     "evaluate",
     "normalise",
     "register_dataset",

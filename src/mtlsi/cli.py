@@ -19,6 +19,7 @@ from mtlsi.options import (
     CheckOptions,
     DemoOptions,
     DeriveOptions,
+    DiagnoseOptions,
     EvaluateOptions,
     PredictOptions,
     PrepareOptions,
@@ -27,7 +28,7 @@ from mtlsi.options import (
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
 
-NETWORK_VERBS = ("demo", "train", "evaluate", "predict", "benchmark")
+NETWORK_VERBS = ("demo", "train", "evaluate", "diagnose", "predict", "benchmark")
 """The verbs that run a network."""
 
 
@@ -153,6 +154,13 @@ def _evaluate(options: EvaluateOptions) -> int:
     return 0
 
 
+def _diagnose(options: DiagnoseOptions) -> int:
+    from mtlsi.evaluation.diagnose import diagnose_from_command
+
+    diagnose_from_command(options)
+    return 0
+
+
 def _predict(options: PredictOptions) -> int:
     from mtlsi.model.network import MTLSINet
     from mtlsi.prediction.files import predict_paths
@@ -243,6 +251,7 @@ Verb = tuple[type, Callable[[Any], int], str]
 VERBS: dict[str, Verb] = {
     "demo": (DemoOptions, _demo, "train a small model on generated scenes and draw what it predicts"),
     "evaluate": (EvaluateOptions, _evaluate, "measure a model on labelled images"),
+    "diagnose": (DiagnoseOptions, _diagnose, "measure what each part of a trained MTLSI-Net contributes"),
     "predict": (PredictOptions, _predict, "predict every task for your images"),
     "boundary": (BoundaryOptions, _boundary, "score the boundary maps of any detector: ODS, OIS, AP"),
     "benchmark": (BenchmarkOptions, _benchmark, "measure what a model costs: operations, time, memory, growth"),

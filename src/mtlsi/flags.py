@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -129,8 +129,9 @@ def _flag(field: Field) -> str:
 
 
 def _sentences(options: type) -> dict[str, str]:
-    """The sentence below each field of a dataclass."""
-    found = {param.arg_name: param.description or "" for param in parse_from_object(options).params}
+    """The sentence below each field of a dataclass, where it does not say otherwise that of the class it extends."""
+    classes = [base for base in reversed(options.__mro__) if is_dataclass(base)]
+    found = {param.arg_name: param.description or "" for base in classes for param in parse_from_object(base).params}
     return {name: " ".join(text.split()) for name, text in found.items()}
 
 

@@ -39,8 +39,8 @@ class DemoOptions:
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """Measure a model at the labels' own size; prints a table."""
+class MeasureOptions:
+    """What is asked of every verb that measures a trained model on labelled images."""
 
     model: str
     """A run folder, a model folder or the name of a packaged model."""
@@ -57,7 +57,15 @@ class EvaluateOptions:
     device: str | None = None
     """cpu, cuda or mps; by default an accelerator, if there is one."""
     json_path: Path | None = None
-    """Also write the scores to this file."""
+    """Also write everything to this file."""
+    plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)
+    """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(MeasureOptions):
+    """Measure a model at the labels' own size; prints a table."""
+
     csv_path: Path | None = None
     """Also write the figures of every single image to this file."""
     curve_path: Path | None = None
@@ -68,8 +76,14 @@ class EvaluateOptions:
     """Apply one sigmoid too many to the saliency, as some older tables do."""
     single_task: Path | None = None
     """JSON file of single-task scores, for Delta_m."""
-    plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)
-    """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
+
+
+@dataclass(frozen=True)
+class DiagnoseOptions(MeasureOptions):
+    """What each part of a trained MTLSI-Net contributes: its scores with one part taken out at a time, and its tokens."""
+
+    limit: int = 48
+    """Measure on this many images, spread over the split; 0: all."""
 
 
 @dataclass(frozen=True)

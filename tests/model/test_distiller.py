@@ -54,6 +54,21 @@ def test_tokens_equal_a_loop_over_positions():
                 torch.testing.assert_close(out[b, task].double(), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_tokens_are_the_sums_that_the_assignment_says():
+    module, fused = randomized(SemanticTokenDistiller(TASKS, CHANNELS, TOKENS)), fused_features()
+    assignment = module.assignment(fused)  # b t n k
+    torch.testing.assert_close(assignment.sum(-1), torch.ones(2, TASKS, POSITIONS))
+    torch.testing.assert_close(module.norm(assignment.mT @ fused / POSITIONS), module(fused), atol=1e-5, rtol=1e-4)
+
+
+def test_centroids_are_those_that_the_assignment_says():
+    module, fused = randomized(CentroidDistiller(TASKS, CHANNELS, TOKENS)), fused_features()
+    assignment = module.assignment(fused)  # b t n k
+    torch.testing.assert_close(assignment.sum(-1), torch.ones(2, TASKS, POSITIONS))
+    centred = assignment.mT @ (fused - fused.mean(2, keepdim=True)) / (assignment.sum(2)[..., None] + LEAST_SHARE)
+    torch.testing.assert_close(module.norm(centred), module(fused), atol=1e-3, rtol=1e-3)
+
+
 def naive_centroids(module, fused, task):
     """One image's tokens of one task (k c), float64, token by token."""
     projected = [position @ module.project.weight[task] + module.project.bias[task, 0] for position in fused]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from mtlsi.kinds import decode
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
 from mtlsi.model.network import MTLSINet
 from mtlsi.nn.layout import resize_maps
-from mtlsi.options import EvaluateOptions
+from mtlsi.options import EvaluateOptions, MeasureOptions
 from mtlsi.tasks import NUM_THRESHOLDS, TASKS, check_tasks, num_channels
 
 OnImage = Callable[[int, dict[str, Tensor], Scores], None]
@@ -162,9 +162,9 @@ def shared_tasks(model: Any, dataset: LabelledImages) -> tuple[str, ...]:
     return tasks
 
 
-def check_options(options: EvaluateOptions) -> None:
-    """Refuse, in one line and before anything is computed, what cannot be done."""
-    for path in (options.json_path, options.csv_path, options.curve_path):
+def check_options(options: MeasureOptions, *files: Path | None) -> None:
+    """Refuse, in one line and before anything is computed, what cannot be done; ``files`` are to be written, too."""
+    for path in (options.json_path, *files):
         if path is not None:
             check_writable(path)
     if options.limit < 0:
@@ -173,7 +173,7 @@ def check_options(options: EvaluateOptions) -> None:
         raise MistakeError(f"--size {options.size_hw[0]} {options.size_hw[1]}; expected a height and a width in pixels")
 
 
-def data_config(options: EvaluateOptions, network: MTLSINet) -> DataConfig:
+def data_config(options: MeasureOptions, network: MTLSINet) -> DataConfig:
     """The data, at the image size of the run, if ``options.model`` is a run folder, else at the network's own."""
     size_hw: Any = network.input_size
     if (Path(options.model) / "config.yaml").is_file():
@@ -185,10 +185,19 @@ def data_config(options: EvaluateOptions, network: MTLSINet) -> DataConfig:
     return config
 
 
-def evaluate_from_command(options: EvaluateOptions, *, console: Console | None = None) -> Scores:
-    """Load, measure, print, write: ``mtlsi evaluate``."""
-    console = console or Console()
-    check_options(options)
+@dataclass
+class Subject:
+    """A trained network and the images that it is measured on."""
+
+    network: MTLSINet
+    device: torch.device
+    config: DataConfig
+    dataset: LabelledImages
+    indices: list[int]
+
+
+def open_subject(options: MeasureOptions, console: Console) -> Subject:
+    """What the options name, loaded and introduced; ``MistakeError`` where it cannot be."""
     run_folder.import_named_plugins(options.plugin, options.model)
     network = MTLSINet.from_pretrained(options.model)
     device = find_device(options.device)
@@ -196,7 +205,28 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
     config = data_config(options, network)
     dataset = open_dataset(config, options.split)
     introduce(dataset, console)
-    indices = spread(options.limit, len(dataset))
+    return Subject(network, device, config, dataset, spread(options.limit, len(dataset)))
+
+
+def context_of(options: MeasureOptions, subject: Subject) -> dict[str, Any]:
+    """What a JSON file says of how its figures were measured."""
+    return {
+        "model": options.model,
+        "data": options.data,
+        "layout": getattr(subject.dataset, "layout", None),
+        "split": options.split,
+        "images": len(subject.indices),
+        "shown_at": subject.config.image_hw,
+        "derived_labels": subject.dataset.derived,
+    }
+
+
+def evaluate_from_command(options: EvaluateOptions, *, console: Console | None = None) -> Scores:
+    """Load, measure, print, write: ``mtlsi evaluate``."""
+    console = console or Console()
+    check_options(options, options.csv_path, options.curve_path)
+    subject = open_subject(options, console)
+    dataset = subject.dataset
     rows: list[tuple[str, Scores]] = []
 
     def on_image(index: int, decoded: dict[str, Tensor], figures: Scores) -> None:
@@ -205,25 +235,17 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
             save_for_field(options.save, dataset.name(index), {t: x[0].cpu().numpy() for t, x in decoded.items()})
 
     scores = evaluate(
-        network,
+        subject.network,
         dataset,
-        config,
-        indices=indices,
-        device=device,
+        subject.config,
+        indices=subject.indices,
+        device=subject.device,
         console=console,
         legacy_saliency=options.legacy_saliency,
         on_image=on_image if options.csv_path or options.save else None,
     )
     console.print(score_table(scores, derived=dataset.derived))
-    context: dict[str, Any] = {
-        "model": options.model,
-        "data": options.data,
-        "layout": getattr(dataset, "layout", None),
-        "split": options.split,
-        "images": len(indices),
-        "shown_at": config.image_hw,
-        "derived_labels": dataset.derived,
-    }
+    context = context_of(options, subject)
     delta = None if options.single_task is None else compare_single_task(scores, options.single_task)
     if delta is not None:
         context["delta_m_percent"] = delta

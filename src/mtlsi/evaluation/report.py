@@ -60,7 +60,7 @@ def paper_row(scores: Scores, *, derived: Sequence[str] = (), delta_percent: flo
         note = ", derived labels" if task in derived else ""
         unit = f" ({record.unit})" if record.unit else ""
         table.add_column(f"{task} {record.score}{unit}\n{arrow}{note}", justify="right")
-        cells.append(f"{value:.2f}" if record.unit in ("%", "deg") else f"{value:.4f}")
+        cells.append(f"{value:.{decimals(task)}f}")
     if delta_percent is not None:
         table.add_column("Delta_m (%)\nhigher is better", justify="right")
         cells.append(f"{delta_percent:+.2f}")
@@ -68,16 +68,33 @@ def paper_row(scores: Scores, *, derived: Sequence[str] = (), delta_percent: flo
     return table
 
 
+def decimals(task: str) -> int:
+    """How many decimals papers give of a task's headline figure."""
+    return 2 if TASKS[task].unit in ("%", "deg") else 4
+
+
 def write_scores(scores: Scores, path: Path, **context: Any) -> None:
     """``scores`` and what they were measured on as JSON, written whole or not at all."""
+    write_figures({**context, "scores": scores}, path)
+
+
+def write_figures(figures: Mapping[str, Any], path: Path) -> None:
+    """Figures by name, in dictionaries and lists, as JSON, written whole or not at all; an undefined one is null."""
     check_writable(path)
-    defined = {task: {name: None if isnan(v) else v for name, v in of.items()} for task, of in scores.items()}
     try:
-        replace_text(path, json.dumps({**context, "scores": defined}, indent=2) + "\n")
+        replace_text(path, json.dumps(_defined(figures), indent=2) + "\n")
     except OSError as error:
         raise MistakeError(
             f"cannot write {path} ({error.strerror}); give a file in a folder you may write to"
         ) from error
+
+
+def _defined(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _defined(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_defined(item) for item in value]
+    return None if isinstance(value, float) and isnan(value) else value
 
 
 def write_images(rows: Sequence[tuple[str, Scores]], path: Path) -> None:

@@ -44,6 +44,10 @@ class SemanticTokenDistiller(nn.Module):
         sums = kernels.assign_tokens(hidden, fused, logits.weight, logits.bias)  # b t k c
         return self.norm((sums / fused.shape[2]).to(fused.dtype))
 
+    def assignment(self, fused: Float[Tensor, "b t n c"]) -> Float[Tensor, "b t n k"]:
+        """What each position gives to each token, 1 in all. To be looked at: ``forward`` never stores it."""
+        return self.assign(fused).softmax(-1)
+
 
 class CentroidDistiller(nn.Module):
     """Fused features (b t n c) -> semantic tokens (b t k c) that differ from one another, linear in n.
@@ -65,16 +69,27 @@ class CentroidDistiller(nn.Module):
         self.norm = TaskLayerNorm(num_tasks, channels)
 
     def forward(self, fused: Float[Tensor, "b t n c"]) -> Float[Tensor, "b t k c"]:
-        projected = self.project(fused)
-        direction = F.normalize(projected - projected.mean(2, keepdim=True), dim=-1)  # b t n c
-        weight = F.normalize(self.directions, dim=1) * self.log_scale.exp()
+        weight = self.weight()
         counted = torch.cat(
             (fused, torch.ones_like(fused[..., :1])), -1
         )  # b t n c+1: the sum of ones is the token's share
-        sums = kernels.assign_tokens(direction, counted, weight, torch.zeros_like(weight[:, :1]))  # b t k c+1
-        total, share = sums[..., :-1], sums[..., -1:]
+        sums = kernels.assign_tokens(self.direction(fused), counted, weight, torch.zeros_like(weight[:, :1]))
+        total, share = sums[..., :-1], sums[..., -1:]  # b t k c, b t k 1
         mean = fused.to(sums.dtype).mean(2, keepdim=True)
         return self.norm(((total - share * mean) / (share + LEAST_SHARE)).to(fused.dtype))
+
+    def direction(self, fused: Float[Tensor, "b t n c"]) -> Float[Tensor, "b t n c"]:
+        """Of every position from the image's mean, a unit vector."""
+        projected = self.project(fused)
+        return F.normalize(projected - projected.mean(2, keepdim=True), dim=-1)
+
+    def weight(self) -> Float[Tensor, "t c k"]:
+        """The tokens' unit vectors times the scale: what turns a direction into logits."""
+        return F.normalize(self.directions, dim=1) * self.log_scale.exp()
+
+    def assignment(self, fused: Float[Tensor, "b t n c"]) -> Float[Tensor, "b t n k"]:
+        """What each position gives to each token, 1 in all. To be looked at: ``forward`` never stores it."""
+        return (self.direction(fused) @ self.weight()).softmax(-1)
 
 
 class PooledTokens(nn.Module):

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from io import StringIO
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from mtlsi.config import DataConfig
+from mtlsi.evaluation.diagnose import AS_TRAINED, diagnose, diagnose_from_command
+from mtlsi.evaluation.evaluate import evaluate, evaluate_from_command
+from mtlsi.evaluation.report import headline
+from mtlsi.evaluation.without_parts import VARIANTS
+from mtlsi.model.build import create_model
+from mtlsi.model.network import MTLSINet
+from mtlsi.options import DiagnoseOptions, EvaluateOptions
+
+CONFIG = DataConfig(image_hw=None, num_workers=0)
+
+
+class Depths:
+    """Images of one size or of several, of which only the depth is known."""
+
+    tasks: tuple[str, ...] = ("depth",)
+    classes, derived, left_out, boundary_tolerance = {}, (), {}, 0.01
+
+    def __init__(self, *seeds, sizes=((64, 64),)):
+        self.seeds, self.sizes = seeds, sizes
+
+    def __len__(self):
+        return len(self.seeds)
+
+    def name(self, index):
+        return str(index)
+
+    def __getitem__(self, index):
+        numbers, size = torch.Generator().manual_seed(self.seeds[index]), self.sizes[index % len(self.sizes)]
+        image = torch.randint(0, 256, (3, *size), generator=numbers, dtype=torch.uint8)
+        return {"image": image, "depth": 1 + torch.rand(size, generator=numbers)}
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A network whose tokens differ and matter, as they hardly do before training."""
+    torch.manual_seed(0)
+    network = create_model("tiny", tasks=("normals", "depth")).eval()
+    decoder: Any = network.decoder
+    with torch.no_grad():
+        decoder.distiller.assign.reduce.weight.mul_(100)
+        decoder.cross_window[0].token_query.weight.mul_(10)
+        decoder.cross_window[0].token_key_value.weight.mul_(10)
+    return network
+
+
+def rmse(found, name):
+    return found.variants[name]["depth"]["RMSE"]
+
+
+def test_as_trained_is_what_evaluate_measures_and_every_part_matters(network):
+    data = Depths(0, 1, 2)
+    found = diagnose(network, data, CONFIG)
+    assert found.variants[AS_TRAINED] == evaluate(network, data, CONFIG)
+    assert list(found.variants) == [AS_TRAINED, *VARIANTS]
+    for name in VARIANTS:
+        difference = rmse(found, name) - rmse(found, AS_TRAINED)
+        assert found.differences[name] == {"depth": difference}
+        assert abs(difference) > 1e-5, name
+    assert evaluate(network, data, CONFIG) == found.variants[AS_TRAINED]  # the network is as it was
+
+
+def test_figures_of_a_task_are_the_same_with_fewer_tasks_beside_it(network):
+    class WithNormals(Depths):
+        tasks: tuple[str, ...] = ("depth", "normals")
+
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            up = torch.zeros(3, *sample["depth"].shape)
+            up[1] = 1
+            return sample | {"normals": up}
+
+    alone, both = diagnose(network, Depths(0, 1), CONFIG), diagnose(network, WithNormals(0, 1), CONFIG)
+    assert list(both.tokens) == ["normals", "depth"]  # the model's order
+    assert alone.tokens == {"depth": pytest.approx(both.tokens["depth"], rel=1e-4)}
+    assert alone.blocks == [{"depth": pytest.approx(both.blocks[0]["depth"], rel=1e-4)}]
+    assert both.tokens["normals"] != both.tokens["depth"]
+    for name in (AS_TRAINED, *VARIANTS):
+        assert rmse(alone, name) == pytest.approx(rmse(both, name), rel=1e-4)
+
+
+def test_every_image_has_another_images_tokens_whatever_the_order_and_the_batches(network):
+    sizes = ((64, 64), (32, 64))
+    found = diagnose(network, Depths(0, 1, sizes=sizes), CONFIG)
+    assert rmse(found, "tokens_of_another_image") != pytest.approx(rmse(found, AS_TRAINED), rel=1e-5)
+    for other in (
+        diagnose(network, Depths(0, 1, sizes=sizes), CONFIG, batch_size=1),
+        diagnose(network, Depths(0, 1, sizes=sizes), CONFIG, indices=[1, 0]),
+    ):
+        assert headline(other.variants["tokens_of_another_image"]) == pytest.approx(
+            headline(found.variants["tokens_of_another_image"]), rel=1e-5
+        )
+
+
+def test_another_image_that_is_the_same_changes_nothing(network):
+    found = diagnose(network, Depths(3, 3), CONFIG)
+    assert found.differences["tokens_of_another_image"]["depth"] == pytest.approx(0, abs=1e-6)
+
+
+def test_one_image_has_no_other(network):
+    found = diagnose(network, Depths(0, 1), CONFIG, indices=[1])
+    assert found.left_out == {"tokens_of_another_image": "one image has no other"}
+    assert "tokens_of_another_image" not in found.variants
+
+
+# ---- the command
+
+
+def test_the_command_tells_and_writes_everything(tiny_run, tmp_path):
+    said, files = StringIO(), [tmp_path / "parts.json", tmp_path / "scores.json"]
+    options = DiagnoseOptions(str(tiny_run.out), data="scenes", limit=2, json_path=files[0])
+    found = diagnose_from_command(options, console=Console(file=said, width=100))
+    evaluate_from_command(
+        EvaluateOptions(str(tiny_run.out), data="scenes", limit=2, json_path=files[1]), console=Console(file=StringIO())
+    )
+    written, scores = (json.loads(path.read_text()) for path in files)
+    assert written["variants"].pop(AS_TRAINED) == scores.pop("scores")
+    assert {name: written[name] for name in scores} == scores  # the context is evaluate's
+    assert written.keys() - scores.keys() == {"variants", "differences", "left_out", "tokens", "blocks"}
+    tasks = {"semseg", "depth", "normals", "boundary"}
+    assert written["variants"].keys() == written["differences"].keys() == set(VARIANTS)
+    assert all(of.keys() == tasks for of in written["differences"].values())
+    names = {"tokens", "mean_cosine", "effective_tokens", "effective_assignment"}
+    assert {task: of.keys() for task, of in written["tokens"].items()} == dict.fromkeys(tasks, names)
+    assert [block.keys() for block in written["blocks"]] == [tasks]
+    assert written["blocks"][0]["depth"].keys() == {"change", "through_tokens", "through_windows"}
+    for name in VARIANTS:
+        difference = found.differences[name]["depth"]
+        assert f"{rmse(found, name):.4f} ({difference:+.4f})" in said.getvalue()
+    assert f"{found.tokens['depth']['mean_cosine']:.4g}" in said.getvalue()
+
+
+def test_parts_that_the_model_lacks_are_left_out_and_said_so(tmp_path):
+    network: MTLSINet = create_model("tiny", tasks=("depth",), cross_window=False, input_size=(64, 64))
+    network.save_pretrained(tmp_path)
+    said = StringIO()
+    found = diagnose_from_command(
+        DiagnoseOptions(str(tmp_path), data="scenes", limit=2), console=Console(file=said, width=100)
+    )
+    assert list(found.variants) == [AS_TRAINED, "no_fusion", "no_coarse"]
+    assert (found.tokens, found.blocks) == ({}, [])
+    assert "left out: tokens_mean (the model has no CWIB, which reads tokens)" in said.getvalue()

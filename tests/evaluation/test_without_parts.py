@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from mtlsi.errors import MistakeError
+from mtlsi.evaluation.without_parts import VARIANTS, changed, decoder_of, left_out
+from mtlsi.model.build import create_model
+from mtlsi.nn.layout import to_positions
+
+
+@pytest.fixture
+def network():
+    """A network whose tokens differ from one another and matter, as they hardly do before training."""
+    torch.manual_seed(0)
+    network = create_model("tiny", num_blocks=2).eval()
+    decoder: Any = network.decoder
+    with torch.no_grad():
+        decoder.distiller.assign.reduce.weight.mul_(100)
+        for block in decoder.cross_window:
+            block.token_query.weight.mul_(10)
+            block.token_key_value.weight.mul_(10)
+    return network
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def images(*size_hw, batch=3, seed=1):
+    return torch.randn(batch, 3, *size_hw, generator=torch.Generator().manual_seed(seed))
+
+
+def with_tokens(network, tokens, shown):
+    """What ``network`` predicts when its distiller gives ``tokens``."""
+    handle = network.decoder.distiller.register_forward_hook(lambda *_: tokens)
+    predicted = network(shown).final
+    handle.remove()
+    return predicted
+
+
+def tokens_of(network, shown):
+    kept = []
+    handle = network.decoder.distiller.register_forward_hook(lambda _, __, tokens: kept.append(tokens))
+    network(shown)
+    handle.remove()
+    return kept[0]
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def differ(one, other):
+    return all(bool((one[task] - x).abs().max() > 1e-3) for task, x in other.items())
+
+
+# ---- what each variant computes
+
+
+def test_tokens_mean_gives_every_token_the_mean_over_the_tokens(network):
+    shown = images(64, 96)
+    mean = (
+        tokens_of(network, shown)
+        .mean(2, keepdim=True)
+        .repeat(1, 1, network.decoder.distiller.assign.reduce.bias.shape[-1], 1)
+    )
+    found = changed(network, VARIANTS["tokens_mean"])(shown).final
+    assert_same(found, with_tokens(network, mean, shown))
+    assert differ(found, network(shown).final)
+
+
+def test_tokens_mean_changes_nothing_where_all_tokens_are_equal(network):
+    norm, shown = network.decoder.distiller.norm, images(64, 96)
+    norm.weight.zero_()
+    norm.bias.normal_()  # every token is this
+    assert_same(changed(network, VARIANTS["tokens_mean"])(shown).final, network(shown).final)
+
+
+def test_tokens_of_another_image_are_those_of_the_image_before(network):
+    variant, shown = changed(network, VARIANTS["tokens_of_another_image"]), images(64, 96, batch=5)
+    tokens = tokens_of(network, shown)
+    variant(shown[4:])  # the first image takes the last one's
+    expected = with_tokens(network, tokens.roll(1, 0), shown)
+    found = [variant(batch).final for batch in shown.split(2)]
+    for task, x in expected.items():
+        assert_same(torch.cat([batch[task] for batch in found]), x)
+    assert differ(expected, network(shown).final)
+
+
+def test_images_of_different_sizes_exchange_tokens(network):
+    variant, small, large = changed(network, VARIANTS["tokens_of_another_image"]), images(32, 64), images(64, 96)
+    variant(small[:1])
+    expected = with_tokens(network, tokens_of(network, small[:1]), large[:1])
+    assert_same(variant(large[:1]).final, expected)
+
+
+def test_tokens_of_the_same_image_change_nothing(network):
+    shown = images(64, 96, batch=1).repeat(2, 1, 1, 1)
+    assert_same(changed(network, VARIANTS["tokens_of_another_image"])(shown).final, network(shown).final)
+
+
+@pytest.mark.parametrize(("name", "half"), [("no_windows", 0), ("no_tokens", 1)])
+def test_a_branch_of_zeros_is_a_merge_that_weighs_it_with_zeros(network, name, half):
+    shown, blind = images(64, 96), copy.deepcopy(network)
+    for block in blind.decoder.cross_window:
+        block.merge.expand.weight.chunk(2, 1)[half].zero_()  # the biases still count
+    found = changed(network, VARIANTS[name])(shown).final
+    assert_same(found, blind(shown).final)
+    assert differ(found, network(shown).final)
+
+
+def test_without_fusion_the_distiller_reads_the_preliminary_features(network):
+    shown, decoder = images(64, 96), network.decoder
+    maps = network.backbone(shown)
+    features, _ = decoder.preliminary(maps)
+    refined = decoder.cross_window(features, decoder.distiller(to_positions(features)))
+    expected = decoder.heads.predict.by_task(decoder.heads(refined, maps[0]))
+    found = changed(network, VARIANTS["no_fusion"])(shown, full_size=False).final
+    assert_same(found, expected)
+    assert differ(found, network(shown, full_size=False).final)
+
+
+def test_without_coarse_predictions_their_weights_do_not_matter(network):
+    shown, blind = images(64, 96), copy.deepcopy(network)
+    for layer in blind.decoder.fusion.embed.values():
+        layer.weight.zero_()
+    for layer in network.decoder.preliminary.predict.of_task.values():
+        layer.weight.mul_(50)  # predictions of a size that a trained network has
+    blind.decoder.preliminary.load_state_dict(network.decoder.preliminary.state_dict())
+    output = changed(network, VARIANTS["no_coarse"])(shown)
+    assert_same(output.final, blind(shown).final)
+    assert_same(output.coarse, network(shown).coarse)
+    assert differ(output.final, network(shown).final)
+
+
+# ---- whatever is taken out
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_subset_of_the_tasks_lacks_the_part_too(network, name):
+    shown, tasks = images(64, 96), ("semseg", "normals")
+    whole = network(shown, tasks).final  # the network keeps what it made for these tasks
+    found = changed(network, VARIANTS[name])(shown, tasks).final
+    every = changed(network, VARIANTS[name])(shown).final
+    assert_same(found, {task: every[task] for task in tasks})
+    assert any(bool((found[task] - x).abs().max() > 1e-4) for task, x in whole.items())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_network_stays_as_it_is_and_weights_are_shared(network, name):
+    shown = images(64, 96)
+    before, parts = network(shown).final, dict(network.named_modules())
+    variant = changed(network, VARIANTS[name])
+    variant(shown)
+    assert dict(network.named_modules()) == parts
+    assert {task: torch.equal(x, before[task]) for task, x in network(shown).final.items()} == dict.fromkeys(
+        before, True
+    )
+    assert {id(x) for x in variant.parameters()} <= {id(x) for x in network.parameters()}
+
+
+# ---- networks without these parts
+
+
+def test_parts_that_a_network_was_trained_without_are_left_out_and_said_so():
+    fusion, cross_window = (
+        {"no_fusion", "no_coarse"},
+        {"tokens_mean", "tokens_of_another_image", "no_tokens", "no_windows"},
+    )
+    assert left_out(create_model("tiny").decoder) == {}  # type: ignore[arg-type]
+    assert left_out(create_model("tiny", distiller=False).decoder) == {}  # type: ignore[arg-type]
+    without = left_out(create_model("tiny", fusion=False).decoder)  # type: ignore[arg-type]
+    assert without == dict.fromkeys(fusion, "the model has no fusion")
+    assert left_out(create_model("tiny", cross_window=False).decoder).keys() == cross_window  # type: ignore[arg-type]
+
+
+def test_a_rival_has_no_such_parts():
+    with pytest.raises(MistakeError, match=r"decoder is a HeadsOnlyDecoder; expected MTLSI-Net's"):
+        decoder_of(create_model("tiny", decoder="heads_only"))
