@@ -9,17 +9,21 @@ import torch
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.without_parts import VARIANTS, changed, decoder_of, left_out
 from mtlsi.model.build import create_model
-from mtlsi.nn.layout import to_positions
+from mtlsi.nn.layout import resize_maps, to_positions
 
 
-@pytest.fixture
-def network():
+@pytest.fixture(params=["paper", "refined"])
+def network(request):
     """A network whose tokens differ from one another and matter, as they hardly do before training."""
     torch.manual_seed(0)
-    network = create_model("tiny", num_blocks=2).eval()
+    network = create_model("tiny", num_blocks=2, form=request.param).eval()
     decoder: Any = network.decoder
     with torch.no_grad():
-        decoder.distiller.assign.reduce.weight.mul_(100)
+        for parameter in decoder.parameters():
+            if not parameter.any():  # the refined form starts from plain heads
+                parameter.uniform_(-0.2, 0.2)
+        if request.param == "paper":
+            decoder.distiller.assign.reduce.weight.mul_(100)
         for block in decoder.cross_window:
             block.token_query.weight.mul_(10)
             block.token_key_value.weight.mul_(10)
@@ -65,11 +69,8 @@ def differ(one, other):
 
 def test_tokens_mean_gives_every_token_the_mean_over_the_tokens(network):
     shown = images(64, 96)
-    mean = (
-        tokens_of(network, shown)
-        .mean(2, keepdim=True)
-        .repeat(1, 1, network.decoder.distiller.assign.reduce.bias.shape[-1], 1)
-    )
+    tokens = tokens_of(network, shown)
+    mean = tokens.mean(2, keepdim=True).repeat(1, 1, tokens.shape[2], 1)
     found = changed(network, VARIANTS["tokens_mean"])(shown).final
     assert_same(found, with_tokens(network, mean, shown))
     assert differ(found, network(shown).final)
@@ -115,11 +116,15 @@ def test_a_branch_of_zeros_is_a_merge_that_weighs_it_with_zeros(network, name, h
     assert differ(found, network(shown).final)
 
 
-def test_without_fusion_the_distiller_reads_the_preliminary_features(network):
+def test_without_fusion_what_follows_reads_the_preliminary_features(network):
     shown, decoder = images(64, 96), network.decoder
     maps = network.backbone(shown)
     features, _ = decoder.preliminary(maps)
-    refined = decoder.cross_window(features, decoder.distiller(to_positions(features)))
+    met = features.unflatten(-1, (-1, decoder.pool)).unflatten(-3, (-1, decoder.pool)).mean((-1, -3))
+    unfused = to_positions(met)
+    refined = decoder.cross_window(decoder.local(met, unfused), decoder.distiller(unfused))
+    if decoder.pool > 1:
+        refined = features + resize_maps(refined - met, features.shape[-2:])
     expected = decoder.heads.predict.by_task(decoder.heads(refined, maps[0]))
     found = changed(network, VARIANTS["no_fusion"])(shown, full_size=False).final
     assert_same(found, expected)
