@@ -137,6 +137,9 @@ def test_a_decoder_of_ones_own_reads_its_options():
     assert read == [Widths(), Widths(hidden=(3, 4))]
     with pytest.raises(MistakeError, match="decoder wide has no option 'depth'; expected some of width, hidden"):
         create_model("tiny", decoder="wide", decoder_options={"depth": 3})
+    for value in (2.5, "8", True):
+        with pytest.raises(MistakeError, match=f"option width of decoder wide: {value!r}; expected a whole number"):
+            create_model("tiny", decoder="wide", decoder_options={"width": value})
 
 
 @pytest.mark.parametrize("decoder", BUILT_IN)

@@ -441,6 +441,10 @@ def test_images_of_a_batch_do_not_see_each_other(tiny):
             "decoder option tokens: 'many'; expected one of shares, centroids",
         ),
         (lambda: create_model("tiny", decoder_options={"pool": 3}), "decoder option pool: 3; expected one of 1, 2, 4"),
+        (
+            lambda: create_model("tiny", decoder_options={"zero_start": "no"}),
+            "decoder option zero_start: 'no'; expected one of true, false",
+        ),
     ],
 )
 def test_settings_that_make_no_network_are_refused(call, said):

@@ -26,15 +26,28 @@ class DecoderSpec:
     def options(self, kind: type[Options]) -> Options:
         """``sizes.decoder_options`` as the dataclass ``kind``, whose fields have defaults.
 
-        Lists become tuples. Raises ``MistakeError`` for a name that ``kind`` does not have.
+        Lists become tuples. Raises ``MistakeError`` for a name that ``kind`` does not have, and for a value of another type
+        than a default that is a bool, a number or a string.
         """
         given: Mapping[str, Any] = self.sizes.decoder_options
-        known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-        for name in given:
-            if name not in known:
-                expected = f"some of {', '.join(known)}" if known else "none"
+        defaults = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
+        for name, value in given.items():
+            if name not in defaults:
+                expected = f"some of {', '.join(defaults)}" if defaults else "none"
                 raise MistakeError(f"decoder {self.sizes.decoder} has no option {name!r}; expected {expected}")
+            if type(defaults[name]) in NAMES and not _alike(value, defaults[name]):
+                expected = NAMES[type(defaults[name])]
+                raise MistakeError(f"option {name} of decoder {self.sizes.decoder}: {value!r}; expected {expected}")
         return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+
+
+NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
+
+
+def _alike(value: Any, default: Any) -> bool:
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,13 @@ FORMS = {
     "refined": Form(tokens="centroids", pool=2, refine="fused", zero_start=True, positions=True),
 }
 """By ``ModelConfig.form``."""
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "tokens": ("shares", "centroids"),
+    "pool": (1, 2, 4),
+    "refine": ("preliminary", "fused"),
+    "zero_start": (True, False),
+    "positions": (True, False),
+}
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,8 @@ def form_of(spec: DecoderSpec) -> Form:
         raise MistakeError(f"unknown form {spec.sizes.form!r}; expected {' or '.join(FORMS)}")
     changes: dict[str, Any] = {k: v for k, v in asdict(spec.options(FormOptions)).items() if v is not None}
     form = replace(FORMS[spec.sizes.form], **changes)
-    for name, known in (("tokens", ("shares", "centroids")), ("refine", ("preliminary", "fused")), ("pool", (1, 2, 4))):
+    for name, known in CHOICES.items():
         if getattr(form, name) not in known:
-            expected = ", ".join(str(value) for value in known)
+            expected = ", ".join(str(value).lower() for value in known)
             raise MistakeError(f"decoder option {name}: {getattr(form, name)!r}; expected one of {expected}")
     return form
