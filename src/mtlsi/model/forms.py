@@ -45,13 +45,13 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class FormOptions:
-    """``decoder_options`` of MTLSI-Net: the fields of ``Form``; None: as the form says."""
+    """``decoder_options`` of MTLSI-Net, as given: the fields of ``Form``; None: as the form says."""
 
-    tokens: str | None = None
-    pool: int | None = None
-    refine: str | None = None
-    zero_start: bool | None = None
-    positions: bool | None = None
+    tokens: Any = None
+    pool: Any = None
+    refine: Any = None
+    zero_start: Any = None
+    positions: Any = None
 
 
 def form_of(spec: DecoderSpec) -> Form:
@@ -59,9 +59,8 @@ def form_of(spec: DecoderSpec) -> Form:
     if spec.sizes.form not in FORMS:
         raise MistakeError(f"unknown form {spec.sizes.form!r}; expected {' or '.join(FORMS)}")
     changes: dict[str, Any] = {k: v for k, v in asdict(spec.options(FormOptions)).items() if v is not None}
-    form = replace(FORMS[spec.sizes.form], **changes)
-    for name, known in CHOICES.items():
-        if getattr(form, name) not in known:
-            expected = ", ".join(str(value).lower() for value in known)
-            raise MistakeError(f"decoder option {name}: {getattr(form, name)!r}; expected one of {expected}")
-    return form
+    for name, value in changes.items():
+        if value not in CHOICES[name]:
+            expected = ", ".join(str(choice).lower() for choice in CHOICES[name])
+            raise MistakeError(f"decoder option {name}: {value!r}; expected one of {expected}")
+    return replace(FORMS[spec.sizes.form], **changes)
