@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mtlsi.model.network import MTLSINet
     from mtlsi.nn.normalise import normalise
     from mtlsi.prediction.predictor import Predictor
+    from mtlsi.studies.study import study
     from mtlsi.tasks import Task, register_task
     from mtlsi.training.loop import train
 
@@ -34,6 +35,7 @@ _HOMES = {
     "RunConfig": "mtlsi.config",
     "MistakeError": "mtlsi.errors",
     "train": "mtlsi.training.loop",
+    "study": "mtlsi.studies.study",
     "evaluate": "mtlsi.evaluation.evaluate",
     "normalise": "mtlsi.nn.normalise",
     "register_dataset": "mtlsi.data.datasets",
@@ -54,6 +56,7 @@ __all__ = [
     "register_dataset",
     "register_decoder",
     "register_task",
+    "study",
     "train",
 ]
 
