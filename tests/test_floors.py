@@ -54,7 +54,7 @@ def test_looking_around_loads_nothing_heavy(statement):
 
 
 @pytest.mark.parametrize(
-    "verb", [[], ["train"], ["evaluate"], ["predict"], ["demo"], ["data"], ["boundary"], ["benchmark"]]
+    "verb", [[], ["train"], ["evaluate"], ["predict"], ["demo"], ["data"], ["boundary"], ["benchmark"], ["study"]]
 )
 def test_help_is_quick_and_complete(verb):
     program = (
@@ -68,7 +68,11 @@ def test_help_is_quick_and_complete(verb):
     )
     assert (done.returncode, done.stderr.strip()) == (0, "[]")
     assert "usage: " in done.stdout
-    for promised in {"train": ("--resume", "--train.lr"), "evaluate": ("--json",)}.get("".join(verb), ("--help",)):
+    for promised in {
+        "train": ("--resume", "--train.lr"),
+        "evaluate": ("--json",),
+        "study": ("--only", "--data.root"),
+    }.get("".join(verb), ("--help",)):
         assert promised in done.stdout
 
 

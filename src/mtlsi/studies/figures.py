@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -106,7 +106,7 @@ def scored(variant: str, runs: Sequence[StudyRun], num_planned: int) -> Row:
         num_planned,
         by_seed,
         mean={task: _defined(fmean(values)) for task, values in tasks.items()},
-        spread={task: _defined(stdev(values)) if len(values) > 1 else None for task, values in tasks.items()},
+        spread={task: _spread(values) for task, values in tasks.items()},
         iterations=[load_config(run.out).train.iterations for run in runs],
         train_minutes=fmean(seconds) / 60 if seconds and len(seconds) == len(runs) else None,
     )
@@ -161,4 +161,8 @@ def single_task_scores(plan: Plan, rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _defined(value: float) -> float | None:
-    return None if value != value else value
+    return None if isnan(value) else value
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 and not any(map(isnan, values)) else None
