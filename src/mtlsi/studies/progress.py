@@ -15,9 +15,11 @@ from mtlsi.run_folder import load_config
 from mtlsi.studies.plan import StudyRun
 from mtlsi.studies.times import times_of
 
+LINE_EVERY_S = 60.0
+
 
 class StudyProgress:
-    """One bar for the study and one for the run that trains; where there is no terminal, a line per run.
+    """One bar for the study and one for the run that trains; where there is no terminal, a line per run and minute.
 
     It is a callback of ``train``, too. The time left counts, for each run that waits, the mean time of a step of the
     finished runs of its variant, or of all finished runs where its variant has none; evaluations included.
@@ -29,6 +31,7 @@ class StudyProgress:
         self.per_step_s: dict[str, list[float]] = {}
         self.current: StudyRun | None = None
         self.began = self.last = 0.0
+        self.said = time.perf_counter()
         self.first_step: int | None = None
         for run in finished:
             self._learn(run)
@@ -66,7 +69,11 @@ class StudyProgress:
         told = f"loss {float(losses['loss']):.3f}" + (f", {rate:.2f} steps/s" if rate else "")
         self.progress.update(self.bar, completed=step, total=run.config.train.iterations, told=told)
         own = (run.config.train.iterations - step) / rate if rate else None
-        self.progress.update(self.whole, told=self._left_in_words(own, 1 / rate if rate else None).lstrip(", "))
+        left = self._left_in_words(own, 1 / rate if rate else None)
+        self.progress.update(self.whole, told=left.lstrip(", "))
+        if not self.console.is_terminal and now - self.said > LINE_EVERY_S:
+            self.said = now
+            self.say(f"{self.progress.tasks[self.bar].description}: step {step}, {told}{left}")
 
     def end(self, run: StudyRun, told: str) -> None:
         """``run`` has finished, failed or been left to another process: ``told`` says which."""
@@ -74,7 +81,7 @@ class StudyProgress:
         self.waiting.remove(run)
         self._learn(run)
         self.current = None
-        self.progress.update(self.whole, completed=self.num_ended)
+        self.progress.update(self.whole, completed=self.num_ended, told=self._left_in_words().lstrip(", "))
         self.say(f"{run.name}: {told} ({self.num_ended} of {self.num_runs}{self._left_in_words()})")
 
     def say(self, text: str) -> None:
