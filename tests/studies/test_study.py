@@ -34,7 +34,7 @@ RECIPE = {
         "num_workers": 0,
     },
     "train": {
-        "iterations": 2, "batch_size": 2, "warmup": 1, "ema": 0.5, "precision": "float32", "checkpoint_every": 1,
+        "iterations": 2, "batch_size": 2, "warmup": 1, "ema": 0.5, "precision": "float32", "checkpoint_every": 0,
         "evaluate_every": 0, "log_every": 1,
     },
 }  # fmt: skip
@@ -229,7 +229,7 @@ def test_each_listed_command_trains_its_run_as_the_study_does(finished, tmp_path
 
 @pytest.mark.parametrize("steps_before", [1, 0], ids=["after a saved state", "before any"])
 def test_a_run_that_is_cut_is_resumed_to_the_scores_of_an_unbroken_one(finished, tmp_path, monkeypatch, steps_before):
-    step = loop.optimizer_step
+    step, often = loop.optimizer_step, {"train.checkpoint_every": 1}
 
     def stop(run, batches):
         if run.position.step == steps_before:
@@ -239,11 +239,11 @@ def test_a_run_that_is_cut_is_resumed_to_the_scores_of_an_unbroken_one(finished,
     with monkeypatch.context() as patched:
         patched.setattr(loop, "optimizer_step", stop)
         with pytest.raises(KeyboardInterrupt):
-            study(finished.file, tmp_path, only=["heads/0"], console=quiet())
+            study(finished.file, tmp_path, only=["heads/0"], settings=often, console=quiet())
     assert not (tmp_path / "heads/0/scores.json").exists()
     assert sorted(os.listdir(tmp_path / "heads")) == ["0"]  # and no lock
     assert (tmp_path / "heads/0/state").is_dir() == bool(steps_before)
-    assert study(finished.file, tmp_path, only=["heads/0"], console=quiet()).finished == ["heads/0"]
+    assert study(finished.file, tmp_path, only=["heads/0"], settings=often, console=quiet()).finished == ["heads/0"]
     assert scores_of(tmp_path / "heads/0") == scores_of(finished.out / "heads/0")
     assert same_weights(tmp_path / "heads/0", finished.out / "heads/0")
     steps = [json.loads(line)["step"] for line in (tmp_path / "heads/0/metrics.jsonl").read_text().splitlines()]
