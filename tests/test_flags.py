@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from mtlsi.cli import build_parser
 from mtlsi.errors import MistakeError
 from mtlsi.flags import add_flags, read_counts, read_flags, read_mapping, read_sizes
-from mtlsi.options import BenchmarkOptions, BoundaryOptions, EvaluateOptions, PredictOptions
+from mtlsi.options import BenchmarkOptions, BoundaryOptions, EvaluateOptions, PredictOptions, StudyOptions
 
 
 @dataclass(frozen=True)
@@ -120,3 +120,14 @@ def test_sizes_counts_and_mappings_are_read():
     for read, text in ((read_sizes, "64"), (read_counts, "1,two"), (read_mapping, "[1]"), (read_mapping, "a=1")):
         with pytest.raises(MistakeError, match="expected"):
             read("it", text)
+
+
+def test_settings_of_a_run_are_flags_and_only_those_given_are_kept_as_typed():
+    assert parse(StudyOptions, "s.yaml", "--out", "o").settings == {}
+    words = ["--preset", "tiny", "--train.lr", "1e-3", "--model.scales=[1, 3]", "--data.root", "null", "--seeds", "1,2"]
+    study = parse(StudyOptions, "s.yaml", "--out", "o", *words, "--only", "a", "--only", "b/1", "--no-time", "--list")
+    assert study.settings == {"preset": "tiny", "train.lr": "1e-3", "model.scales": "[1, 3]", "data.root": "null"}
+    assert (study.seeds, study.only, study.time, study.list_commands) == ((1, 2), ("a", "b/1"), False, True)
+    for flag in ("--plugins", "--train.speed"):  # plugins have a flag of their own
+        with pytest.raises(ArgumentError):
+            parse(StudyOptions, "s.yaml", "--out", "o", flag, "1")

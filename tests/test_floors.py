@@ -54,7 +54,19 @@ def test_looking_around_loads_nothing_heavy(statement):
 
 
 @pytest.mark.parametrize(
-    "verb", [[], ["train"], ["evaluate"], ["diagnose"], ["predict"], ["demo"], ["data"], ["boundary"], ["benchmark"]]
+    "verb",
+    [
+        [],
+        ["train"],
+        ["evaluate"],
+        ["diagnose"],
+        ["predict"],
+        ["demo"],
+        ["data"],
+        ["boundary"],
+        ["benchmark"],
+        ["study"],
+    ],
 )
 def test_help_is_quick_and_complete(verb):
     program = (
@@ -72,6 +84,7 @@ def test_help_is_quick_and_complete(verb):
         "train": ("--resume", "--train.lr"),
         "evaluate": ("--json",),
         "diagnose": ("--limit", "--json"),
+        "study": ("--only", "--data.root"),
     }.get("".join(verb), ("--help",)):
         assert promised in done.stdout
 

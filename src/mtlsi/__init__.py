@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mtlsi.model.network import MTLSINet
     from mtlsi.nn.normalise import normalise
     from mtlsi.prediction.predictor import Predictor
+    from mtlsi.studies.study import study
     from mtlsi.tasks import Task, register_task
     from mtlsi.training.loop import train
 
@@ -35,6 +36,7 @@ _HOMES = {
     "RunConfig": "mtlsi.config",
     "MistakeError": "mtlsi.errors",
     "train": "mtlsi.training.loop",
+    "study": "mtlsi.studies.study",
     "evaluate": "mtlsi.evaluation.evaluate",
     "diagnose": "mtlsi.evaluation.diagnose",
     "normalise": "mtlsi.nn.normalise",
@@ -57,6 +59,7 @@ __all__ = [
     "register_dataset",
     "register_decoder",
     "register_task",
+    "study",
     "train",
 ]
 

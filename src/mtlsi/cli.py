@@ -23,6 +23,7 @@ from mtlsi.options import (
     EvaluateOptions,
     PredictOptions,
     PrepareOptions,
+    StudyOptions,
 )
 
 if TYPE_CHECKING:
@@ -147,6 +148,17 @@ def _demo(options: DemoOptions) -> int:
     return 0
 
 
+def _study(options: StudyOptions) -> int:
+    if options.list_commands:  # needs no torch
+        from mtlsi.studies.plan import commands
+
+        print("\n".join(commands(options)))
+        return 0
+    from mtlsi.studies.study import study_from_command
+
+    return 1 if study_from_command(options).failed else 0
+
+
 def _evaluate(options: EvaluateOptions) -> int:
     from mtlsi.evaluation.evaluate import evaluate_from_command
 
@@ -250,6 +262,7 @@ Verb = tuple[type, Callable[[Any], int], str]
 """The options, what runs them, and what the list of commands says."""
 VERBS: dict[str, Verb] = {
     "demo": (DemoOptions, _demo, "train a small model on generated scenes and draw what it predicts"),
+    "study": (StudyOptions, _study, "train many variants of a recipe and compare them in one table"),
     "evaluate": (EvaluateOptions, _evaluate, "measure a model on labelled images"),
     "diagnose": (DiagnoseOptions, _diagnose, "measure what each part of a trained MTLSI-Net contributes"),
     "predict": (PredictOptions, _predict, "predict every task for your images"),

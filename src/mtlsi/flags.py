@@ -22,6 +22,10 @@ def add_flags(parser: ArgumentParser, options: type) -> None:
     """Give ``parser`` an argument for every field of the dataclass ``options``; ``read_flags`` reads them."""
     hints, sentences = get_type_hints(options), _sentences(options)
     for field in fields(options):
+        if "settings_of" in field.metadata:
+            for key, sentence in _settings(field).items():
+                parser.add_argument(f"--{key}", default=None, metavar="VALUE", help=sentence)
+            continue
         kind = _plain_type(hints[field.name])
         settings: dict[str, Any] = {"help": sentences[field.name]}
         if field.default is MISSING and field.default_factory is MISSING and not field.kw_only:
@@ -32,7 +36,7 @@ def add_flags(parser: ArgumentParser, options: type) -> None:
         if kind is bool:
             settings["action"] = "store_false" if field.default is True else "store_true"
         elif field.metadata.get("repeated"):
-            settings |= {"action": "append", "default": [], "metavar": "MODULE"}
+            settings |= {"action": "append", "default": [], "metavar": field.metadata.get("metavar", "MODULE")}
         else:
             settings |= _value_settings(field, kind)
         parser.add_argument(_flag(field), dest=_key(field), **settings)
@@ -42,6 +46,10 @@ def read_flags(namespace: Namespace, options: type[Options]) -> Options:
     """The dataclass that the parsed ``namespace`` describes; ``MistakeError`` for a value that cannot be read."""
     hints, values = get_type_hints(options), {}
     for field in fields(options):  # type: ignore[arg-type]
+        if "settings_of" in field.metadata:
+            given = {key: namespace[key] for key in _settings(field)}
+            values[field.name] = {key: value for key, value in given.items() if value is not None}
+            continue
         kind, value = _plain_type(hints[field.name]), namespace[_key(field)]
         values[field.name] = value if value is None else _read(_flag(field).lstrip("-"), value, kind)
     return options(**values)
@@ -71,6 +79,14 @@ def read_mapping(name: str, text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise MistakeError(f"{name} {text!r}; expected JSON such as " + '{"decoder_stride": 4}')
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _settings(field: Field) -> dict[str, str]:
+    """By dotted name, the sentence of every setting that ``field`` may change; those of a nested class under its prefix."""
+    classes: Mapping[str, type] = field.metadata["settings_of"]
+    found = {f"{prefix}{name}": text for prefix, of in classes.items() for name, text in _sentences(of).items()}
+    left_out = field.metadata.get("without", ())
+    return {key: text for key, text in found.items() if f"{key}." not in classes and key not in left_out}
 
 
 def _value_settings(field: Field, kind: Any) -> dict[str, Any]:

@@ -78,18 +78,19 @@ class MovingAverage:
 
 
 class Position:
-    """The step that a run has reached."""
+    """The step that a run has reached, and the seconds of training that it took, evaluations left out."""
 
     def __init__(self) -> None:
-        self.step = 0
+        self.step, self.seconds = 0, 0.0
 
-    def state_dict(self) -> dict[str, int]:
-        """The number of finished optimizer steps."""
-        return {"step": self.step}
+    def state_dict(self) -> dict[str, Any]:
+        """The number of finished optimizer steps, and their time."""
+        return {"step": self.step, "seconds": self.seconds}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after ``state``."""
         self.step = state["step"]
+        self.seconds = state.get("seconds", 0.0)  # states of older runs lack it
 
 
 def prepare_run_folder(out: Path, *, resume: bool) -> None:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mtlsi import kinds
-from mtlsi.drawing.panels import compare_panel, draw_task, panel
+from mtlsi.drawing.panels import compare_panel, draw_task, panel, rows_panel
 from mtlsi.errors import MistakeError
 from mtlsi.kinds.colouring import UNKNOWN
 from mtlsi.kinds.palette import palette
@@ -132,3 +132,22 @@ def test_both_rows_of_a_comparison_share_the_truths_metres():
     assert (equal[:half] != wrong[:half]).any()
     with pytest.raises(MistakeError, match="nothing to compare"):
         compare_panel(image, {"depth": truth}, {"semseg": np.zeros((60, 80), np.uint8)})
+
+
+def test_a_row_without_a_task_is_blank_there_and_all_rows_share_the_scale():
+    image = np.zeros((48, 64, 3), np.uint8)
+    depth = np.linspace(1, 5, 48 * 64, dtype=np.float32).reshape(48, 64)
+    truth = {"depth": depth, "boundary": np.zeros((48, 64), np.float32)}
+    rows = {
+        "truth": truth,
+        "one": {"depth": depth},
+        "two": {"boundary": truth["boundary"], "depth": np.full_like(depth, 5)},
+    }
+    sheet = rows_panel(image, rows, scale_of="truth")
+    height, width = sheet.shape[0] // 3, sheet.shape[1] // 3
+    cells = [[sheet[r * height : (r + 1) * height, c * width : (c + 1) * width] for c in range(3)] for r in range(3)]
+    blank = [[bool((cell[60:-60, 60:-60] == 255).all()) for cell in row] for row in cells]
+    assert blank == [[False, False, False], [True, False, True], [True, False, False]]
+    far = cells[2][1][height // 3, width // 2]  # the colour of the truth's largest depth, everywhere
+    first = cells[0][1][60:-60, 60:-60].reshape(-1, 3)
+    assert (np.abs(first.astype(int) - far).max(-1) < 12).any()

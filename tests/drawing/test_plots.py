@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtlsi.drawing.plots import plot_curves, plot_precision_recall
+from mtlsi.drawing.plots import Point, plot_curves, plot_precision_recall, plot_scores
 from mtlsi.errors import MistakeError
 
 
@@ -62,3 +62,37 @@ def test_a_precision_recall_curve_runs_where_its_points_say(tmp_path):
     rows = rows_of_the_line(falling)
     assert rows[-1] - rows[0] > 200  # downwards to the right
     assert {path.name for path in tmp_path.iterdir()} == {"flat.png", "falling.png"}
+
+
+def test_scores_are_drawn_where_they_are_one_panel_per_task(tmp_path):
+    points = [
+        Point("low", 1.0, {"depth": 0.5, "semseg": 10.0}, {"depth": 0.01}),
+        Point("high", 3.0, {"depth": 0.9, "semseg": None}, {}),
+    ]
+    one = plot_scores(points, ["depth"], "GFLOP", tmp_path / "one.png")
+    with Image.open(one) as image:
+        seen = np.asarray(image.convert("RGB")).astype(int)
+    seen = seen[:, : int(0.83 * seen.shape[1])]  # without the legend
+    centres = []
+    for tint in ((0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E)):
+        rows, columns = np.nonzero(np.abs(seen - tint).max(-1) < 30)
+        centres.append((columns.mean(), rows.mean()))
+    assert centres[0][0] < centres[1][0] - 100  # low is at the left, and below
+    assert centres[0][1] > centres[1][1] + 100
+    two = plot_scores(points, ["depth", "semseg"], "GFLOP", tmp_path / "two.png")
+    with Image.open(one) as narrow, Image.open(two) as wide:
+        assert wide.width > 1.5 * narrow.width
+
+
+def test_steps_of_one_quantity_are_joined_and_levels_run_across(tmp_path):
+    points = [Point(f"k{k}", k, {"depth": score}, {}) for k, score in ((8, 0.5), (16, 0.7), (32, 0.6))]
+
+    def blue(**options):
+        with Image.open(plot_scores(points, ["depth"], "K", tmp_path / "k.png", **options)) as image:
+            seen = np.asarray(image.convert("RGB")).astype(int)
+        return (np.abs(seen - (0x1F, 0x77, 0xB4)).max(-1) < 60).any(0).sum()
+
+    assert blue(joined=True) > 3 * blue()  # a line from the first to the last
+    plain = plot_scores(points, ["depth"], "K", tmp_path / "a.png", joined=True).read_bytes()
+    level = [Point("heads", 0.0, {"depth": 0.55}, {})]
+    assert plot_scores(points, ["depth"], "K", tmp_path / "a.png", joined=True, levels=level).read_bytes() != plain

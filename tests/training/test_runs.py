@@ -49,7 +49,8 @@ def quiet():
 def metrics_of(out):
     """The lines of ``metrics.jsonl`` without what the clock says."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_s"} for line in lines]
+    clock = ("images_per_s", "train_s", "evaluation_s")
+    return [{name: value for name, value in line.items() if name not in clock} for line in lines]
 
 
 def same_weights(one, other):
@@ -170,7 +171,14 @@ def test_a_run_stopped_between_checkpoints_goes_on_from_the_last_one(tiny_run, t
         with pytest.raises(KeyboardInterrupt):
             train(tiny_run.config, tmp_path / "run", console=quiet())
     assert metrics_of(tmp_path / "run")[-1]["step"] == 5
+    saved = [torch.load(path, weights_only=True) for path in (tmp_path / "run/state").glob("custom_checkpoint_*")]
+    (position,) = (state for state in saved if "seconds" in state)
     resume(tmp_path / "run", console=quiet())
+    # the time of training: rises through the break, on from what the saved state had
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    train_s = [line["train_s"] for line in lines if "train_s" in line]
+    assert train_s == sorted(train_s)
+    assert train_s[3] == position["seconds"] > 0  # after step 4
     assert same_weights(tmp_path / "run", tiny_run.out)
     assert metrics_of(tmp_path / "run") == metrics_of(tiny_run.out)
 

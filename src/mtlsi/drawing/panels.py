@@ -72,19 +72,35 @@ def compare_panel(
 
     One column for each task that both hold; both rows share one colour scale, the truth's.
     """
-    classes, box = classes or {}, _fit(image.shape[:2], (TILE_HEIGHT, TILE_WIDTH))
     tasks = [task for task in prediction if task in truth]
     if not tasks:
         raise MistakeError(f"nothing to compare: predictions of {list(prediction)}, labels of {list(truth)}")
-    rows = []
-    for row, (maps, word) in enumerate(zip((prediction, truth), titles, strict=True)):
-        first = _photo_cell(image, box, "image") if row == 0 else Image.new("RGB", (max(box[1], NARROWEST), 1), PAPER)
-        cells = [
-            _cell(t, maps[t], classes.get(t), box, f"{TASKS[t].title}: {word}", kinds.of(t).limits(truth[t]))
-            for t in tasks
-        ]
-        rows.append([first, *cells])
-    return np.asarray(_grid(rows))
+    rows = {word: {t: maps[t] for t in tasks} for word, maps in zip(titles, (prediction, truth), strict=True)}
+    return rows_panel(image, rows, classes, scale_of=titles[1])
+
+
+def rows_panel(
+    image: np.ndarray,
+    rows: Mapping[str, Mapping[str, np.ndarray]],
+    classes: Classes | None = None,
+    *,
+    scale_of: str,
+) -> np.ndarray:
+    """A row for each entry of ``rows``, a column for each task, the image at the left of the first, ``(H' W' 3) uint8``.
+
+    ``rows``: maps by task, by what the row is called; a task that a row lacks stays blank there. The columns are the tasks
+    of the row ``scale_of``, whose colour scales all rows share.
+    """
+    classes, box = classes or {}, _fit(image.shape[:2], (TILE_HEIGHT, TILE_WIDTH))
+    blank = Image.new("RGB", (max(box[1], NARROWEST), 1), PAPER)
+    cells = []
+    for word, maps in rows.items():
+        cells.append([blank if cells else _photo_cell(image, box, "image")])
+        for task, reference in rows[scale_of].items():
+            title, limits = f"{TASKS[task].title}: {word}", kinds.of(task).limits(reference)
+            drawn = _cell(task, maps[task], classes.get(task), box, title, limits) if task in maps else blank
+            cells[-1].append(drawn)
+    return np.asarray(_grid(cells))
 
 
 def _cell(

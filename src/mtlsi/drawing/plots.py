@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -109,6 +110,75 @@ def plot_scaling(
         axes.legend(frameon=False, fontsize=8)
         axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, Path(out_png))
+
+
+TINTS = tuple(matplotlib.colormaps["tab20"].colors[i] for i in (*range(0, 20, 2), *range(1, 20, 2)))  # pyright: ignore
+
+
+class Point(NamedTuple):
+    """One of the things that ``plot_scores`` compares."""
+
+    name: str
+    x: float
+    scores: Mapping[str, float | None]
+    """By task; None: no score."""
+    spreads: Mapping[str, float | None]
+    """Half the length of each score's error bar; None: no bar."""
+
+
+def plot_scores(
+    points: Sequence[Point],
+    tasks: Sequence[str],
+    x_title: str,
+    out_png: str | os.PathLike,
+    *,
+    levels: Sequence[Point] = (),
+    joined: bool = False,
+) -> Path:
+    """Headline scores of ``tasks`` over ``x``, one panel each, as PNG.
+
+    ``levels``: things without an x, drawn as lines across. ``joined``: the points are steps of one quantity that doubles, so
+    they share a colour and a line, and x is logarithmic; otherwise each has a colour and its name in the legend.
+    """
+    columns = min(len(tasks), 4)
+    lines = math.ceil(len(tasks) / columns)
+    figure = Figure(figsize=(3.7 * columns + 1.4, 3.4 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    ordered = sorted(points, key=lambda point: point.x)
+    for axes, task in zip(panels, tasks, strict=False):
+        groups = [("", ordered)] if joined else [(point.name, [point]) for point in points]
+        for (name, group), tint in zip(groups, cycle(TINTS)):
+            shown = [(point, y) for point in group if (y := point.scores.get(task)) is not None]
+            if shown:
+                bars = [point.spreads.get(task) or 0.0 for point, _ in shown]
+                axes.errorbar(
+                    [point.x for point, _ in shown], [y for _, y in shown], bars,
+                    fmt="o-", color=tint, capsize=2, ms=5, lw=1.2, label=name or None,
+                )  # fmt: skip
+        for level, style in zip(levels, cycle(("--", ":", "-."))):
+            if (y := level.scores.get(task)) is not None:
+                axes.axhline(y, color="0.4", lw=1, ls=style, label=level.name)
+        record = TASKS[task]
+        arrow = "higher" if record.higher_is_better else "lower"
+        figures = f"{record.score} ({record.unit}), {arrow} is better".replace(" ()", "")
+        axes.set(xlabel=x_title, title=f"{record.title}\n{figures}")
+        axes.title.set_fontsize(9)
+        axes.locator_params(axis="x", nbins=4)
+        if joined:
+            marks = sorted({point.x for point in ordered})
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.25)
+        axes.margins(x=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(tasks) :]:
+        axes.set_axis_off()
+    named = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if named:
+        figure.legend(list(named.values()), list(named), loc="outside right upper", frameon=False, fontsize=8)
     return _save(figure, Path(out_png))
 
 

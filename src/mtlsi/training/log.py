@@ -17,6 +17,7 @@ from mtlsi import run_folder
 from mtlsi.config import TrainConfig
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import Scores, headline
+from mtlsi.run_folder import Position
 from mtlsi.tasks import TASKS
 
 
@@ -34,12 +35,16 @@ class Step(NamedTuple):
 
 
 class Log:
-    """Mean losses of every ``log_every`` steps, on the console, in ``metrics.jsonl`` and with accelerate's tracker."""
+    """Mean losses of every ``log_every`` steps, on the console, in ``metrics.jsonl`` and with accelerate's tracker.
 
-    def __init__(self, accelerator: Accelerator, out: Path, options: TrainConfig, console: Console, first_step: int):
+    Keeps ``position.seconds``, which goes on where a resumed run's saved state left it.
+    """
+
+    def __init__(self, accelerator: Accelerator, out: Path, options: TrainConfig, console: Console, position: Position):
         self.accelerator, self.out, self.options, self.console = accelerator, out, options, console
         self.sums: dict[str, Tensor] = {}
         self.num_added, self.since = 0, time.perf_counter()
+        self.position, self.began = position, self.since - position.seconds
         self.progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -51,7 +56,7 @@ class Log:
             console=console,
             disable=not accelerator.is_main_process,
         )
-        self.bar = self.progress.add_task("", total=options.iterations, completed=first_step)
+        self.bar = self.progress.add_task("", total=options.iterations, completed=position.step)
 
     def step(self, step: int, result: Step, lr: float) -> None:
         """Take in the optimizer step ``step``; every ``log_every`` of them writes a line.
@@ -63,6 +68,7 @@ class Log:
                 name = name if name == "loss" else f"loss/{name}"
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.num_added += len(result.losses)
+        self.position.seconds = time.perf_counter() - self.began
         self.progress.advance(self.bar)
         if step % self.options.log_every and step != self.options.iterations:
             return
@@ -72,7 +78,7 @@ class Log:
         seconds = time.perf_counter() - self.since
         images = self.num_added * self.options.batch_size * self.accelerator.num_processes
         line = {"step": step, **means, "lr": lr, "grad_norm": float(result.norm or 0), "images_per_s": images / seconds}
-        self._write(line)
+        self._write({**line, "train_s": self.position.seconds})
         losses = " ".join(f"{name[5:]} {value:.3f}" for name, value in means.items() if name[5:] in TASKS)
         text = f"loss {means['loss']:.3f} ({losses}) {line['images_per_s']:.1f} images/s"
         self.progress.update(self.bar, description=text)
@@ -85,8 +91,9 @@ class Log:
     def validation(self, step: int, scores: Scores, seconds: float) -> None:
         """Scores of an evaluation; its ``seconds`` do not count as training time."""
         self.since += seconds
+        self.began += seconds
         figures = {f"val/{task}/{name}": value for task, values in scores.items() for name, value in values.items()}
-        self._write({"step": step, **figures})
+        self._write({"step": step, **figures, "evaluation_s": seconds})
         if self.accelerator.is_main_process:
             text = ", ".join(f"{task} {TASKS[task].score} {value:.4g}" for task, value in headline(scores).items())
             self.progress.console.print(f"step {step}: {text}", soft_wrap=True)

@@ -66,7 +66,7 @@ def train(
     if run.accelerator.is_main_process:
         introduce(run.train_set, console)
     batches = iter(batches_from(position.step, run))
-    log = Log(run.accelerator, out, options, console, position.step)
+    log = Log(run.accelerator, out, options, console, position)
     scores: Scores = {}
     run.model.train()
     with log.progress:

@@ -1,0 +1,168 @@
+"""The figures of every variant: scores over its finished seeds, size, operations, time, and Delta_m."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+from rich.console import Console
+
+from mtlsi.benchmarking.parts import count_flops
+from mtlsi.benchmarking.runs import Forward, forward_of, random_images
+from mtlsi.device import find_device
+from mtlsi.errors import MistakeError
+from mtlsi.metrics import delta_m
+from mtlsi.model.network import MTLSINet
+from mtlsi.run_folder import load_config
+from mtlsi.studies.plan import Plan, StudyRun
+from mtlsi.studies.runs import FINISHED, state_of
+from mtlsi.studies.times import times_of
+from mtlsi.tasks import TASKS
+from mtlsi.timing import time_calls
+
+TIME_ROUNDS = 9
+"""Rounds in which every variant predicts one image in turn; the table has the median."""
+
+
+@dataclass
+class Row:
+    """One variant. A figure that cannot be given is None; a score that is undefined (NaN) too."""
+
+    variant: str
+    num_planned: int
+    by_seed: dict[int, dict[str, float]]
+    """The headline score of every task, by finished seed."""
+    mean: dict[str, float | None]
+    """By task, over the finished seeds."""
+    spread: dict[str, float | None]
+    """By task, the standard deviation over the finished seeds (of a sample: n - 1); None with fewer than two."""
+    iterations: list[int]
+    """By finished seed."""
+    train_minutes: float | None
+    """Mean over the finished seeds, evaluations left out."""
+    parameters: int | None = None
+    decoder_parameters: int | None = None
+    """All but the backbone's."""
+    gflop: float | None = None
+    """2 x MAC of one image at the size of evaluation, in 10^9."""
+    size_hw: tuple[int, int] | None = None
+    """That size."""
+    ms: float | None = None
+    """Median time of one image at that size, on this machine."""
+    num_tokens: int | None = None
+    """K; None for a decoder without tokens."""
+    delta_m: float | None = None
+    """In percent, of the means, against the single-task runs; of complete variants only."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Every seed has finished."""
+        return len(self.by_seed) == self.num_planned
+
+
+@torch.no_grad()
+def measure(plan: Plan, out: Path, *, time: bool, console: Console) -> list[Row]:
+    """One row per variant, in the order of the file. Raises ``MistakeError`` where no run has finished.
+
+    ``time``: measure ms per image too, all variants in turn in this process.
+    """
+    finished = [run for run in plan.runs(out) if state_of(run) == FINISHED]
+    if not finished:
+        raise MistakeError(f"{out}: no run of the study has finished; expected one at least, to make a table of")
+    first = {run.variant.name: run for run in reversed(finished)}
+    device, calls, rows = find_device(None), {}, []
+    with console.status("counting operations") as status:
+        for variant in plan.variants:
+            name = variant.name
+            # the model comes first: it knows the tasks of one's own
+            model = MTLSINet.from_pretrained(first[name].out).to(device).eval() if name in first else None
+            row = scored(name, [run for run in finished if run.variant.name == name], len(plan.seeds))
+            if model is not None:
+                calls[name] = count(row, model, first[name], device)
+            rows.append(row)
+        if time:
+            status.update("timing")
+            for name, timing in time_calls(calls, repeats=TIME_ROUNDS, device=device).items():
+                next(row for row in rows if row.variant == name).ms = 1e3 * timing.median_s
+    add_delta_m(plan, rows)
+    return rows
+
+
+def scored(variant: str, runs: Sequence[StudyRun], num_planned: int) -> Row:
+    """Means and spreads over the finished ``runs``."""
+    by_seed = {run.seed: headline_of(run.out) for run in runs}
+    tasks = {
+        task: [scores.get(task, nan) for scores in by_seed.values()] for scores in by_seed.values() for task in scores
+    }
+    times = [times_of(run.out) for run in runs]
+    seconds = [found.training_s for found in times if found is not None]
+    return Row(
+        variant,
+        num_planned,
+        by_seed,
+        mean={task: _defined(fmean(values)) for task, values in tasks.items()},
+        spread={task: _spread(values) for task, values in tasks.items()},
+        iterations=[load_config(run.out).train.iterations for run in runs],
+        train_minutes=fmean(seconds) / 60 if seconds and len(seconds) == len(runs) else None,
+    )
+
+
+def headline_of(out: Path) -> dict[str, float]:
+    """The headline score of every task in a run folder's ``scores.json``; NaN where it is undefined."""
+    path = out / "scores.json"
+    try:
+        scores = json.loads(path.read_text())["scores"]
+        found = {task: values[TASKS[task].score] for task, values in scores.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MistakeError(
+            f"{path}: {error}; expected the scores of a finished run: remove the file to measure again"
+        ) from error
+    return {task: nan if value is None else float(value) for task, value in found.items()}
+
+
+def count(row: Row, model: MTLSINet, run: StudyRun, device: torch.device) -> Forward:
+    """Parameters and operations of ``model`` into ``row``; gives one forward of it, for timing."""
+    row.parameters = sum(parameter.numel() for parameter in model.parameters())
+    row.decoder_parameters = row.parameters - sum(parameter.numel() for parameter in model.backbone.parameters())
+    height, width = run.config.data.image_hw or model.input_size
+    row.size_hw = height, width
+    forward = forward_of(model, random_images(1, row.size_hw, device), device, torch.float32)
+    row.gflop = sum(count_flops(model, forward).values()) / 1e9
+    sizes = run.config.model_config()
+    has_tokens = sizes.decoder == "mtlsi" and sizes.cross_window
+    row.num_tokens = sizes.num_tokens if has_tokens else None
+    return forward
+
+
+def add_delta_m(plan: Plan, rows: Sequence[Row]) -> None:
+    """Delta_m of every complete variant that has the tasks of the complete single-task runs."""
+    single = single_task_scores(plan, rows)
+    for row in rows:
+        if single and row.is_complete and set(row.mean) == set(single) and len(single) > 1:
+            means = {task: value for task, value in row.mean.items() if value is not None}
+            row.delta_m = delta_m(means, single) if len(means) == len(single) else None
+
+
+def single_task_scores(plan: Plan, rows: Sequence[Row]) -> dict[str, float]:
+    """The mean score of every task alone; {} while some single-task run has not finished or has no score above 0."""
+    by_name = {row.variant: row for row in rows}
+    found = {}
+    for task, name in plan.baseline.items():
+        value = by_name[name].mean.get(task)
+        if not by_name[name].is_complete or value is None or not value > 0:
+            return {}
+        found[task] = value
+    return found
+
+
+def _defined(value: float) -> float | None:
+    return None if isnan(value) else value
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 and not any(map(isnan, values)) else None

@@ -1,0 +1,132 @@
+"""One process at a time for each run of a study: a file beside the run folder that says who has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SIGN_OF_LIFE_S = 30.0
+"""The holder touches its lock this often."""
+SILENT_S = 600.0
+"""A lock that was not touched for so long is stale: its holder was killed, maybe on another machine."""
+
+
+class HeldError(Exception):
+    """Another process has the lock; the message says which."""
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the lock ``path`` within the context; ``HeldError`` where another process has it.
+
+    A lock whose process is gone from this machine, or that was not touched for ten minutes, is taken over.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
+    if not _create(path, own):
+        text = _text_of(path)
+        if text is not None:
+            if not _is_stale(path, text):
+                raise HeldError(_holder(text))
+            _remove(path, text)
+        if not _create(path, own):
+            raise HeldError(_holder(_text_of(path) or ""))
+    over = threading.Event()
+    pulse = threading.Thread(target=_keep_alive, args=(path, over), daemon=True)
+    pulse.start()
+    try:
+        yield
+    finally:
+        over.set()
+        pulse.join()
+        _remove(path, own)
+
+
+def _create(path: Path, text: str) -> bool:
+    """Whether the lock was free and is ours now."""
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _keep_alive(path: Path, over: threading.Event) -> None:
+    while not over.wait(SIGN_OF_LIFE_S):
+        try:
+            os.utime(path)
+        except OSError:  # a file system that is away for a moment, or a lock that somebody removed by hand
+            continue
+
+
+def _text_of(path: Path) -> str | None:
+    """What the lock says; None where it is gone."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _is_stale(path: Path, text: str) -> bool:
+    try:
+        silent_s = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return True
+    if silent_s > SILENT_S:
+        return True
+    holder = _read(text)
+    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
+        return False
+    # this process holds no lock twice: its number in a lock is that of an earlier process
+    return holder["pid"] == os.getpid() or not _is_alive(holder["pid"])
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name == "nt":  # os.kill would end the process there
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _remove(path: Path, text: str) -> None:
+    """Remove the lock that says ``text``, and no other that came in its place meanwhile."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    if _text_of(aside) == text:
+        aside.unlink(missing_ok=True)
+    else:
+        os.rename(aside, path)
+
+
+def _read(text: str) -> dict:
+    """The fields of a lock; {} while its holder is still writing them."""
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _holder(text: str) -> str:
+    """The holder in words."""
+    fields = _read(text)
+    if not fields:
+        return "another process"
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(fields.get("since", 0)))
+    return f"process {fields.get('pid')} on {fields.get('host')} since {since}"

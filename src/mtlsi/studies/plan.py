@@ -1,0 +1,276 @@
+"""The study file: variants of one recipe, seeds, and what is compared. Read and checked before anything is trained.
+
+``recipe``: the path of a run's recipe, relative to the study file, or its settings themselves. ``variants``: by name, the
+settings that differ, as dotted names (``model.num_tokens: 64``) or nested; mappings are merged, anything else replaces.
+``grid``: by dotted name, a list of values; every combination is one more variant. ``seeds``, ``baseline``, ``plots``,
+``title``, ``note``.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from mtlsi.config import RunConfig
+from mtlsi.errors import MistakeError
+from mtlsi.options import StudyOptions
+from mtlsi.studies.settings import config_of, merged, nested, read_mapping, read_values
+from mtlsi.tasks import TASKS
+
+X_AXES = ("num_tokens", "gflop", "train_minutes")
+"""What scores are drawn over."""
+KEYS = ("title", "note", "recipe", "variants", "grid", "seeds", "baseline", "plots")
+TIME_OF = "iterations_by_time_of"
+ENDINGS = (".md", ".csv", ".tex", ".json", ".png", ".lock")
+"""Of the files that lie beside the variants' folders."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe with some changes."""
+
+    name: str
+    config: RunConfig
+    """With seed 0."""
+    time_of: str | None = None
+    """Its iterations are to take as long as the training of this variant."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Scores over ``x``, one panel per task."""
+
+    x: str
+    """One of ``X_AXES``."""
+    tasks: tuple[str, ...] = ()
+    """(): all."""
+    of: str = ""
+    """What the names of the variants begin with that are drawn."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study, checked as far as it can be without data."""
+
+    title: str
+    note: str
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    baseline: dict[str, str]
+    """By task, the variant that learns it alone; {} where the study has none."""
+    plots: tuple[Plot, ...]
+
+    def runs(self, out: Path, only: Iterable[str] = ()) -> tuple[StudyRun, ...]:
+        """The runs in their order: all variants with the first seed, then with the next; a time's source before its user.
+
+        ``only``: names of variants or runs (VARIANT/SEED); raises ``MistakeError`` for one that the study lacks.
+        """
+        ordered = sorted(self.variants, key=lambda variant: variant.time_of is not None)
+        runs = [StudyRun(variant, seed, out / variant.name / str(seed)) for seed in self.seeds for variant in ordered]
+        wanted = {name.strip() for given in only for name in given.split(",")}
+        for name in sorted(wanted - {known for run in runs for known in (run.name, run.variant.name)}):
+            raise MistakeError(
+                f"--only {name}: no such run; expected VARIANT or VARIANT/SEED of the variants "
+                f"{', '.join(variant.name for variant in self.variants)} and the seeds {', '.join(map(str, self.seeds))}"
+            )
+        return tuple(run for run in runs if not wanted or wanted & {run.name, run.variant.name})
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One variant with one seed."""
+
+    variant: Variant
+    seed: int
+    out: Path
+    """Its run folder."""
+
+    @property
+    def name(self) -> str:
+        """VARIANT/SEED."""
+        return f"{self.variant.name}/{self.seed}"
+
+    @property
+    def config(self) -> RunConfig:
+        """What it trains with."""
+        return replace(self.variant.config, seed=self.seed)
+
+
+def read_plan(
+    file: Path, *, settings: Mapping[str, Any] | None = None, seeds: Sequence[int] = (), plugins: Sequence[str] = ()
+) -> Plan:
+    """The study that ``file`` describes; ``settings`` by dotted name are set in every run, ``seeds`` replace the file's.
+
+    Raises a one-line ``MistakeError`` that names the variant for anything that is not known or cannot be.
+    """
+    content = read_mapping(file)
+    _check_keys(f"{file}", content, KEYS)
+    base = _recipe(file, content.get("recipe"))
+    changes = _variants(file, content)
+    common = nested(f"{file}: settings", settings or {})
+    variants = []
+    for name, change in changes.items():
+        where = f"{file}: variant {name}"
+        time_of = change.get(TIME_OF)
+        given = nested(where, {key: value for key, value in change.items() if key != TIME_OF})
+        if "seed" in given:
+            raise MistakeError(f"{where}: seed belongs under seeds, for all variants")
+        config = config_of(where, merged(merged(base, given), common)).with_plugins(plugins)
+        variants.append(Variant(name, config, time_of))
+    _check_times(file, variants)
+    return Plan(
+        title=_text(file, content, "title", file.stem),
+        note=_text(file, content, "note", ""),
+        variants=tuple(variants),
+        seeds=_seeds(f"{file}: seeds", list(seeds) or content.get("seeds", [0])),
+        baseline=_baseline(file, content.get("baseline"), variants),
+        plots=_plots(file, content.get("plots"), variants),
+    )
+
+
+def commands(options: StudyOptions) -> list[str]:
+    """One shell command per run of ``mtlsi study --list``, each with the settings that were given."""
+    plan = read_plan(options.file, settings=read_values(options.settings), seeds=options.seeds, plugins=options.plugin)
+    given = [word for name in options.plugin for word in ("--plugin", name)]
+    given += [f"--{name}={text}" for name, text in options.settings.items()]
+    if options.seeds:
+        given += ["--seeds", ",".join(map(str, options.seeds))]
+    start = ["mtlsi", "study", str(options.file), "--out", str(options.out), "--only"]
+    return [shlex.join([*start, run.name, *given]) for run in plan.runs(options.out, options.only)]
+
+
+# ---- the parts of the file
+
+
+def _recipe(file: Path, recipe: Any) -> dict[str, Any]:
+    if isinstance(recipe, str):
+        path = file.parent / recipe
+        return nested(str(path), read_mapping(path))
+    if not isinstance(recipe, dict):
+        raise MistakeError(f"{file}: recipe is {recipe!r}; expected the path of a run's recipe, or its settings")
+    return nested(f"{file}: recipe", recipe)
+
+
+def _variants(file: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The changes of every variant by name, those of the grid after those that are named."""
+    named, grid = content.get("variants") or {}, content.get("grid") or {}
+    if not isinstance(named, dict) or not isinstance(grid, dict) or not (named or grid):
+        raise MistakeError(f"{file}: no variants; expected variants: {{NAME: {{model.num_tokens: 64}}}}, or grid")
+    found: dict[str, dict[str, Any]] = {}
+    for name, change in [*named.items(), *_grid(file, grid).items()]:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) or name.endswith(ENDINGS):
+            raise MistakeError(
+                f"{file}: variant {name!r}; expected letters, digits, . _ + -, such as tokens-64: it names a folder"
+            )
+        if name in found:
+            raise MistakeError(f"{file}: variant {name} stands in variants and comes from grid too; rename the former")
+        if not isinstance(change or {}, dict):
+            raise MistakeError(f"{file}: variant {name} is {change!r}; expected settings by name, or nothing")
+        found[name] = change or {}
+    return found
+
+
+def _grid(file: Path, grid: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every combination of the values, named after them: num_tokens-64, scales-1_3."""
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise MistakeError(f"{file}: grid {key} is {values!r}; expected a list of values")
+    found = {}
+    for values in product(*grid.values()):
+        change = dict(zip(grid, values, strict=True))
+        name = "-".join(f"{str(key).rpartition('.')[2]}-{_in_a_name(value)}" for key, value in change.items())
+        if name in found:
+            raise MistakeError(f"{file}: grid makes the variant {name} twice; expected different values")
+        found[name] = change
+    return found if grid else {}
+
+
+def _in_a_name(value: Any) -> str:
+    return "_".join(map(_in_a_name, value)) if isinstance(value, list) else str(value)
+
+
+def _check_times(file: Path, variants: Sequence[Variant]) -> None:
+    """A variant's time can only be that of another one that has a number of iterations."""
+    fixed = [variant.name for variant in variants if variant.time_of is None]
+    for variant in variants:
+        if variant.time_of is not None and variant.time_of not in fixed:
+            raise MistakeError(
+                f"{file}: variant {variant.name}: {TIME_OF} {variant.time_of!r}; expected one of {', '.join(fixed)}"
+            )
+
+
+def _seeds(where: str, seeds: Any) -> tuple[int, ...]:
+    is_list = isinstance(seeds, list) and seeds
+    if not is_list or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise MistakeError(f"{where}: {seeds!r}; expected different whole numbers, such as [0, 1]")
+    return tuple(seeds)
+
+
+def _baseline(file: Path, baseline: Any, variants: Sequence[Variant]) -> dict[str, str]:
+    """By task, the variant that learns it alone: given so, or by what the variants' names begin with."""
+    tasks_of = {variant.name: tuple(variant.config.data.tasks or ()) for variant in variants}
+    if baseline is None:
+        return {}
+    if isinstance(baseline, dict):
+        for task, name in baseline.items():
+            if tasks_of.get(name) != (task,):
+                raise MistakeError(
+                    f"{file}: baseline {task}: {name!r}; expected a variant whose data.tasks is [{task}]"
+                )
+        return dict(baseline)
+    found: dict[str, str] = {}
+    for name, tasks in tasks_of.items():
+        if not name.startswith(str(baseline)):
+            continue
+        if len(tasks) != 1 or tasks[0] in found:
+            raise MistakeError(
+                f"{file}: baseline {baseline}: variant {name} has data.tasks {list(tasks)}; expected one task each, "
+                "each in one variant"
+            )
+        found[tasks[0]] = name
+    if not found:
+        raise MistakeError(f"{file}: baseline {baseline!r}; expected what the names of some variants begin with")
+    return found
+
+
+def _plots(file: Path, plots: Any, variants: Sequence[Variant]) -> tuple[Plot, ...]:
+    """The plots asked for; by default those over operations and time, and over K where it differs."""
+    if plots is None:
+        counts = {variant.config.model_config().num_tokens for variant in variants}
+        return tuple(Plot(x) for x in X_AXES if x != "num_tokens" or len(counts) > 1)
+    found = []
+    for plot in plots if isinstance(plots, list) else [plots]:
+        if not isinstance(plot, dict):
+            raise MistakeError(f"{file}: plot {plot!r}; expected such as {{x: gflop, y: depth}}")
+        _check_keys(f"{file}: plots", plot, ("x", "y", "of"))
+        if plot.get("x") not in X_AXES:
+            raise MistakeError(f"{file}: plots: x {plot.get('x')!r}; expected one of {', '.join(X_AXES)}")
+        y, of = plot.get("y") or [], plot.get("of", "")
+        tasks = tuple(y) if isinstance(y, list) else (y,)
+        known = {*TASKS, *(task for variant in variants for task in variant.config.data.tasks or ())}
+        own = any(variant.config.data.name not in ("scenes", "nyud", "pascal") for variant in variants)
+        for task in tasks:  # a data set of one's own may bring tasks of its own
+            if not isinstance(task, str) or (task not in known and not own):
+                raise MistakeError(f"{file}: plots: y {task!r}; expected tasks, such as {', '.join(TASKS)}")
+        if not any(variant.name.startswith(str(of)) for variant in variants):
+            raise MistakeError(f"{file}: plots: of {of!r}; expected what the names of some variants begin with")
+        found.append(Plot(plot["x"], tasks, str(of)))
+    return tuple(found)
+
+
+def _check_keys(where: str, content: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in content:
+        if key not in known:
+            raise MistakeError(f"{where}: unknown key {key!r}; expected some of {', '.join(known)}")
+
+
+def _text(file: Path, content: Mapping[str, Any], key: str, default: str) -> str:
+    text = content.get(key, default)
+    if not isinstance(text, str):
+        raise MistakeError(f"{file}: {key} is {text!r}; expected text")
+    return text.strip()

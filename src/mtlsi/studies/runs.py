@@ -1,0 +1,148 @@
+"""One run of a study: what its folder holds, whether it can be built, how it is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mtlsi import run_folder
+from mtlsi.config import DataConfig, RunConfig
+from mtlsi.data.datasets import LabelledImages, open_dataset
+from mtlsi.errors import MistakeError
+from mtlsi.evaluation.evaluate import shared_tasks
+from mtlsi.evaluation.report import introduce
+from mtlsi.model.network import MTLSINet
+from mtlsi.model.pretrained import packaged_models
+from mtlsi.studies.plan import StudyRun
+from mtlsi.studies.times import seconds_per_step, times_of
+from mtlsi.training.loop import resume, train
+from mtlsi.training.setup import build_criterion, build_model, check_tracker, settle
+
+FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+"""What a run may end with while the others go on."""
+FINISHED, STARTED, NEW = "finished", "started", "new"
+NO_MATTER = ("data.num_workers", "data.in_memory")
+"""Settings on which no result depends."""
+
+
+def state_of(run: StudyRun) -> str:
+    """Finished, started or new. Raises ``MistakeError`` where the folder holds a run of another configuration."""
+    if not (run.out / "config.yaml").exists():
+        return NEW
+    stored = run_folder.load_config(run.out)
+    wanted = run.config
+    if wanted.train.precision == "auto":
+        wanted = replace(wanted, train=replace(wanted.train, precision=stored.train.precision))
+    passed_over = (*NO_MATTER, "train.iterations") if run.variant.time_of else NO_MATTER
+    ours, theirs = (_flat(config, passed_over) for config in (settle(wanted), stored))
+    differing = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if differing:
+        told = ", ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} in the study" for name in differing[:3])
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise MistakeError(f"{run.out} holds another run: {told}{more}; remove it, or give another --out")
+    return FINISHED if (run.out / "scores.json").exists() else STARTED
+
+
+def _flat(config: RunConfig, passed_over: Iterable[str]) -> dict[str, Any]:
+    """The settings by dotted name, as YAML gives them back."""
+    flat: dict[str, Any] = {}
+
+    def add(prefix: str, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                add(f"{prefix}{name}.", value)
+            elif f"{prefix}{name}" not in passed_over:
+                flat[f"{prefix}{name}"] = value
+
+    add("", json.loads(json.dumps(asdict(config))))
+    return flat
+
+
+# ---- before anything is trained
+
+
+def check_runs(runs: Iterable[StudyRun], console: Console) -> None:
+    """Opens the data and builds the network of every variant; a ``MistakeError`` names the one that cannot be.
+
+    Tells about each data set what ``train`` would.
+    """
+    opened: dict[str, tuple[LabelledImages, LabelledImages]] = {}
+    weights: set[tuple[str, str]] = set()
+    for variant in dict.fromkeys(run.variant.name for run in runs):
+        run = next(run for run in runs if run.variant.name == variant)
+        try:
+            train_set, val_set = _open(run.config.data, opened, console)
+            network = build_model(run.config, train_set, with_weights=False)
+            shared_tasks(network, val_set)
+            build_criterion(network.tasks, run.config.train)
+            check_tracker(run.config.train.tracker)
+            _check_weights(network, run.config.backbone_weights or "none", weights)
+        except FAILURES as error:
+            kind = "" if isinstance(error, MistakeError) else f"{type(error).__name__}: "
+            raise MistakeError(f"variant {variant} cannot be trained: {kind}{one_line(error)}") from error
+
+
+def _open(
+    data: DataConfig, opened: dict[str, tuple[LabelledImages, LabelledImages]], console: Console
+) -> tuple[LabelledImages, LabelledImages]:
+    """Both splits; those of a configuration met before are not read again."""
+    key = repr(data)
+    if key not in opened:
+        opened[key] = open_dataset(data, "train"), open_dataset(data, "val")
+        introduce(opened[key][0], console)
+    return opened[key]
+
+
+def _check_weights(network: MTLSINet, weights: str, seen: set[tuple[str, str]]) -> None:
+    """Loads the backbone's first weights, once for each backbone; a download is left to the run."""
+    if weights in ("none", "pretrained") or (network.backbone.name, weights) in seen:
+        return
+    if weights in packaged_models() or Path(weights).is_dir():
+        network.backbone.take_from(MTLSINet.from_pretrained(weights).backbone)
+    else:
+        network.backbone.load(weights)
+    seen.add((network.backbone.name, weights))
+
+
+# ---- training
+
+
+def train_run(run: StudyRun, runs_by_name: Mapping[str, StudyRun], callbacks: Iterable[Any]) -> None:
+    """Train ``run`` to its end, from where it was cut; the caller holds its lock."""
+    quiet = Console(quiet=True, force_terminal=False)
+    config = run.config
+    if state_of(run) == STARTED:
+        run_folder.recover_state(run.out)
+        if (run.out / run_folder.STATE).is_dir():
+            resume(run.out, console=quiet, callbacks=callbacks)
+            return
+        # stopped before the first saved state: from the start, with the number of steps that was chosen then
+        steps = run_folder.load_config(run.out).train.iterations
+        config = replace(config, train=replace(config.train, iterations=steps))
+        for name in ("config.yaml", run_folder.METRICS):
+            (run.out / name).unlink(missing_ok=True)
+    elif run.variant.time_of is not None:
+        steps = iterations_for(run, runs_by_name[f"{run.variant.time_of}/{run.seed}"])
+        config = replace(config, train=replace(config.train, iterations=steps))
+    train(config, run.out, console=quiet, callbacks=callbacks)
+
+
+def iterations_for(run: StudyRun, other: StudyRun) -> int:
+    """How many steps of ``run`` take as long as the whole training of ``other``, which must have finished."""
+    times = times_of(other.out) if state_of(other) == FINISHED else None
+    if times is None:
+        raise MistakeError(f"its training time is that of {other.name}, which has not finished; train that first")
+    return max(1, round(times.training_s / seconds_per_step(run.config)))
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, without line breaks."""
+    return " ".join(str(error).split())

@@ -1,0 +1,86 @@
+"""The qualitative sheet: what every variant predicts for chosen validation images, below the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+
+from mtlsi.data.batches import evaluation_batches
+from mtlsi.data.datasets import LabelledImages, open_dataset
+from mtlsi.device import find_device
+from mtlsi.drawing.panels import rows_panel
+from mtlsi.errors import MistakeError
+from mtlsi.evaluation.evaluate import shared_tasks
+from mtlsi.io import replace_array
+from mtlsi.kinds import decode
+from mtlsi.model.network import MTLSINet
+from mtlsi.nn.layout import resize_maps
+from mtlsi.studies.plan import Plan, StudyRun
+from mtlsi.studies.runs import FINISHED, state_of
+from mtlsi.tasks import TASKS
+
+
+def write_sheets(plan: Plan, out: Path, names: Sequence[str], console: Console) -> None:
+    """``sheet_NAME.png`` in ``out`` for each validation image: its truth, and below a row per variant, a column per task.
+
+    Every variant is shown with the first seed of the study (the seed decides which scenes are generated); those that have
+    not finished it are left out. Raises ``MistakeError`` for a name that is not among the validation images.
+    """
+    runs = {run.variant.name: run for run in plan.runs(out) if run.seed == plan.seeds[0] and state_of(run) == FINISHED}
+    if not runs:
+        raise MistakeError(f"--sheet: no variant has finished seed {plan.seeds[0]}; train one first")
+    for name in dict.fromkeys(names):
+        path = out / f"sheet_{name.replace('/', '_')}.png"
+        replace_array(path, Image.fromarray(draw_sheet(runs, name, tuple(plan.baseline.values()))))
+        console.print(f"sheet: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def check_names(plan: Plan, names: Sequence[str]) -> None:
+    """Raises ``MistakeError`` for a name that is not among the validation images of the first seed."""
+    if names:
+        dataset = open_dataset(plan.variants[0].config.data, "val", plan.seeds[0])
+        for name in names:
+            index_of(name, dataset)
+
+
+def draw_sheet(runs: dict[str, StudyRun], name: str, single: Sequence[str] = ()) -> np.ndarray:
+    """The sheet of one image ``(H W 3) uint8``; ``runs`` by variant. ``single``: those that share a row."""
+    photo, truth, rows, classes = np.empty(0), {}, {}, {}
+    for variant, run in runs.items():
+        dataset = open_dataset(run.config.data, "val", run.seed)
+        index = index_of(name, dataset)
+        network = MTLSINet.from_pretrained(run.out).to(find_device(None)).eval()
+        predicted, labels = predict(network, dataset, index, run)
+        rows.setdefault("single-task" if variant in single else variant, {}).update(predicted)
+        photo = dataset[index]["image"].permute(1, 2, 0).numpy()
+        truth |= labels
+        classes |= network.classes
+    order = [task for task in TASKS if task in truth]
+    return rows_panel(photo, {"truth": {task: truth[task] for task in order}, **rows}, classes, scale_of="truth")
+
+
+def index_of(name: str, dataset: LabelledImages) -> int:
+    """Which image of ``dataset`` is called ``name``."""
+    known = [dataset.name(index) for index in range(len(dataset))]
+    if name not in known:
+        raise MistakeError(f"--sheet {name}: no such validation image; expected names such as {', '.join(known[:3])}")
+    return known.index(name)
+
+
+@torch.no_grad()
+def predict(
+    network: MTLSINet, dataset: LabelledImages, index: int, run: StudyRun
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What ``network`` predicts for one image, shown to it as in evaluation, and the labels; at the labels' size."""
+    tasks, device = shared_tasks(network, dataset), next(network.parameters()).device
+    ((sample,),) = evaluation_batches(dataset, run.config.data, [index])
+    raw = network(sample["image"][None].to(device), tasks).final
+    predicted = {
+        task: decode(task, resize_maps(x.float(), sample[task].shape[-2:]))[0].cpu().numpy() for task, x in raw.items()
+    }
+    return predicted, {task: sample[task].numpy() for task in tasks}

@@ -1,0 +1,138 @@
+"""Train the runs of a study one after the other, leave out what is done, and compare."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mtlsi.device import prepare_process
+from mtlsi.errors import MistakeError
+from mtlsi.options import StudyOptions
+from mtlsi.plugins import import_plugins
+from mtlsi.studies.figures import measure
+from mtlsi.studies.lock import HeldError, held
+from mtlsi.studies.plan import Plan, StudyRun, read_plan
+from mtlsi.studies.progress import StudyProgress
+from mtlsi.studies.runs import FAILURES, FINISHED, check_runs, one_line, state_of, train_run
+from mtlsi.studies.settings import read_values
+from mtlsi.studies.sheet import check_names, write_sheets
+from mtlsi.studies.table import print_table, write_all
+
+
+@dataclass
+class Outcome:
+    """What became of the runs of a study."""
+
+    finished: list[str] = field(default_factory=list)
+    """VARIANT/SEED of the runs that have their scores, whoever trained them."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """By run, why it failed."""
+    held: dict[str, str] = field(default_factory=dict)
+    """By run, which other process is training it."""
+
+
+def study(
+    file: Path | str,
+    out: Path | str,
+    *,
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    settings: Mapping[str, Any] | None = None,
+    plugins: Sequence[str] = (),
+    table_only: bool = False,
+    time: bool = True,
+    sheet: Sequence[str] = (),
+    console: Console | None = None,
+) -> Outcome:
+    """Train every variant of the study ``file`` with every seed, each in the run folder ``out/VARIANT/SEED``; compare them.
+
+    Runs that have finished are left out and runs that were cut are resumed. A run that fails is named and the others go on;
+    one that another process trains is left to it. Then ``table.md``, ``table.csv``, ``table.tex`` and ``table.json``, the
+    plots and, for a study with single-task runs, ``baseline.json`` are written into ``out``.
+
+    ``only``: train these alone (VARIANT or VARIANT/SEED), and make no table. ``seeds``: instead of the file's.
+    ``settings``: by dotted name, such as ``{"data.root": "nyud"}``, set in every run. ``plugins``: modules to import first.
+    ``table_only``: train nothing. ``time``: measure ms per image. ``sheet``: names of validation images to draw as every
+    variant sees them. Raises a one-line ``MistakeError``, before anything is trained, for a file, a variant or a run
+    folder that cannot be used.
+    """
+    console, out = console or Console(), Path(out)
+    prepare_process()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise MistakeError(
+            "mtlsi study trains in one process; share the runs with --list, and start each command alone"
+        )
+    if only and table_only:
+        raise MistakeError("give one of --only, which makes no table, and --table, which makes it of all runs")
+    plan = read_plan(Path(file), settings=settings, seeds=seeds, plugins=plugins)
+    import_plugins(dict.fromkeys(name for variant in plan.variants for name in variant.config.plugins))
+    runs = plan.runs(out, only)
+    finished = [run for run in runs if state_of(run) == FINISHED]
+    check_names(plan, sheet)
+    outcome = Outcome()
+    if table_only:
+        outcome.finished = [run.name for run in finished]
+    else:
+        outcome = _train_all(plan, runs, finished, out, console)
+    if not only and (outcome.finished or table_only):
+        compare(plan, out, time=time, sheet=sheet, console=console)
+    return outcome
+
+
+def study_from_command(options: StudyOptions) -> Outcome:
+    """``mtlsi study`` without --list."""
+    return study(
+        options.file,
+        options.out,
+        only=options.only,
+        seeds=options.seeds,
+        settings=read_values(options.settings),
+        plugins=options.plugin,
+        table_only=options.table,
+        time=options.time,
+        sheet=options.sheet or (),
+    )
+
+
+def _train_all(
+    plan: Plan, runs: Sequence[StudyRun], finished: Sequence[StudyRun], out: Path, console: Console
+) -> Outcome:
+    """Every run that is not finished, in turn."""
+    outcome = Outcome(finished=[run.name for run in finished])
+    waiting = [run for run in runs if run not in finished]
+    check_runs(waiting, console)
+    by_name = {run.name: run for run in plan.runs(out)}
+    with StudyProgress(runs, finished, console) as progress:
+        for run in waiting:
+            try:
+                with held(run.out.parent / f"{run.seed}.lock"):
+                    progress.start(run)
+                    if state_of(run) != FINISHED:  # another process may have trained it since
+                        train_run(run, by_name, [progress])
+                outcome.finished.append(run.name)
+                progress.end(run, "done")
+            except HeldError as holder:
+                outcome.held[run.name] = str(holder)
+                progress.end(run, f"left to {holder}")
+            except FAILURES as error:
+                kind = "" if isinstance(error, MistakeError) else f"{type(error).__name__}: "
+                outcome.failed[run.name] = f"{kind}{one_line(error)}"
+                progress.end(run, f"failed: {outcome.failed[run.name]}")
+            gc.collect()  # the network of a run that failed, and its loader processes
+    return outcome
+
+
+def compare(plan: Plan, out: Path, *, time: bool, sheet: Sequence[str], console: Console) -> None:
+    """The table, the plots and the sheet of the runs in ``out`` that have finished; ``MistakeError`` where none has."""
+    rows = measure(plan, out, time=time, console=console)
+    write_all(plan, rows, out)
+    print_table(plan, rows, console)
+    if sheet:
+        write_sheets(plan, out, sheet, console)
+    console.print(f"table and plots: {out}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,211 @@
+"""The table of a study: on the screen, as Markdown, CSV, LaTeX and JSON, with its plots and the single-task baseline."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from mtlsi.device import find_device
+from mtlsi.drawing.plots import Point, plot_scores
+from mtlsi.io import replace_text
+from mtlsi.studies.figures import Row, single_task_scores
+from mtlsi.studies.plan import Plan, Plot
+from mtlsi.tasks import TASKS
+from mtlsi.timing import describe_machine
+
+NONE = "-"
+WIDEST = 400
+X_TITLES = {"num_tokens": "tokens K", "gflop": "GFLOP", "train_minutes": "training time (minutes)"}
+LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+}  # fmt: skip
+
+
+def write_all(plan: Plan, rows: Sequence[Row], out: Path) -> None:
+    """``table.md``, ``.csv``, ``.tex`` and ``.json``, the plots, and ``baseline.json`` if its runs are done."""
+    for ending, text in (
+        ("md", as_markdown(plan, rows)),
+        ("csv", as_csv(rows)),
+        ("tex", as_latex(plan, rows)),
+        ("json", as_json(plan, rows)),
+    ):
+        replace_text(out / f"table.{ending}", text)
+    if single := single_task_scores(plan, rows):
+        replace_text(out / "baseline.json", json.dumps(single, indent=2) + "\n")
+    elif plan.baseline:  # what an earlier call wrote is of other runs
+        (out / "baseline.json").unlink(missing_ok=True)
+    for plot in plan.plots:
+        points, levels = points_of(plot, rows)
+        shown = [row for row in rows if row.variant in {point.name for point in points}]
+        tasks = [task for task in tasks_of(shown) if task in (plot.tasks or (task,))]
+        if tasks:
+            path = out / ("_".join([plot.x, *plot.tasks]) + ".png")
+            plot_scores(points, tasks, X_TITLES[plot.x], path, levels=levels, joined=plot.x == "num_tokens")
+
+
+def points_of(plot: Plot, rows: Sequence[Row]) -> tuple[list[Point], list[Point]]:
+    """Complete variants that have an x, and are of those the plot is of; over K, those without one as levels to compare."""
+    points, levels = [], []
+    for row in rows:
+        value = getattr(row, plot.x)
+        point = Point(row.variant, value or 0.0, row.mean, row.spread)
+        if row.is_complete and value is not None and row.variant.startswith(plot.of):
+            points.append(point)
+        elif row.is_complete and value is None and plot.x == "num_tokens":
+            levels.append(point)
+    return points, levels
+
+
+# ---- the cells
+
+
+def tasks_of(rows: Sequence[Row]) -> list[str]:
+    """The tasks that any variant has, in the order of their records."""
+    return [task for task in TASKS if any(task in row.mean for row in rows)]
+
+
+def columns_of(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
+    """Title and content of every column; those in which no variant has anything are left out."""
+    columns: list[tuple[str, Callable[[Row], str]]] = [("variant", lambda row: row.variant), ("seeds", _seeds)]
+    for task in tasks_of(rows):
+        record = TASKS[task]
+        unit = f" ({record.unit})" if record.unit else ""
+        title = f"{task} {record.score}{unit} {'↑' if record.higher_is_better else '↓'}"
+        columns.append((title, lambda row, task=task: _score(row, task)))
+    for title, name, form, unit in (
+        ("parameters (M)", "parameters", "{:.2f}", 1e6),
+        ("decoder (M)", "decoder_parameters", "{:.2f}", 1e6),
+        ("GFLOP", "gflop", "{:.2f}", 1),
+        ("ms", "ms", "{:.1f}", 1),
+        ("training (min)", "train_minutes", "{:.1f}", 1),
+        ("Delta_m (%) ↑", "delta_m", "{:+.2f}", 1),
+    ):
+        if any(getattr(row, name) is not None for row in rows):
+            columns.append((title, lambda row, name=name, form=form, unit=unit: _number(row, name, form, unit)))
+    return columns
+
+
+def _seeds(row: Row) -> str:
+    """How many seeds; of how many, where some are missing."""
+    done = len(row.by_seed)
+    return str(done) if row.is_complete else f"{done} of {row.num_planned}, incomplete"
+
+
+def _score(row: Row, task: str) -> str:
+    mean, spread = row.mean.get(task), row.spread.get(task)
+    if mean is None:
+        return NONE
+    digits = 2 if TASKS[task].unit in ("%", "deg") else 4
+    return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
+def _number(row: Row, name: str, form: str, unit: float) -> str:
+    value = getattr(row, name)
+    return NONE if value is None else form.format(value / unit)
+
+
+def notes_of(plan: Plan, rows: Sequence[Row]) -> list[str]:
+    """What must be known to read the table."""
+    notes = ["Scores: mean over the seeds ± standard deviation (n - 1) between them."]
+    sizes = dict.fromkeys(row.size_hw for row in rows if row.size_hw is not None)
+    shown = ", ".join(f"{height}x{width}" for height, width in sizes)
+    notes.append(f"GFLOP: 2 x MAC of one image of {shown} pixels; training: minutes without evaluations.")
+    if any(row.ms is not None for row in rows):
+        notes.append("ms: median of one image in float32, all variants in turn on one machine.")
+    if any(not row.is_complete for row in rows):
+        notes.append("Incomplete variants show the mean of the seeds that have finished, and are not comparable.")
+    if plan.baseline:
+        done = single_task_scores(plan, rows)
+        names = ", ".join(plan.baseline.values())
+        notes.append(f"Delta_m: against {names}." if done else f"Delta_m: not yet, {names} must all finish.")
+    return notes
+
+
+# ---- the forms
+
+
+def print_table(plan: Plan, rows: Sequence[Row], console: Console) -> None:
+    """The table on the screen."""
+    columns = columns_of(rows)
+    table = Table(title=plan.title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title, _ in columns:
+        table.add_column(title.replace(" ", "\n"), justify="left" if title == "variant" else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(row) for _, cell in columns))
+    # a file has no edge at which lines must break
+    (console if console.is_terminal else Console(file=console.file, width=WIDEST)).print(table)
+    for note in notes_of(plan, rows):
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def as_markdown(plan: Plan, rows: Sequence[Row]) -> str:
+    """A heading, the note, the table, and how to read it."""
+    columns = columns_of(rows)
+    lines = [f"# {plan.title}", ""]
+    lines += [plan.note, ""] if plan.note else []
+    lines.append("| " + " | ".join(title for title, _ in columns) + " |")
+    lines.append("|---|" + "---:|" * (len(columns) - 1))
+    lines += ["| " + " | ".join(cell(row) for _, cell in columns) + " |" for row in rows]
+    return "\n".join([*lines, "", *notes_of(plan, rows), ""])
+
+
+def as_latex(plan: Plan, rows: Sequence[Row]) -> str:
+    """A tabular of the package booktabs."""
+    columns = columns_of(rows)
+    lines = [f"% {plan.title}; needs \\usepackage{{booktabs}}".replace("\n", " ")]
+    lines += [f"% {note}" for note in notes_of(plan, rows)]
+    lines += [f"\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}", "\\toprule"]
+    lines += [" & ".join(latex(title) for title, _ in columns) + r" \\", "\\midrule"]
+    lines += [" & ".join(latex(cell(row)) for _, cell in columns) + r" \\" for row in rows]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def latex(text: str) -> str:
+    """``text`` as LaTeX prints it."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Every figure unrounded; a cell is empty where there is none."""
+    tasks, text = tasks_of(rows), io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = ("parameters", "decoder_parameters", "gflop", "ms", "train_minutes", "delta_m", "num_tokens")
+    scores = [f"{task}/{TASKS[task].score}/{what}" for task in tasks for what in ("mean", "std")]
+    writer.writerow(["variant", "seeds", "planned", *scores, *names])
+    for row in rows:
+        values = [of.get(task) for task in tasks for of in (row.mean, row.spread)]
+        values += [getattr(row, name) for name in names]
+        cells = ["" if value is None else value for value in values]
+        writer.writerow([row.variant, len(row.by_seed), row.num_planned, *cells])
+    return text.getvalue()
+
+
+def as_json(plan: Plan, rows: Sequence[Row]) -> str:
+    """Everything: every seed's scores, what they were compared with, the machine that timed them."""
+    variants = []
+    for row in rows:
+        fields = asdict(row)
+        fields["by_seed"] = {
+            str(seed): {task: None if value != value else value for task, value in scores.items()}
+            for seed, scores in row.by_seed.items()
+        }
+        variants.append({**fields, "is_complete": row.is_complete})
+    report = {
+        "title": plan.title,
+        "note": plan.note,
+        "seeds": list(plan.seeds),
+        "scores": {task: TASKS[task].score for task in tasks_of(rows)},
+        "baseline": plan.baseline,
+        "machine": describe_machine(find_device(None)),
+        "variants": variants,
+    }
+    return json.dumps(report, indent=2) + "\n"

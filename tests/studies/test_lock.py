@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from mtlsi.studies.lock import SILENT_S, HeldError, held
+
+
+def lock_of(path, pid, host=None):
+    path.write_text(json.dumps({"pid": pid, "host": host or socket.gethostname(), "since": 0}))
+
+
+def ended_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_lock_says_who_has_it_and_is_gone_afterwards(tmp_path):
+    path = tmp_path / "new" / "0.lock"
+    with held(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+        assert json.loads(path.read_text())["host"] == socket.gethostname()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_lock_is_released_by_whatever_ends_the_run(tmp_path):
+    with pytest.raises(KeyboardInterrupt), held(tmp_path / "0.lock"):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("host", [None, "another-machine"])
+def test_a_lock_of_a_process_that_lives_is_respected(tmp_path, host):
+    path = tmp_path / "0.lock"
+    lock_of(path, os.getppid(), host)
+    with pytest.raises(HeldError, match=str(os.getppid())), held(path):
+        pass
+    assert json.loads(path.read_text())["pid"] == os.getppid()
+
+
+def test_a_lock_that_is_being_written_is_respected(tmp_path):
+    (tmp_path / "0.lock").touch()
+    with pytest.raises(HeldError, match="another process"), held(tmp_path / "0.lock"):
+        pass
+
+
+def test_a_lock_whose_process_is_gone_is_taken_over(tmp_path):
+    path = tmp_path / "0.lock"
+    for pid in (ended_process(), os.getpid()):  # the second: an earlier process had the number that is ours now
+        lock_of(path, pid)
+        with held(path):
+            assert json.loads(path.read_text())["since"] > 0
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_gives_no_sign_of_life_is_taken_over(tmp_path):
+    path = tmp_path / "0.lock"
+    lock_of(path, 1, "another-machine")
+    long_ago = path.stat().st_mtime - SILENT_S - 60
+    os.utime(path, (long_ago, long_ago))
+    with held(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_that_was_taken_over_is_not_removed_by_its_former_holder(tmp_path):
+    path = tmp_path / "0.lock"
+    with held(path):
+        lock_of(path, 1, "another-machine")  # as if this process had been asleep for an hour
+    assert json.loads(path.read_text())["host"] == "another-machine"
+
+
+CONTEND = """
+import sys, time
+from pathlib import Path
+from mtlsi.studies.lock import HeldError, held
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with held(Path(sys.argv[1])):
+        time.sleep(1)
+        print("mine")
+except HeldError:
+    print("held")
+"""
+
+
+def test_of_two_processes_at_once_one_has_the_lock(tmp_path):
+    lock_of(tmp_path / "0.lock", ended_process())  # both must first get rid of a stale one
+    command = [sys.executable, "-c", CONTEND, str(tmp_path / "0.lock")]
+    both = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    said = []
+    for process in both:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in both:
+        said.append(process.communicate()[0].strip())
+    assert sorted(said) == ["held", "mine"]

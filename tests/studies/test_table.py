@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import csv
+import json
+from io import StringIO
+from math import nan
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mtlsi.config import RunConfig
+from mtlsi.errors import MistakeError
+from mtlsi.studies.figures import Row, add_delta_m, headline_of, scored, single_task_scores
+from mtlsi.studies.plan import Plan, StudyRun, Variant
+from mtlsi.studies.table import as_csv, as_json, as_latex, as_markdown, latex, points_of, print_table
+
+
+def plan_of(*names: str, baseline: dict | None = None, seeds=(0, 1), title="A & B", note="") -> Plan:
+    return Plan(title, note, tuple(Variant(name, RunConfig()) for name in names), seeds, baseline or {}, ())
+
+
+def row(name: str, *seeds: dict, planned: int = 2, **more) -> Row:
+    mean = {task: sum(scores[task] for scores in seeds) / len(seeds) for task in seeds[0]}
+    mean = {task: None if value != value else value for task, value in mean.items()}
+    return Row(name, planned, dict(enumerate(seeds)), mean, dict.fromkeys(mean), [1] * len(seeds), None, **more)
+
+
+def test_latex_prints_every_character_as_it_is():
+    assert latex("a_b & 50% #1 $x {y} ~ ^ \\") == (
+        r"a\_b \& 50\% \#1 \$x \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{}"
+    )
+    assert latex("1 ± 2 ↑ ↓") == r"1 $\pm$ 2 $\uparrow$ $\downarrow$"
+    text = as_latex(plan_of("a_b"), [row("a_b", {"semseg": 50.0}, planned=1)])
+    assert r"a\_b & 1 & 50.00 \\" in text
+    assert r"semseg mIoU (\%) $\uparrow$" in text
+    assert text.startswith("% A & B")  # a comment needs no escapes
+    body = text[text.index("\\midrule") : text.index("\\bottomrule")]
+    columns = text[text.index("tabular}{") :].splitlines()[0].count("r}") and text.split("{l")[1].split("}")[0]
+    assert body.splitlines()[1].count(" & ") == len(columns)
+
+
+def test_delta_m_is_the_mean_signed_change_against_the_single_tasks():
+    rows = [
+        row("both", {"semseg": 44.0, "depth": 0.9}, {"semseg": 44.0, "depth": 0.9}),
+        row("one", {"semseg": 40.0}, {"semseg": 40.0}),
+        row("two", {"depth": 1.0}, {"depth": 1.0}),
+        row("partly", {"semseg": 44.0, "depth": 0.9}),
+        row("undefined", {"semseg": nan, "depth": 0.9}, {"semseg": 50.0, "depth": 0.9}),
+    ]
+    plan = plan_of(*(each.variant for each in rows), baseline={"semseg": "one", "depth": "two"})
+    add_delta_m(plan, rows)
+    assert rows[0].delta_m == pytest.approx((10 + 10) / 2)  # 10 % more mIoU, 10 % less RMSE
+    assert [each.delta_m for each in rows[1:]] == [None] * 4
+    assert single_task_scores(plan, rows) == {"semseg": 40.0, "depth": 1.0}
+    rows[1].num_planned = 3
+    assert single_task_scores(plan, rows) == {}
+
+
+def test_a_score_that_is_undefined_is_nowhere_a_number():
+    rows = [
+        row("a", {"semseg": nan, "depth": 0.5}, {"semseg": 20.0, "depth": 0.7}),
+        row("b", {"depth": 1.0}, planned=1),
+    ]
+    plan = plan_of("a", "b")
+    assert "| a | 2 | - | 0.6000 |" in as_markdown(plan, rows)
+    cells = next(csv.DictReader(StringIO(as_csv(rows))))
+    assert (cells["semseg/mIoU/mean"], cells["depth/RMSE/mean"]) == ("", "0.6")
+    assert json.loads(as_json(plan, rows))["variants"][0]["by_seed"]["0"] == {"semseg": None, "depth": 0.5}
+    assert "NaN" not in as_json(plan, rows)
+
+
+def write_run(out: Path, scores: dict, train_s: list[float]) -> StudyRun:
+    from mtlsi.run_folder import save_config
+
+    out.mkdir(parents=True)
+    save_config(RunConfig(), out)
+    (out / "scores.json").write_text(json.dumps({"scores": scores}))
+    lines = [{"step": step, "train_s": value} for step, value in enumerate(train_s)] + [{"step": 9, "evaluation_s": 60}]
+    (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return StudyRun(Variant(out.parent.name, RunConfig()), int(out.name), out)
+
+
+def test_figures_are_means_over_the_finished_seeds(tmp_path):
+    runs = [
+        write_run(tmp_path / "a/0", {"depth": {"RMSE": 0.5}, "boundary": {"odsF": 70.0}}, [10, 60]),
+        write_run(tmp_path / "a/1", {"depth": {"RMSE": 0.9}, "boundary": {"odsF": None}}, [30, 120]),
+    ]
+    found = scored("a", runs, 3)
+    assert found.mean == {"depth": pytest.approx(0.7), "boundary": None}
+    assert found.spread == {"depth": pytest.approx(0.08**0.5), "boundary": None}
+    assert found.train_minutes == pytest.approx(1.5)  # evaluations left out
+    assert not found.is_complete
+    assert "2 of 3, incomplete" in as_markdown(plan_of("a"), [found])
+
+    (tmp_path / "a/1/metrics.jsonl").write_text('{"step": 9}\n')  # a run of before times were recorded
+    assert scored("a", runs, 2).train_minutes is None
+    (tmp_path / "a/1/scores.json").write_text("{}")
+    with pytest.raises(MistakeError, match=r"a/1/scores\.json"):
+        headline_of(tmp_path / "a/1")
+
+
+def test_over_k_what_has_no_tokens_is_a_level_and_incomplete_variants_are_nowhere():
+    from mtlsi.studies.plan import Plot
+
+    rows = [
+        row("k8", {"depth": 1.0}, planned=1, num_tokens=8, gflop=1.0),
+        row("k16", {"depth": 1.0}, planned=2, num_tokens=16, gflop=2.0),
+        row("heads", {"depth": 1.0}, planned=1, gflop=0.5),
+        row("other", {"depth": 1.0}, planned=1, num_tokens=32, gflop=3.0),
+    ]
+    points, levels = points_of(Plot("num_tokens", of="k"), rows)
+    assert ([(p.name, p.x) for p in points], [p.name for p in levels]) == ([("k8", 8)], ["heads"])
+    points, levels = points_of(Plot("gflop"), rows)
+    assert ([p.name for p in points], levels) == (["k8", "heads", "other"], [])
+
+
+def test_the_printed_table_is_never_cut_where_it_goes_to_a_file():
+    said = StringIO()
+    long = "a_variant_with_quite_a_long_name_" * 3
+    many = {"semseg": 1.0, "depth": 1.0, "normals": 1.0, "boundary": 1.0, "saliency": 1.0, "parsing": 1.0}
+    print_table(
+        plan_of(long), [row(long, many, planned=1, parameters=10**6, gflop=2.0, ms=3.0)], Console(file=said, width=60)
+    )
+    assert long in said.getvalue()
+    assert "…" not in said.getvalue()
