@@ -69,9 +69,9 @@ class ModelConfig:
     drop_path: float = 0.0
     """Stochastic depth rate of the backbone in training."""
     decoder: str = "mtlsi"
-    """mtlsi, heads_only (no interaction), or one registered with mtlsi.register_decoder."""
+    """mtlsi, heads_only (no interaction), invpt, or one registered with mtlsi.register_decoder."""
     decoder_options: dict[str, Any] = field(default_factory=dict)
-    """What a registered decoder reads besides the sizes above."""
+    """What only this decoder reads besides the sizes above: InvPTOptions for invpt, or what a registered one defines."""
 
     @classmethod
     def of(cls, sizes: Mapping[str, Any]) -> ModelConfig:
@@ -105,6 +105,12 @@ PRESETS: dict[str, ModelConfig] = {
     "vit_large": ModelConfig("vit_large_patch16_384", 128, 4, num_tokens=512, drop_path=0.15),
     "mobilenetv2_100": ModelConfig("mobilenetv2_100", 64, 2, num_tokens=64, decoder_stride=8, context_pool=2),
     "tiny": ModelConfig("mobilenetv2_035", 24, 2, num_tokens=32, decoder_stride=8, context_pool=2),
+    "invpt_vit_large": ModelConfig(
+        "vit_large_patch16_384", 576, 2, ffn_ratio=4, decoder_stride=8, drop_path=0.15, decoder="invpt"
+    ),
+    "invpt_swin_large": ModelConfig(
+        "swin_large_patch4_window12_384", 576, 2, ffn_ratio=4, decoder_stride=8, drop_path=0.15, decoder="invpt"
+    ),
 }
 
 

@@ -23,7 +23,7 @@ from mtlsi.model.fusion import MultiQueryLinearFusion, NoFusion
 from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import PreliminaryDecoder, TaskPyramid
 from mtlsi.model.rivals.heads_only import HeadsOnlyDecoder
-
+from mtlsi.model.rivals.invpt import build_invpt
 
 BuildDecoder = Callable[[DecoderSpec], nn.Module]
 
@@ -66,7 +66,7 @@ def build_heads_only(spec: DecoderSpec) -> HeadsOnlyDecoder:
     return HeadsOnlyDecoder(pyramid, _heads(spec))
 
 
-DECODERS: dict[str, BuildDecoder] = {"mtlsi": build_mtlsi, "heads_only": build_heads_only}
+DECODERS: dict[str, BuildDecoder] = {"mtlsi": build_mtlsi, "heads_only": build_heads_only, "invpt": build_invpt}
 """By ``ModelConfig.decoder``."""
 BUILT_IN = tuple(DECODERS)
 
