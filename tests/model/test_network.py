@@ -19,7 +19,7 @@ CHANNELS = {
     "pascal": {"semseg": len(PASCAL21), "parsing": len(PARTS7), "saliency": 2, "normals": 3, "boundary": 1},
 }
 TOO_LARGE_TO_RUN = [("swin_large", "nyud"), ("vit_large", "pascal")]
-RUNNABLE = [preset for preset in PRESETS if preset not in dict(TOO_LARGE_TO_RUN)]
+RUNNABLE = [name for name, sizes in PRESETS.items() if sizes.decoder == "mtlsi" and name not in dict(TOO_LARGE_TO_RUN)]
 SUBSETS = [s for size in (1, 2, 3) for s in itertools.combinations(CHANNELS["nyud"], size)]
 
 

@@ -152,7 +152,8 @@ class Upscale(nn.Module):
 class InvPTBlock(nn.Module):
     """X <- X + up(attention(LN(X)));  X <- X + MLP(LN(X)); weights shared by the tasks but for the queries' convolution.
 
-    Choice, as the authors' code: linear maps start small (deviation 0.02); no stochastic depth, since its rate rises over the blocks of a stage, and a stage has one, whose rate is then 0.
+    Choice, as the authors' code: linear maps start small (deviation 0.02). No stochastic depth: its rate rises over the
+    blocks of a stage from 0, and a stage has one block.
     """
 
     def __init__(self, channels: int, ffn_ratio: int, attention: nn.Module):
