@@ -118,6 +118,12 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     "atrc_hrnet_w18": ModelConfig("hrnet_w18_small_v2", 67, 1, decoder="atrc"),
     "atrc_hrnet_w48": ModelConfig("hrnet_w48", 180, 1, decoder="atrc", decoder_options={"genotype": "nyud_hrnet48"}),
+    "invpt_vit_large": ModelConfig(
+        "vit_large_patch16_384", 576, 2, ffn_ratio=4, decoder_stride=8, drop_path=0.15, decoder="invpt"
+    ),
+    "invpt_swin_large": ModelConfig(
+        "swin_large_patch4_window12_384", 576, 2, ffn_ratio=4, decoder_stride=8, drop_path=0.15, decoder="invpt"
+    ),
 }
 
 

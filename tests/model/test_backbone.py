@@ -35,7 +35,7 @@ def mistake(call):
     return str(error.value)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", CHANNELS)
 def test_maps_have_strides_4_to_32_and_the_promised_channels(preset):
     """On the meta device: shapes without arithmetic, so that the largest are checked too."""
     with torch.device("meta"):
@@ -45,6 +45,10 @@ def test_maps_have_strides_4_to_32_and_the_promised_channels(preset):
     assert [tuple(x.shape) for x in maps] == [
         (2, c, 64 // stride, 96 // stride) for c, stride in zip(CHANNELS[preset], (4, 8, 16, 32), strict=True)
     ]
+
+
+def test_no_preset_has_another_backbone():
+    assert {sizes.backbone for sizes in PRESETS.values()} == {PRESETS[preset].backbone for preset in CHANNELS}
 
 
 def test_hrnet_is_the_small_one_without_classifier():

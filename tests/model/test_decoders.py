@@ -18,6 +18,8 @@ CHANNELS = {"semseg": len(NYUD40), "depth": 1, "normals": 3, "boundary": 1}
 SMALL_SIZES = {"num_tokens": 16}
 SMALL_RIVALS = {
     "atrc_hrnet_w48": {"backbone": "hrnet_w18_small"},
+    "invpt_vit_large": {"backbone": "vit_tiny_patch16_224", "channels": 32},
+    "invpt_swin_large": {"backbone": "swin_tiny_patch4_window7_224", "channels": 48},
     "taskexpert_vit_large": {"backbone": "vit_tiny_patch16_224", "channels": 16, "head_channels": 16},
 }
 """Sizes of the rivals' presets that are too large to run here."""

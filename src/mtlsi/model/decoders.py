@@ -25,6 +25,7 @@ from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import PreliminaryDecoder, TaskPyramid
 from mtlsi.model.rivals.atrc import ATRCDecoder, ATRCOptions, LastConvolution
 from mtlsi.model.rivals.heads_only import HeadsOnlyDecoder
+from mtlsi.model.rivals.invpt import build_invpt
 from mtlsi.model.rivals.taskexpert import TaskExpertDecoder, TaskExpertOptions
 
 BuildDecoder = Callable[[DecoderSpec], nn.Module]
@@ -105,6 +106,7 @@ DECODERS: dict[str, BuildDecoder] = {
     "mtlsi": build_mtlsi,
     "heads_only": build_heads_only,
     "atrc": build_atrc,
+    "invpt": build_invpt,
     "taskexpert": build_taskexpert,
 }
 """By ``ModelConfig.decoder``."""
