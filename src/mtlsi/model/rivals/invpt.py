@@ -32,7 +32,7 @@ from mtlsi.model.decoder_spec import DecoderSpec
 from mtlsi.model.rivals.invpt_attention import FusionAttention, SelectiveAttention
 from mtlsi.nn.layers import Predictions, TaskBatchNorm, TaskLinear
 from mtlsi.nn.layout import apart, resize_maps, side_by_side, to_map, to_positions
-from mtlsi.nn.task_subset import TakeTasks, for_tasks, shallow_copy
+from mtlsi.nn.task_subset import for_tasks, shallow_copy, take_tasks
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,8 @@ class MultiScaleHeads(nn.Module):
         super().__init__()
         t, channels = len(outputs), widths[0]
         self.norms = nn.ModuleList(nn.LayerNorm(t * width) for width in widths)
-        self.take: nn.Module = nn.Identity()
+        self.index: Sequence[int] | None = None
+        """The tasks that are computed behind the norms; None: all."""
         self.project = nn.ModuleList(TaskLinear(t, width, channels) for width in widths[1:])
         self.refine = TaskConvReLU(t, channels, channels)
         self.predict = Predictions(channels, outputs)
@@ -207,12 +208,13 @@ class MultiScaleHeads(nn.Module):
     def normed(self, x: Float[Tensor, "b t c h w"], norm: nn.Module) -> Float[Tensor, "b s c h w"]:
         """A stage's features, layer-normalised over tasks and channels; of the ``s`` tasks asked for."""
         rows = norm(x.permute(0, 3, 4, 1, 2).flatten(3))  # b h w (t c)
-        return self.take(rows.unflatten(3, x.shape[1:3]).permute(0, 3, 4, 1, 2))
+        x = rows.unflatten(3, x.shape[1:3]).permute(0, 3, 4, 1, 2)
+        return x if self.index is None else take_tasks(x, self.index)
 
     def for_tasks(self, index: Sequence[int]) -> MultiScaleHeads:
         """The heads of the tasks ``index``, on stages of all tasks."""
         chosen = shallow_copy(self)
-        chosen.take = TakeTasks(index)
+        chosen.index = tuple(index)
         for name in ("project", "refine", "predict"):
             setattr(chosen, name, for_tasks(getattr(self, name), index))
         return chosen
