@@ -35,7 +35,12 @@ def build_mtlsi(spec: DecoderSpec) -> MTLSIDecoder:
     """The paper's decoder."""
     form, sizes, outputs, channels, t = form_of(spec), spec.sizes, spec.outputs, spec.sizes.channels, len(spec.outputs)
     preliminary = PreliminaryDecoder(
-        spec.map_channels, channels, outputs, skip=_skip(sizes), dense=sizes.dense_convolutions
+        spec.map_channels,
+        channels,
+        outputs,
+        skip=_skip(sizes),
+        dense=sizes.dense_convolutions,
+        deep_supervision=form.deep_supervision,
     )
     fusion: nn.Module = NoFusion()
     if sizes.fusion:

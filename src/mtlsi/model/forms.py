@@ -27,11 +27,15 @@ class Form:
     """What the interaction adds to a task's own features begins at zero: training starts from plain heads."""
     positions: bool = False
     """A depthwise 3x3 convolution in the CWIB tells positions apart."""
+    deep_supervision: bool = True
+    """The losses of the coarse predictions train the preliminary features; off: the predictions' own layer alone."""
 
 
 FORMS = {
     "paper": Form(),
-    "refined": Form(tokens="centroids", pool=2, refine="fused", zero_start=True, positions=True),
+    "refined": Form(
+        tokens="centroids", pool=2, refine="fused", zero_start=True, positions=True, deep_supervision=False
+    ),
 }
 """By ``ModelConfig.form``."""
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -40,6 +44,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "refine": ("preliminary", "fused"),
     "zero_start": (True, False),
     "positions": (True, False),
+    "deep_supervision": (True, False),
 }
 
 
@@ -52,6 +57,7 @@ class FormOptions:
     refine: Any = None
     zero_start: Any = None
     positions: Any = None
+    deep_supervision: Any = None
 
 
 def form_of(spec: DecoderSpec) -> Form:

@@ -45,16 +45,28 @@ class TaskPyramid(nn.Module):
 
 
 class PreliminaryDecoder(TaskPyramid):
-    """Backbone maps -> features (b t c h w) and the coarse predictions, side by side (b o h w)."""
+    """Backbone maps -> features (b t c h w) and the coarse predictions, side by side (b o h w).
+
+    Paper: the coarse predictions are supervised. Choice: without ``deep_supervision`` no gradient passes from them to the
+    features, which then serve the final predictions alone.
+    """
 
     def __init__(
-        self, map_channels: Sequence[int], channels: int, outputs: Mapping[str, int], *, skip: int, dense: bool
+        self,
+        map_channels: Sequence[int],
+        channels: int,
+        outputs: Mapping[str, int],
+        *,
+        skip: int,
+        dense: bool,
+        deep_supervision: bool = True,
     ):
         super().__init__(map_channels, channels, outputs, skip=skip, dense=dense)
+        self.deep_supervision = deep_supervision
         self.predict = Predictions(channels, outputs)
 
     def forward(
         self, maps: Sequence[Float[Tensor, "b _ _ _"]]
     ) -> tuple[Float[Tensor, "b t c h w"], Float[Tensor, "b o h w"]]:
         features = self.features(maps)
-        return features, self.predict(features)
+        return features, self.predict(features if self.deep_supervision else features.detach())
