@@ -116,7 +116,7 @@ def test_the_parts_of_a_network_make_up_the_whole():
         seconds.append(time.perf_counter() - start)
 
     costs = part_costs(model, forward, repeats=1, warmup=0, device=CPU)
-    of_fusion = ["MT-MQLFB", "distiller", "adding fused features", "CWIB"]
+    of_fusion = ["MT-MQLFB", "distiller", "adding fused", "CWIB"]
     assert [cost.part for cost in costs] == ["backbone", "preliminary", *of_fusion, "heads", REST]
     assert sum(cost.parameters for cost in costs) == sum(p.numel() for p in model.parameters())
     parts = [cost.timing.median_s for cost in costs if cost.part != REST]

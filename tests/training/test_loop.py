@@ -133,7 +133,7 @@ def test_step_seeds_differ():
 
 
 def test_the_loss_falls(tiny_config, tmp_path):
-    options = replace(tiny_config.train, iterations=15, batch_size=4, lr=3e-3, backbone_lr_factor=1.0, warmup=0)
+    options = replace(tiny_config.train, iterations=24, batch_size=4, lr=3e-3, backbone_lr_factor=1.0, warmup=0)
     options = replace(options, evaluate_every=0, checkpoint_every=0)
     data = replace(tiny_config.data, zoom=(1.0, 1.0), num_val=1)
     train(replace(tiny_config, data=data, train=options), tmp_path / "run", console=quiet())

@@ -17,7 +17,7 @@ from mtlsi.kernels.recompute import called_modules
 from mtlsi.model.network import MTLSINet
 from mtlsi.timing import Timing, synchronise
 
-TITLES = {"fusion": "MT-MQLFB", "local": "adding fused features", "cross_window": "CWIB"}
+TITLES = {"fusion": "MT-MQLFB", "local": "adding fused", "cross_window": "CWIB"}
 """What tables call a decoder's part, where that is not its attribute's name."""
 REST = "resizing and rest"
 """What the network does between its parts."""
