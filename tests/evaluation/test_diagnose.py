@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from io import StringIO
-from typing import Any
 
 import pytest
 import torch
@@ -42,20 +41,8 @@ class Depths:
 
 
 @pytest.fixture(scope="module", params=["paper", "refined"])
-def network(request):
-    """A network whose tokens differ and matter, as they hardly do before training."""
-    torch.manual_seed(0)
-    network = create_model("tiny", tasks=("normals", "depth"), form=request.param).eval()
-    decoder: Any = network.decoder
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            if not parameter.any():  # the refined form starts from plain heads
-                parameter.uniform_(-0.5, 0.5)
-        if request.param == "paper":
-            decoder.distiller.assign.reduce.weight.mul_(100)
-        decoder.cross_window[0].token_query.weight.mul_(10)
-        decoder.cross_window[0].token_key_value.weight.mul_(10)
-    return network
+def network(request, active_network):
+    return active_network(request.param, tasks=("normals", "depth"))
 
 
 def rmse(found, name):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -13,21 +12,8 @@ from mtlsi.nn.layout import resize_maps, to_positions
 
 
 @pytest.fixture(params=["paper", "refined"])
-def network(request):
-    """A network whose tokens differ from one another and matter, as they hardly do before training."""
-    torch.manual_seed(0)
-    network = create_model("tiny", num_blocks=2, form=request.param).eval()
-    decoder: Any = network.decoder
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            if not parameter.any():  # the refined form starts from plain heads
-                parameter.uniform_(-0.2, 0.2)
-        if request.param == "paper":
-            decoder.distiller.assign.reduce.weight.mul_(100)
-        for block in decoder.cross_window:
-            block.token_query.weight.mul_(10)
-            block.token_key_value.weight.mul_(10)
-    return network
+def network(request, active_network):
+    return active_network(request.param, num_blocks=2)
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mtlsi.errors import MistakeError
@@ -48,23 +48,11 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class FormOptions:
-    """``decoder_options`` of MTLSI-Net, as given: the fields of ``Form``; None: as the form says."""
-
-    tokens: Any = None
-    pool: Any = None
-    refine: Any = None
-    zero_start: Any = None
-    positions: Any = None
-    deep_supervision: Any = None
-
-
 def form_of(spec: DecoderSpec) -> Form:
     """The form that ``spec`` names, with its changes. Raises ``MistakeError`` for an unknown form or choice."""
     if spec.sizes.form not in FORMS:
         raise MistakeError(f"unknown form {spec.sizes.form!r}; expected {' or '.join(FORMS)}")
-    changes: dict[str, Any] = {k: v for k, v in asdict(spec.options(FormOptions)).items() if v is not None}
+    changes = {name: value for name, value in spec.given(Form).items() if value is not None}
     for name, value in changes.items():
         if value not in CHOICES[name]:
             expected = ", ".join(str(choice).lower() for choice in CHOICES[name])

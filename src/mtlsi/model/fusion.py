@@ -12,7 +12,6 @@ C and z are one for all tasks and scales: m runs over the pooled positions of ev
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import cast
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from mtlsi import kernels
 from mtlsi.errors import MistakeError
-from mtlsi.nn.layers import TaskBatchNorm, TaskLayerNorm, TaskLinear, TaskMLP
+from mtlsi.nn.layers import PredictionEmbedding, TaskBatchNorm, TaskLayerNorm, TaskLinear, TaskMLP
 from mtlsi.nn.layout import apart, pool_maps, side_by_side, to_map, to_positions
 
 
@@ -50,7 +49,7 @@ class MultiQueryLinearFusion(nn.Module):
         t = len(outputs)
         self.num_heads, self.pool = num_heads, pool
         self.project = TaskLinear(t, channels, channels)
-        self.embed = nn.ModuleDict({task: nn.Conv2d(out, channels, 1, bias=False) for task, out in outputs.items()})
+        self.embed = PredictionEmbedding(outputs, channels)
         self.query_norm = TaskBatchNorm(t, channels)
         self.context_norm = TaskLayerNorm(t, channels)
         self.key_value = TaskLinear(t, channels, 2 * channels)
@@ -72,9 +71,7 @@ class MultiQueryLinearFusion(nn.Module):
         self, features: Float[Tensor, "b t c h w"], coarse: Float[Tensor, "b o h w"]
     ) -> Float[Tensor, "b t c h w"]:
         """J: each task's features and coarse prediction, projected and added, which is projecting their concatenation."""
-        weights = [cast(Tensor, layer.weight).flatten(1) for layer in self.embed.values()]
-        embedded = apart(kernels.block_conv(coarse, weights), len(weights))
-        return to_map(self.project(to_positions(features)), features.shape[-2:]) + embedded
+        return to_map(self.project(to_positions(features)), features.shape[-2:]) + self.embed(coarse)
 
     def context(
         self, joined: Float[Tensor, "b t c h w"]

@@ -154,6 +154,17 @@ class TaskProjection(nn.Module):
         return self.norm(x) if affine is None else x
 
 
+class PredictionEmbedding(nn.ModuleDict):
+    """Every task's prediction through a 1x1 convolution of its own, without a bias, to as many channels for each."""
+
+    def __init__(self, outputs: Mapping[str, int], channels: int):
+        super().__init__({task: nn.Conv2d(out, channels, 1, bias=False) for task, out in outputs.items()})
+
+    def forward(self, predictions: Float[Tensor, "b o h w"]) -> Float[Tensor, "b t c h w"]:
+        weights = [cast(nn.Conv2d, layer).weight.flatten(1) for layer in self.values()]
+        return apart(kernels.block_conv(predictions, weights), len(weights))
+
+
 class Predictions(nn.Module):
     """The last 1x1 convolution of every task; the o channels of all predictions come side by side, for they differ."""
 

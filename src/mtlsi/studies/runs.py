@@ -86,8 +86,7 @@ def check_runs(runs: Iterable[StudyRun], console: Console) -> None:
             check_tracker(run.config.train.tracker)
             _check_weights(network, run.config.backbone_weights or "none", weights)
         except FAILURES as error:
-            kind = "" if isinstance(error, MistakeError) else f"{type(error).__name__}: "
-            raise MistakeError(f"variant {variant} cannot be trained: {kind}{one_line(error)}") from error
+            raise MistakeError(f"variant {variant} cannot be trained: {one_line(error)}") from error
 
 
 def _open(
@@ -144,5 +143,6 @@ def iterations_for(run: StudyRun, other: StudyRun) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, without line breaks."""
-    return " ".join(str(error).split())
+    """What an exception says, without line breaks; its kind first where it is not a person's mistake."""
+    kind = "" if isinstance(error, MistakeError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())

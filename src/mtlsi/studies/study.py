@@ -121,8 +121,7 @@ def _train_all(
                 outcome.held[run.name] = str(holder)
                 progress.end(run, f"left to {holder}")
             except FAILURES as error:
-                kind = "" if isinstance(error, MistakeError) else f"{type(error).__name__}: "
-                outcome.failed[run.name] = f"{kind}{one_line(error)}"
+                outcome.failed[run.name] = one_line(error)
                 progress.end(run, f"failed: {outcome.failed[run.name]}")
             gc.collect()  # the network of a run that failed, and its loader processes
     return outcome

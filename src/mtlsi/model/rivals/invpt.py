@@ -25,12 +25,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtlsi import kernels
 from mtlsi.errors import MistakeError
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.decoder_spec import DecoderSpec
 from mtlsi.model.rivals.invpt_attention import FusionAttention, SelectiveAttention
-from mtlsi.nn.layers import Predictions, TaskBatchNorm, TaskLinear
+from mtlsi.nn.layers import PredictionEmbedding, Predictions, TaskBatchNorm, TaskLinear
 from mtlsi.nn.layout import apart, resize_maps, side_by_side, to_map, to_positions
 from mtlsi.nn.task_subset import for_tasks, shallow_copy, take_tasks
 
@@ -118,16 +117,14 @@ class CoarsePreliminary(nn.Module):
         self.narrow = TaskConvReLU(t, in_channels, hidden)
         self.predict = Predictions(hidden, outputs)
         self.project = TaskLinear(t, hidden, channels)
-        self.embed = nn.ModuleDict({task: nn.Conv2d(out, channels, 1, bias=False) for task, out in outputs.items()})
+        self.embed = PredictionEmbedding(outputs, channels)
 
     def forward(
         self, coarsest: Float[Tensor, "b i h w"]
     ) -> tuple[Float[Tensor, "b t c h w"], Float[Tensor, "b o h w"]]:
         features = self.narrow(self.widen(coarsest))  # b t hidden h w
         coarse = self.predict(features)
-        weights = [cast(Tensor, layer.weight).flatten(1) for layer in self.embed.values()]
-        embedded = apart(kernels.block_conv(coarse, weights), len(weights))
-        return to_map(self.project(to_positions(features)), coarse.shape[-2:]) + embedded, coarse
+        return to_map(self.project(to_positions(features)), coarse.shape[-2:]) + self.embed(coarse), coarse
 
 
 class Upscale(nn.Module):

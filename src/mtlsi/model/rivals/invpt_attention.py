@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mtlsi.errors import MistakeError
 from mtlsi.nn.layers import TaskBatchNorm
-from mtlsi.nn.layout import apart, resize_maps, side_by_side
+from mtlsi.nn.layout import apart, pool_maps, resize_maps, side_by_side
 
 Heads = tuple[Float[Tensor, "b heads n d"], Float[Tensor, "b heads m d"], Float[Tensor, "b heads m d"]]
 """Queries, keys and values, head by head."""
@@ -64,8 +64,7 @@ class CrossTaskAttention(nn.Module):
 
     def heads(self, sampled: Float[Tensor, "b t c y x"], x: Float[Tensor, "b t c h w"]) -> Heads:
         """Queries of the ``sampled`` maps, keys and values of the pooled ones; n runs over positions, then tasks."""
-        pooled = apart(F.avg_pool2d(side_by_side(x), self.pool, ceil_mode=True), x.shape[1])
-        keys, values = self.key_value(_rows(pooled)).chunk(2, -1)  # b m c
+        keys, values = self.key_value(_rows(pool_maps(x, self.pool))).chunk(2, -1)  # b m c
         q, k, v = (
             x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (self.query(_rows(sampled)), keys, values)
         )

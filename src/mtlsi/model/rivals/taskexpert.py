@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mtlsi.errors import MistakeError
 from mtlsi.model.heads import TaskHeads
 from mtlsi.nn.layers import Predictions, TaskConvolution, TaskLinear, TaskProjection
-from mtlsi.nn.layout import resize_maps, side_by_side, to_map, to_positions
+from mtlsi.nn.layout import pool_maps, resize_maps, side_by_side, to_map, to_positions
 from mtlsi.nn.task_subset import for_tasks, shallow_copy
 
 GATES = ("position", "image")
@@ -120,7 +120,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Float[Tensor, "b i y x"], size_hw: Sequence[int]) -> Float[Tensor, "b e c h w"]:
         if x.shape[-1] > size_hw[1]:
-            x = F.avg_pool2d(x, x.shape[-1] // size_hw[1])
+            x = pool_maps(x, x.shape[-1] // size_hw[1])
         return self.refine(resize_maps(self.project(x), size_hw))
 
 
