@@ -8,3 +8,12 @@ class MistakeError(ValueError):
 
     The command line prints the message alone and leaves with exit code 2; any other exception is a fault of ours.
     """
+
+
+def message_of(error: BaseException) -> str:
+    """What another exception says, in one line; of a file that the system refuses only why, for ours names it already."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file or directory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())

@@ -21,7 +21,7 @@ import yaml
 from torch import Tensor, nn
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import replace_text
 from mtlsi.plugins import import_plugins, settle_plugins
 
@@ -128,8 +128,7 @@ def load_config(out: Path) -> RunConfig:
         data, train = (_renamed(stored.pop(part)) for part in ("data", "train"))
         return RunConfig(**stored, data=DataConfig(**data), train=TrainConfig(**train))
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise MistakeError(f"{path}: {reason}; expected the folder of a started run") from error
+        raise MistakeError(f"{path}: {message_of(error)}; expected the folder of a started run") from error
 
 
 def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +198,7 @@ def load_state(accelerator: Any, out: Path) -> None:
     try:
         accelerator.load_state(str(out / STATE))
     except (OSError, EOFError, UnpicklingError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = message_of(error)[:200]
         raise MistakeError(
             f"the state in {out / STATE} cannot be loaded ({reason}); start again, or restore a copy of it"
         ) from error

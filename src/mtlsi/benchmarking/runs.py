@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from mtlsi import kinds
 from mtlsi.benchmarking.parts import part_costs
 from mtlsi.config import PRESETS
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.recompute import batch_norms
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.backbone import STRIDES
@@ -223,7 +223,7 @@ class Measured:
                     backbone()
                 except DID_NOT_WORK as error:
                     breaks.pop(mode, None)
-                    reason = " ".join(str(error).split())[:300]
+                    reason = message_of(error)[:300]
                     self.failed.append({"mode": mode, "batch": batch, "reason": f"{type(error).__name__}: {reason}"})
                     continue
                 calls |= {(mode, "backbone"): backbone, (mode, "whole"): whole}

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import check_writable, replace_text
 from mtlsi.metrics.delta import delta_m
 from mtlsi.tasks import TASKS
@@ -119,7 +119,9 @@ def compare_single_task(scores: Scores, path: Path) -> float:
         stored = json.loads(path.read_text())
         single = headline(stored["scores"]) if "scores" in stored else {task: float(v) for task, v in stored.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise MistakeError(f'{path}: {error}; expected JSON such as {{"semseg": 40.1, "depth": 0.61}}') from error
+        raise MistakeError(
+            f'{path}: {message_of(error)}; expected JSON such as {{"semseg": 40.1, "depth": 0.61}}'
+        ) from error
     return delta_m(headline(scores), single)
 
 

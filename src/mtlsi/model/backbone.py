@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.recompute import batch_norms, recompute
 
 STRIDES = (4, 8, 16, 32)
@@ -101,7 +101,7 @@ class Backbone(nn.Module):
         try:
             pretrained = timm.create_model(self.name, features_only=True, pretrained=True, **self.options)
         except (OSError, RuntimeError) as error:  # no network, or a network that timm has no weights for
-            reason = " ".join(str(error).split())[:200]
+            reason = message_of(error)[:200]
             raise MistakeError(
                 f"no pretrained weights for {self.name} ({reason}); connect to the network or give a .safetensors file"
             ) from error
@@ -123,7 +123,7 @@ class Backbone(nn.Module):
         try:
             state = {name: tensor.float() for name, tensor in load_file(path).items()}
         except (OSError, SafetensorError) as error:
-            raise MistakeError(f"backbone weights {path}: {error}; expected a .safetensors file") from error
+            raise MistakeError(f"backbone weights {path}: {message_of(error)}; expected a .safetensors file") from error
         own = self.body.state_dict()
         # timm's list of features names "blocks.0" as "blocks_0"
         state = {_own_name(name, own): tensor for name, tensor in state.items()}

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 
 PACKAGED = Path(__file__).parent.parent / "models"
 
@@ -48,7 +48,7 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
     except (RuntimeError, SafetensorError, TypeError, JSONDecodeError) as error:
         if isinstance(error, TypeError) and not source.is_dir():  # the hub has no such model, or no config.json
             raise MistakeError(_not_found(name)) from error
-        reason = " ".join(str(error).split())[:200]
+        reason = message_of(error)[:200]
         raise MistakeError(f"model {source}: weights and config.json do not fit each other ({reason})") from error
     except (HFValidationError, OSError) as error:
         raise MistakeError(_not_found(name)) from error

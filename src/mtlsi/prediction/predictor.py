@@ -15,7 +15,7 @@ from PIL import Image
 
 from mtlsi.config import PRECISIONS
 from mtlsi.device import find_device, prepare_process
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.convolve_linears import convolutions_are_faster, convolve_linears, has_linears
 from mtlsi.kernels.fold_norms import fold_norms
 from mtlsi.kinds import decode
@@ -133,7 +133,7 @@ def compiled(network: Callable[..., Output], device: torch.device) -> Callable[.
         try:
             return optimised(*images, **options)
         except TorchDynamoException as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = message_of(error)[:200]
             raise MistakeError(f"this machine cannot compile ({reason}); predict without compile") from error
 
     return call

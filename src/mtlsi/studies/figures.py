@@ -15,7 +15,7 @@ from rich.console import Console
 from mtlsi.benchmarking.parts import count_flops
 from mtlsi.benchmarking.runs import Forward, forward_of, random_images
 from mtlsi.device import find_device
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.metrics import delta_m
 from mtlsi.model.network import MTLSINet
 from mtlsi.run_folder import load_config
@@ -120,7 +120,7 @@ def headline_of(out: Path) -> dict[str, float]:
         found = {task: values[TASKS[task].score] for task, values in scores.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MistakeError(
-            f"{path}: {error}; expected the scores of a finished run: remove the file to measure again"
+            f"{path}: {message_of(error)}; expected the scores of a finished run: remove the file to measure again"
         ) from error
     return {task: nan if value is None else float(value) for task, value in found.items()}
 

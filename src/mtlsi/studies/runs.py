@@ -13,7 +13,7 @@ from rich.console import Console
 from mtlsi import run_folder
 from mtlsi.config import DataConfig, RunConfig
 from mtlsi.data.datasets import LabelledImages, open_dataset
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.evaluation.evaluate import shared_tasks
 from mtlsi.evaluation.report import introduce
 from mtlsi.model.network import MTLSINet
@@ -145,4 +145,4 @@ def iterations_for(run: StudyRun, other: StudyRun) -> int:
 def one_line(error: BaseException) -> str:
     """What an exception says, without line breaks; its kind first where it is not a person's mistake."""
     kind = "" if isinstance(error, MistakeError) else f"{type(error).__name__}: "
-    return kind + " ".join(str(error).split())
+    return kind + message_of(error)

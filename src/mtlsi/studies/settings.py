@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 
 PARTS = ("model", "data", "train")
 
@@ -27,7 +27,7 @@ def config_of(where: str, settings: Mapping[str, Any]) -> RunConfig:
         config = RunConfig(**given | {"data": DataConfig(**given["data"]), "train": TrainConfig(**given["train"])})
         config.check()
     except (ArgumentError, MistakeError, TypeError, ValueError) as error:
-        raise MistakeError(f"{where}: {' '.join(str(error).split())}") from error
+        raise MistakeError(f"{where}: {message_of(error)}") from error
     return config
 
 
@@ -67,9 +67,7 @@ def read_values(settings: Mapping[str, str]) -> dict[str, Any]:
         try:
             values[name] = yaml.load(text, UniqueLoader)
         except yaml.YAMLError as error:
-            raise MistakeError(
-                f"--{name} {text!r}: {' '.join(str(error).split())}; expected a value as in YAML"
-            ) from error
+            raise MistakeError(f"--{name} {text!r}: {message_of(error)}; expected a value as in YAML") from error
     return values
 
 
@@ -89,7 +87,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), UniqueLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
-        raise MistakeError(f"{path}: {' '.join(str(error).split())}; expected a YAML file") from error
+        raise MistakeError(f"{path}: {message_of(error)}; expected a YAML file") from error
     if not isinstance(content, dict):
         raise MistakeError(f"{path}: {type(content).__name__}; expected settings by name")
     return content
