@@ -6,20 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.console import Console
 
-from mtlsi.data.batches import evaluation_batches
 from mtlsi.data.datasets import LabelledImages, open_dataset
 from mtlsi.device import find_device
 from mtlsi.drawing.panels import rows_panel
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.evaluate import shared_tasks
+from mtlsi.evaluation.one_image import predict_image
 from mtlsi.io import replace_array
-from mtlsi.kinds import decode
 from mtlsi.model.network import MTLSINet
-from mtlsi.nn.layout import resize_maps
 from mtlsi.studies.plan import Plan, StudyRun
 from mtlsi.studies.runs import FINISHED, state_of
 from mtlsi.tasks import TASKS
@@ -55,10 +51,10 @@ def draw_sheet(runs: dict[str, StudyRun], name: str, single: Sequence[str] = ())
         dataset = open_dataset(run.config.data, "val", run.seed)
         index = index_of(name, dataset)
         network = MTLSINet.from_pretrained(run.out).to(find_device(None)).eval()
-        predicted, labels = predict(network, dataset, index, run)
-        rows.setdefault("single-task" if variant in single else variant, {}).update(predicted)
-        photo = dataset[index]["image"].permute(1, 2, 0).numpy()
-        truth |= labels
+        shown = predict_image(network, dataset, run.config.data, index)
+        rows.setdefault("single-task" if variant in single else variant, {}).update(shown.predicted)
+        photo = shown.photo
+        truth |= shown.truth
         classes |= network.classes
     order = [task for task in TASKS if task in truth]
     return rows_panel(photo, {"truth": {task: truth[task] for task in order}, **rows}, classes, scale_of="truth")
@@ -70,17 +66,3 @@ def index_of(name: str, dataset: LabelledImages) -> int:
     if name not in known:
         raise MistakeError(f"--sheet {name}: no such validation image; expected names such as {', '.join(known[:3])}")
     return known.index(name)
-
-
-@torch.no_grad()
-def predict(
-    network: MTLSINet, dataset: LabelledImages, index: int, run: StudyRun
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What ``network`` predicts for one image, shown to it as in evaluation, and the labels; at the labels' size."""
-    tasks, device = shared_tasks(network, dataset), next(network.parameters()).device
-    ((sample,),) = evaluation_batches(dataset, run.config.data, [index])
-    raw = network(sample["image"][None].to(device), tasks).final
-    predicted = {
-        task: decode(task, resize_maps(x.float(), sample[task].shape[-2:]))[0].cpu().numpy() for task, x in raw.items()
-    }
-    return predicted, {task: sample[task].numpy() for task in tasks}

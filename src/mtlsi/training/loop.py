@@ -15,17 +15,16 @@ from torchmetrics import Metric
 
 from mtlsi import run_folder
 from mtlsi.config import DataConfig, RunConfig
-from mtlsi.data.batches import evaluation_batches, training_batches
+from mtlsi.data.batches import training_batches
 from mtlsi.data.datasets import LabelledImages, spread
 from mtlsi.data.sampling import RunSampler
 from mtlsi.drawing.panels import compare_panel
 from mtlsi.drawing.plots import plot_curves
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.evaluate import evaluate, shared_tasks
+from mtlsi.evaluation.evaluate import evaluate
+from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.report import Scores, introduce, write_scores
-from mtlsi.kinds import decode
 from mtlsi.model.network import MTLSINet
-from mtlsi.nn.layout import resize_maps
 from mtlsi.plugins import import_plugins
 from mtlsi.training.callbacks import Callbacks
 from mtlsi.training.log import Log, Step
@@ -190,21 +189,13 @@ def finish(run: TrainingRun, scores: Scores, console: Console) -> None:
     console.print(f"run folder: {out}")
 
 
-@torch.no_grad()
 def draw_samples(
     network: MTLSINet, dataset: LabelledImages, config: DataConfig, folder: Path, num_images: int = 3
 ) -> None:
     """A few images of ``dataset``, each with its predictions above its labels, as PNG files in ``folder``."""
     network.eval()
     folder.mkdir(exist_ok=True)
-    indices = spread(num_images, len(dataset))
-    device, tasks = next(network.parameters()).device, shared_tasks(network, dataset)
-    for index, (sample,) in zip(indices, evaluation_batches(dataset, config, indices), strict=True):
-        photo = dataset[index]["image"].permute(1, 2, 0).numpy()
-        raw = network(sample["image"][None].to(device), tasks).final
-        predicted = {
-            task: decode(task, resize_maps(x.float(), photo.shape[:2]))[0].cpu().numpy() for task, x in raw.items()
-        }
-        truth = {task: sample[task].numpy() for task in tasks}
-        sheet = compare_panel(photo, predicted, truth, network.classes)
+    for index in spread(num_images, len(dataset)):
+        shown = predict_image(network, dataset, config, index)
+        sheet = compare_panel(shown.photo, shown.predicted, shown.truth, network.classes)
         Image.fromarray(sheet).save(folder / f"{dataset.name(index)}.png")
