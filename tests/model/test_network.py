@@ -360,20 +360,22 @@ def test_the_refined_form_starts_from_plain_heads():
             assert torch.allclose(seen["refined"], model.decoder.preliminary.features(maps), atol=1e-6) == same
 
 
-def test_losses_of_coarse_predictions_train_the_features_under_deep_supervision_alone():
-    for deep in (True, False):
-        model = seeded_model(decoder_options={"deep_supervision": deep}).train()
-        coarse = model(random_images(64, 64, batch=2)).coarse
-        sum(x.square().mean() for x in coarse.values()).backward()
-        preliminary = model.decoder.preliminary
-        assert all(layer.weight.grad.any() for layer in preliminary.predict.of_task.values())
-        assert (preliminary.refine.spatial.grad is not None and preliminary.refine.spatial.grad.any()) == deep
-        assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters()) == deep
+@pytest.mark.parametrize("deep", ["all", "areas", "none"])
+def test_losses_of_coarse_predictions_train_the_features_of_tasks_with_deep_supervision_alone(deep):
+    model = seeded_model(decoder_options={"deep_supervision": deep}).train()
+    coarse = model(random_images(64, 64, batch=2)).coarse
+    sum(x.square().mean() for x in coarse.values()).backward()
+    preliminary = model.decoder.preliminary
+    assert all(layer.weight.grad.any() for layer in preliminary.predict.of_task.values())
+    grad = preliminary.refine.spatial.grad
+    trained = {task for i, task in enumerate(model.tasks) if grad is not None and grad[i].any()}
+    assert trained == {"all": set(model.tasks), "areas": set(model.tasks) - {"boundary"}, "none": set()}[deep]
+    assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters()) == bool(trained)
 
 
 def test_single_choices_make_the_refined_form_the_papers():
     paper = {"tokens": "shares", "pool": 1, "refine": "preliminary"}
-    paper |= {"zero_start": False, "positions": False, "deep_supervision": True}
+    paper |= {"zero_start": False, "positions": False, "deep_supervision": "all"}
     ours, expected = seeded_model(decoder_options=paper).eval(), seeded_model(form="paper").eval()
     with torch.no_grad():
         for task, value in expected(random_images()).final.items():

@@ -10,6 +10,7 @@ from typing import Any
 
 from mtlsi.errors import MistakeError
 from mtlsi.model.decoder_spec import DecoderSpec
+from mtlsi.model.preliminary import DEEP_SUPERVISION
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,15 @@ class Form:
     """What the interaction adds to a task's own features begins at zero: training starts from plain heads."""
     positions: bool = False
     """A depthwise 3x3 convolution in the CWIB tells positions apart."""
-    deep_supervision: bool = True
-    """The losses of the coarse predictions train the preliminary features; off: the predictions' own layer alone."""
+    deep_supervision: str = "all"
+    """Of which tasks the losses of the coarse predictions train the preliminary features: all; areas, all but those of thin
+    lines; none. Of the others they train the predictions' own layer alone."""
 
 
 FORMS = {
     "paper": Form(),
     "refined": Form(
-        tokens="centroids", pool=2, refine="fused", zero_start=True, positions=True, deep_supervision=False
+        tokens="centroids", pool=2, refine="fused", zero_start=True, positions=True, deep_supervision="areas"
     ),
 }
 """By ``ModelConfig.form``."""
@@ -44,7 +46,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "refine": ("preliminary", "fused"),
     "zero_start": (True, False),
     "positions": (True, False),
-    "deep_supervision": (True, False),
+    "deep_supervision": DEEP_SUPERVISION,
 }
 
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtlsi.nn.layers import Predictions, TaskConvolution, TaskProjection
 from mtlsi.nn.layout import resize_maps
+from mtlsi.tasks import TASKS
+
+DEEP_SUPERVISION = ("all", "areas", "none")
 
 
 class TaskPyramid(nn.Module):
@@ -47,8 +51,9 @@ class TaskPyramid(nn.Module):
 class PreliminaryDecoder(TaskPyramid):
     """Backbone maps -> features (b t c h w) and the coarse predictions, side by side (b o h w).
 
-    Paper: the coarse predictions are supervised. Choice: without ``deep_supervision`` no gradient passes from them to the
-    features, which then serve the final predictions alone.
+    Paper: the coarse predictions are supervised. Choice: ``deep_supervision`` says of which tasks their gradient reaches the
+    features. With ``areas`` it does not for thin lines: at the decoder's stride they can only be drawn wide, and features
+    that learn to do so draw worse ones at stride 4.
     """
 
     def __init__(
@@ -59,14 +64,24 @@ class PreliminaryDecoder(TaskPyramid):
         *,
         skip: int,
         dense: bool,
-        deep_supervision: bool = True,
+        deep_supervision: str = "all",
     ):
         super().__init__(map_channels, channels, outputs, skip=skip, dense=dense)
         self.deep_supervision = deep_supervision
+        """One of ``DEEP_SUPERVISION``."""
         self.predict = Predictions(channels, outputs)
 
     def forward(
         self, maps: Sequence[Float[Tensor, "b _ _ _"]]
     ) -> tuple[Float[Tensor, "b t c h w"], Float[Tensor, "b o h w"]]:
         features = self.features(maps)
-        return features, self.predict(features if self.deep_supervision else features.detach())
+        return features, self.predict(self.trained_by_coarse(features))
+
+    def trained_by_coarse(self, features: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
+        """The features themselves, through which no gradient passes for the tasks that have no deep supervision."""
+        if self.deep_supervision == "all" or not torch.is_grad_enabled():
+            return features
+        passes = [self.deep_supervision == "areas" and not TASKS[task].thin for task in self.predict.of_task]
+        return torch.where(
+            torch.tensor(passes, device=features.device)[:, None, None, None], features, features.detach()
+        )
