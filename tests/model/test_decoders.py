@@ -161,6 +161,24 @@ def test_tasks_of_heads_only_never_meet():
     assert moved == ["depth"]
 
 
+def test_deep_supervision_gives_heads_only_coarse_predictions_and_leaves_the_final_ones_as_they_are():
+    torch.manual_seed(0)
+    plain = create_model("tiny", decoder="heads_only").eval()
+    deep = create_model("tiny", decoder="heads_only", decoder_options={"deep_supervision": "areas"}).eval()
+    missing, unexpected = deep.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected
+    assert missing
+    assert all(name.startswith("decoder.pyramid.predict.") for name in missing)
+    with torch.no_grad():
+        without, found = plain(images()), deep(images())
+    assert without.coarse == {}
+    assert {task: x.shape[1] for task, x in found.coarse.items()} == CHANNELS
+    for task, x in without.final.items():
+        assert torch.equal(found.final[task], x)
+    with pytest.raises(MistakeError, match="deep_supervision: 'some'; expected one of all, areas, none"):
+        create_model("tiny", decoder="heads_only", decoder_options={"deep_supervision": "some"})
+
+
 def test_unknown_and_taken_names_are_refused():
     with pytest.raises(MistakeError, match=r"unknown decoder 'invptt'; expected one of mtlsi, heads_only, .*one_conv"):
         create_model("tiny", decoder="invptt")

@@ -57,8 +57,3 @@ def _alike(value: Any, default: Any) -> bool:
     if isinstance(default, float):
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is type(default)
-
-
-@dataclass(frozen=True)
-class NoOptions:
-    """For a decoder that is described by the sizes alone."""

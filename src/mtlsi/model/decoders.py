@@ -17,14 +17,14 @@ from mtlsi.errors import MistakeError
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.cross_window import CrossWindowBlock, CrossWindowBlocks, FusedFeatures, NoCrossWindow, OwnFeatures
 from mtlsi.model.decoder import MTLSIDecoder
-from mtlsi.model.decoder_spec import DecoderSpec, NoOptions
+from mtlsi.model.decoder_spec import DecoderSpec
 from mtlsi.model.distiller import CentroidDistiller, PooledTokens, SemanticTokenDistiller
 from mtlsi.model.forms import form_of
 from mtlsi.model.fusion import MultiQueryLinearFusion, NoFusion
 from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import PreliminaryDecoder, TaskPyramid
 from mtlsi.model.rivals.atrc import ATRCDecoder, ATRCOptions, LastConvolution
-from mtlsi.model.rivals.heads_only import HeadsOnlyDecoder
+from mtlsi.model.rivals.heads_only import HeadsOnlyDecoder, HeadsOnlyOptions
 from mtlsi.model.rivals.invpt import build_invpt
 from mtlsi.model.rivals.taskexpert import TaskExpertDecoder, TaskExpertOptions
 
@@ -78,10 +78,13 @@ def build_mtlsi(spec: DecoderSpec) -> MTLSIDecoder:
 
 def build_heads_only(spec: DecoderSpec) -> HeadsOnlyDecoder:
     """The multi-task baseline."""
-    spec.options(NoOptions)
-    sizes = spec.sizes
-    pyramid = TaskPyramid(
-        spec.map_channels, sizes.channels, spec.outputs, skip=_skip(sizes), dense=sizes.dense_convolutions
+    deep, sizes = spec.options(HeadsOnlyOptions).deep_supervision, spec.sizes
+    arguments = (spec.map_channels, sizes.channels, spec.outputs)
+    skip, dense = _skip(sizes), sizes.dense_convolutions
+    pyramid = (
+        TaskPyramid(*arguments, skip=skip, dense=dense)
+        if deep == "none"
+        else PreliminaryDecoder(*arguments, skip=skip, dense=dense, deep_supervision=deep)
     )
     return HeadsOnlyDecoder(pyramid, _heads(spec))
 

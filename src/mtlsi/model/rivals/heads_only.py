@@ -1,21 +1,41 @@
 """The field's multi-task baseline: a shared backbone, and per task a head on its maps; tasks never meet.
 
 X = GELU(BN(conv(sum_i up(BN(W_i M_i)))))        prediction = head(X, M_1)        per task
+
+With ``deep_supervision`` also coarse = V X, whose losses train X as those of the final predictions do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from mtlsi.errors import MistakeError
 from mtlsi.model.heads import TaskHeads
-from mtlsi.model.preliminary import TaskPyramid
+from mtlsi.model.preliminary import DEEP_SUPERVISION, PreliminaryDecoder, TaskPyramid
 from mtlsi.nn.task_subset import for_tasks, shallow_copy
 
 
+@dataclass(frozen=True)
+class HeadsOnlyOptions:
+    """What only the baseline reads besides the sizes. Raises ``MistakeError`` for values that cannot be built."""
+
+    deep_supervision: str = "none"
+    """none: no coarse predictions; all or areas: as in MTLSI-Net's own decoder, to tell what they give from what the
+    interaction gives."""
+
+    def __post_init__(self) -> None:
+        if self.deep_supervision not in DEEP_SUPERVISION:
+            expected = ", ".join(DEEP_SUPERVISION)
+            raise MistakeError(
+                f"decoder option deep_supervision: {self.deep_supervision!r}; expected one of {expected}"
+            )
+
+
 class HeadsOnlyDecoder(nn.Module):
-    """Four maps -> ({task: final}, {}): no coarse predictions, since nothing reads them.
+    """Four maps -> ({task: final}, {task: coarse}); no coarse predictions without deep supervision: nothing reads them.
 
     Choice: the pyramid and heads of MTLSI-Net's own decoder, so that what the two differ in is the interaction alone.
     """
@@ -25,9 +45,9 @@ class HeadsOnlyDecoder(nn.Module):
         self.pyramid, self.heads = pyramid, heads
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        features = self.pyramid(maps)  # b t c h w
-        final = self.heads(features, maps[0])  # b o H/4 W/4
-        return self.heads.predict.by_task(final), {}  # {task: b channels h w}
+        features = self.pyramid.features(maps)  # b t c h w
+        final = self.heads.predict.by_task(self.heads(features, maps[0]))  # {task: b channels H/4 W/4}
+        return final, self.pyramid.coarse(features) if isinstance(self.pyramid, PreliminaryDecoder) else {}
 
     def for_tasks(self, index: Sequence[int]) -> HeadsOnlyDecoder:
         """The decoder of the tasks ``index``."""
