@@ -164,3 +164,15 @@ def test_distant_positions_meet_only_through_the_tokens():
     assert torch.equal(moved, same_window(size_hw)[0])
     other_tokens = refined(x, tokens + torch.randn_like(tokens))
     assert ((other_tokens - refined(x, tokens)).abs().amax((0, 1, 3)) > 1e-6).all()
+
+
+def test_with_read_all_a_position_attends_to_the_tokens_of_every_task():
+    module = block(read_all=True)
+    x, tokens = inputs((6, 10))
+    found = module.to_tokens(x, tokens)
+    for image in range(len(x)):
+        both = [linear(module.token_key_value, t, tokens[image, t]) for t in range(TASKS)]
+        keys, values = (torch.cat([part.chunk(2, 1)[i] for part in both]) for i in range(2))
+        for t in range(TASKS):
+            expected = softmax_attention(linear(module.token_query, t, x[image, t]), keys, values)
+            torch.testing.assert_close(found[image, t], expected, atol=1e-4, rtol=1e-4)

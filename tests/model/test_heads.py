@@ -15,10 +15,10 @@ SUBSET = [0, 2]
 RAW_CHANNELS = {"semseg": 40, "parsing": 7, "saliency": 2, "depth": 1, "normals": 3, "boundary": 1}
 
 
-def heads(*, at_stride_4, dense=False):
+def heads(*, at_stride_4, dense=False, mix=0):
     """Heads in evaluation, with every weight and statistic drawn again."""
     torch.manual_seed(0)
-    module = TaskHeads(CHANNELS, FINE, OUTPUTS, width=WIDTH, at_stride_4=at_stride_4, dense=dense)
+    module = TaskHeads(CHANNELS, FINE, OUTPUTS, width=WIDTH, at_stride_4=at_stride_4, dense=dense, mix=mix)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=0.3)
@@ -132,3 +132,31 @@ def test_normals_have_unit_length_and_the_raw_direction():
 
 def test_a_normal_of_no_length_stays_finite():
     assert decode("normals", torch.zeros(1, 3, 2, 2)).isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("at_stride_4", [True, False])
+def test_the_mix_adds_what_all_tasks_say_side_by_side(at_stride_4):
+    module = heads(at_stride_4=at_stride_4, mix=2)
+    x, finest, seen = torch.randn(2, 3, CHANNELS, 8, 12), torch.randn(2, FINE, 8, 12), {}
+    module.mix.register_forward_hook(lambda _, args, out: seen.update(before=args[0], after=out))
+    whole = module(x, finest)
+    before, mix = seen["before"], module.mix
+    together = torch.cat([before[:, t] for t in range(3)], 1)
+    few = torch.einsum("bchw,dc->bdhw", together, mix.down.weight[..., 0, 0])
+    few = torch.cat([F.conv2d(few[:, i : i + 1], mix.spatial.weight[i : i + 1], padding=1) for i in range(6)], 1)
+    gain = mix.norm.weight / (mix.norm.running_var + mix.norm.eps).sqrt()
+    few = F.gelu((few - mix.norm.running_mean[:, None, None]) * gain[:, None, None] + mix.norm.bias[:, None, None])
+    many = torch.einsum("bdhw,cd->bchw", few, mix.up.weight[..., 0, 0]) + mix.up.bias[:, None, None]
+    torch.testing.assert_close(seen["after"], before + many.unflatten(1, (3, WIDTH)), atol=1e-4, rtol=1e-4)
+    subset = module.for_tasks(SUBSET)
+    names = [list(OUTPUTS)[i] for i in SUBSET]
+    for name in names:
+        expected = module.predict.by_task(whole)[name]
+        torch.testing.assert_close(subset.predict.by_task(subset(x, finest))[name], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_new_mix_changes_nothing():
+    fresh = TaskHeads(CHANNELS, FINE, OUTPUTS, width=WIDTH, at_stride_4=True, dense=False, mix=2)
+    x = torch.randn(2, 3, WIDTH, 8, 12)
+    assert torch.equal(fresh.mix(x), x)

@@ -150,10 +150,22 @@ def test_any_subset_of_the_tasks_equals_their_part_of_the_whole(tiny, fusion):
                 torch.testing.assert_close(some.coarse[task], whole.coarse[task], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("fusion", [True, False])
-def test_what_a_subset_does_not_need_is_not_computed(fusion):
-    """Only the fusion, and what comes before it, works on all tasks; without it nothing does."""
-    model = seeded_model(fusion=fusion).eval()
+OWN = {"read_tokens": "own", "mix": 0}
+
+
+@pytest.mark.parametrize(
+    ("fusion", "options", "on_all"),
+    [
+        (True, OWN, ("preliminary",)),
+        (False, OWN, ()),
+        (True, OWN | {"read_tokens": "all"}, ("preliminary", "distiller", "cross_window")),
+        (True, OWN | {"mix": 16}, ("preliminary", "distiller", "cross_window", "heads")),
+    ],
+    ids=["fusion", "no meeting", "tokens", "mix"],
+)
+def test_what_a_subset_does_not_need_is_not_computed(fusion, options, on_all):
+    """Only what comes before the last place where tasks meet works on all of them."""
+    model = seeded_model(fusion=fusion, decoder_options=options).eval()
     seen = {}
 
     def watch(name, module):
@@ -171,8 +183,8 @@ def test_what_a_subset_does_not_need_is_not_computed(fusion):
     model.decoder.heads.predict.register_forward_hook(lambda *args: predicted.append(args[-1].shape[1]))
     with torch.no_grad():
         model(random_images(32, 32), tasks=["normals", "depth"])
-    after = {"distiller": 2, "cross_window": 2, "heads": 2, "finish": 2}
-    assert seen == {"preliminary": 4 if fusion else 2} | after
+    parts = ("preliminary", "distiller", "cross_window", "heads", "finish")
+    assert seen == {part: 4 if part in on_all else 2 for part in parts}
     assert predicted == [CHANNELS["nyud"]["depth"] + CHANNELS["nyud"]["normals"]]
 
 
@@ -373,9 +385,23 @@ def test_losses_of_coarse_predictions_train_the_features_of_tasks_with_deep_supe
     assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters()) == bool(trained)
 
 
+@pytest.mark.parametrize("options", [{}, {"mix": 0}, {"read_tokens": "own"}, {"mix": 0, "read_tokens": "own"}])
+def test_a_subset_is_a_slice_of_the_whole_wherever_tasks_meet(options):
+    model = seeded_model(decoder_options=options).eval()
+    with torch.no_grad():
+        for name, parameter in model.decoder.named_parameters():  # what begins at zero must not hide a fault
+            if not parameter.any():
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        whole = model(random_images())
+        for tasks in (["depth"], ["semseg", "boundary"]):
+            part = model(random_images(), tasks)
+            for task in tasks:
+                torch.testing.assert_close(part.final[task], whole.final[task], atol=1e-4, rtol=1e-4)
+
+
 def test_single_choices_make_the_refined_form_the_papers():
     paper = {"tokens": "shares", "pool": 1, "refine": "preliminary"}
-    paper |= {"zero_start": False, "positions": False, "deep_supervision": "all"}
+    paper |= {"zero_start": False, "positions": False, "deep_supervision": "all", "read_tokens": "own", "mix": 0}
     ours, expected = seeded_model(decoder_options=paper).eval(), seeded_model(form="paper").eval()
     with torch.no_grad():
         for task, value in expected(random_images()).final.items():

@@ -38,9 +38,10 @@ class CrossWindowBlock(nn.Module):
         ffn_ratio: int,
         positions: bool = False,
         zero_start: bool = False,
+        read_all: bool = False,
     ):
         super().__init__()
-        self.num_heads, self.window = num_heads, window
+        self.num_heads, self.window, self.read_all = num_heads, window, read_all
         self.positions = TaskDepthwise(num_tasks, channels) if positions else None
         self.norm = TaskLayerNorm(num_tasks, channels)
         self.window_qkv = TaskLinear(num_tasks, channels, 3 * channels)
@@ -74,8 +75,12 @@ class CrossWindowBlock(nn.Module):
         return rearrange(attended, "(b windows) t p c -> b t (windows p) c", b=normed.shape[0])
 
     def to_tokens(self, normed: Float[Tensor, "b t n c"], tokens: Float[Tensor, "b t k c"]) -> Float[Tensor, "b t n c"]:
-        """Cross-attention whose keys and values are the tokens."""
+        """Cross-attention whose keys and values are the tokens, those of its own task or (``read_all``) of all tasks."""
         keys, values = self.token_key_value.chunks(tokens, 2)
+        if self.read_all:
+            keys, values = (
+                x.flatten(1, 2).unsqueeze(2).expand(-1, -1, x.shape[1], -1).transpose(1, 2) for x in (keys, values)
+            )
         return kernels.attention(self.token_query(normed), keys, values, self.num_heads)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from mtlsi.model.cross_window import CrossWindowBlock
 from mtlsi.model.fusion import NoFusion
 from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import PreliminaryDecoder
@@ -41,6 +42,8 @@ class MTLSIDecoder(nn.Module):
         self.pool = pool
         self.index: Sequence[int] | None = None
         """The tasks that are computed behind the fusion; None: all."""
+        self.index_of_heads: Sequence[int] | None = None
+        """The tasks whose refined features the heads get; None: all that are computed."""
         self.preliminary = preliminary
         self.fusion = fusion
         self.distiller = distiller
@@ -59,6 +62,8 @@ class MTLSIDecoder(nn.Module):
         refined = self.cross_window(self.local(met, fused), tokens)     # b t c y x
         if self.pool > 1:
             refined = features + resize_maps(refined - met, features.shape[-2:])  # b t c h w
+        if self.index_of_heads is not None:
+            refined = take_tasks(refined, self.index_of_heads)
         final = self.heads(refined, maps[0])                            # b o H/4 W/4
         return self.heads.predict.by_task(final), self.preliminary.predict.by_task(coarse)  # {task: b channels h w}
         # fmt: on
@@ -66,9 +71,14 @@ class MTLSIDecoder(nn.Module):
     def for_tasks(self, index: Sequence[int]) -> MTLSIDecoder:
         """The decoder of the tasks ``index``: what only other tasks need is not computed.
 
-        The fusion reads every task's features, so that only what comes after it is cut down.
+        What reads every task's features, the fusion, tokens of all tasks and a mix of the heads, is computed whole, and so
+        is what comes before it.
         """
         chosen = shallow_copy(self)
+        if self.heads.mix is not None or self.reads_all_tokens():
+            chosen.heads = self.heads.for_tasks(index)
+            chosen.index_of_heads = None if self.heads.mix is not None else tuple(index)
+            return chosen
         chosen.distiller, chosen.local, chosen.cross_window, chosen.heads = (
             for_tasks(part, index) for part in (self.distiller, self.local, self.cross_window, self.heads)
         )
@@ -77,6 +87,10 @@ class MTLSIDecoder(nn.Module):
         else:
             chosen.index = tuple(index)
         return chosen
+
+    def reads_all_tokens(self) -> bool:
+        """Whether a CWIB reads the tokens of other tasks than its own."""
+        return any(isinstance(block, CrossWindowBlock) and block.read_all for block in self.cross_window.modules())
 
 
 def start_predictions_at(decoder: nn.Module, task: str, value: Tensor) -> None:

@@ -67,12 +67,13 @@ def build_mtlsi(spec: DecoderSpec) -> MTLSIDecoder:
                 ffn_ratio=sizes.ffn_ratio,
                 positions=form.positions,
                 zero_start=form.zero_start,
+                read_all=form.read_tokens == "all",
             )
             for _ in range(sizes.num_blocks)
         )
         if sizes.fusion and form.refine == "fused":
             local = FusedFeatures(t, channels, zero_start=form.zero_start)
-    heads = _heads(spec)
+    heads = _heads(spec, mix=form.mix)
     return MTLSIDecoder(preliminary, fusion, distiller, cross_window, heads, local=local, pool=form.pool)
 
 
@@ -160,7 +161,7 @@ def _skip(sizes: ModelConfig) -> int:
     return STRIDES.index(sizes.decoder_stride)
 
 
-def _heads(spec: DecoderSpec) -> TaskHeads:
+def _heads(spec: DecoderSpec, *, mix: int = 0) -> TaskHeads:
     sizes, channels, at_stride_4 = spec.sizes, spec.sizes.channels, spec.sizes.decoder_stride == STRIDES[0]
     return TaskHeads(
         channels,
@@ -169,4 +170,5 @@ def _heads(spec: DecoderSpec) -> TaskHeads:
         width=sizes.head_channels or (channels if at_stride_4 else max(channels // 2, 8)),
         at_stride_4=at_stride_4,
         dense=sizes.dense_convolutions,
+        mix=mix,
     )

@@ -26,6 +26,10 @@ class Form:
     """What the CWIB refines: the preliminary features, or those with the fused ones added (fused)."""
     zero_start: bool = False
     """What the interaction adds to a task's own features begins at zero: training starts from plain heads."""
+    read_tokens: str = "own"
+    """Whose tokens a position reads in the CWIB: those of its own task, or of all tasks."""
+    mix: int = 0
+    """Channels of every task through which the heads' features mix at stride 4; 0: they do not."""
     positions: bool = False
     """A depthwise 3x3 convolution in the CWIB tells positions apart."""
     deep_supervision: str = "all"
@@ -36,7 +40,14 @@ class Form:
 FORMS = {
     "paper": Form(),
     "refined": Form(
-        tokens="centroids", pool=2, refine="fused", zero_start=True, positions=True, deep_supervision="areas"
+        tokens="centroids",
+        pool=2,
+        refine="fused",
+        zero_start=True,
+        read_tokens="all",
+        mix=16,
+        positions=True,
+        deep_supervision="areas",
     ),
 }
 """By ``ModelConfig.form``."""
@@ -45,6 +56,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "pool": (1, 2, 4),
     "refine": ("preliminary", "fused"),
     "zero_start": (True, False),
+    "read_tokens": ("own", "all"),
+    "mix": (0, 8, 16, 32),
     "positions": (True, False),
     "deep_supervision": DEEP_SUPERVISION,
 }

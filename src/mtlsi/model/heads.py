@@ -3,18 +3,24 @@
     prediction = V GELU(BN(conv(X)))                                      where the decoder works at stride 4
     prediction = V GELU(BN(conv(up(GELU(BN(conv(X)))) + BN(W M_1))))      where it works at a coarser one
 
-per task: X the refined features, M_1 the backbone's finest map, ``up`` bilinear.
+    Y <- Y + U GELU(BN(dw(D Y)))                                          with ``mix``, before the last convolution
+
+per task: X the refined features, M_1 the backbone's finest map, ``up`` bilinear. Of all tasks together: Y their features at
+stride 4 side by side, D and U matrices to few channels and back, dw a depthwise 3x3 convolution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import cast
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtlsi.nn.layers import Predictions, TaskConvolution, TaskProjection
-from mtlsi.nn.layout import resize_maps
+from mtlsi.nn.layout import apart, resize_maps, side_by_side
+from mtlsi.nn.task_subset import for_tasks, shallow_copy, take_tasks
 
 
 class TaskHeads(nn.Module):
@@ -34,15 +40,55 @@ class TaskHeads(nn.Module):
         width: int,
         at_stride_4: bool,
         dense: bool,
+        mix: int = 0,
     ):
         super().__init__()
         self.refine = TaskConvolution(len(outputs), channels, width, dense=dense)
         self.fine = None if at_stride_4 else TaskProjection(fine_channels, len(outputs), width)
         self.finish = None if at_stride_4 else TaskConvolution(len(outputs), width, width, dense=dense)
+        self.mix = FineMix(len(outputs), width, mix) if mix else None
         self.predict = Predictions(width, outputs)
+        self.index: Sequence[int] | None = None
+        """The tasks that are computed behind the mix; None: all."""
 
     def forward(self, x: Float[Tensor, "b t c h w"], finest: Float[Tensor, "b f y x"]) -> Float[Tensor, "b o y x"]:
         x = self.refine(x)
-        if self.fine is not None and self.finish is not None:
-            x = self.finish(resize_maps(x, finest.shape[-2:]) + self.fine(finest))
-        return self.predict(x)
+        if self.fine is not None:
+            x = resize_maps(x, finest.shape[-2:]) + self.fine(finest)
+        if self.mix is not None:
+            x = self.mix(x)
+        if self.index is not None:
+            x = take_tasks(x, self.index)
+        return self.predict(x if self.finish is None else self.finish(x))
+
+    def for_tasks(self, index: Sequence[int]) -> TaskHeads:
+        """The heads of the tasks ``index``, which read the features of all tasks where those mix."""
+        if self.mix is None:
+            return for_tasks(self, index)
+        chosen = shallow_copy(self)
+        chosen.finish = None if self.finish is None else for_tasks(self.finish, index)
+        chosen.predict, chosen.index = for_tasks(self.predict, index), tuple(index)
+        return chosen
+
+
+class FineMix(nn.Module):
+    """Y + U GELU(BN(dw(D Y))): what the tasks tell one another at stride 4, through ``channels`` of each, begins at zero.
+
+    Choice: the paper's tasks meet at the decoder's stride alone, where a boundary, a depth edge and the outline of an object
+    are too coarse to agree.
+    """
+
+    def __init__(self, num_tasks: int, width: int, channels: int):
+        super().__init__()
+        self.num_tasks = num_tasks
+        few, many = num_tasks * channels, num_tasks * width
+        self.down = nn.Conv2d(many, few, 1, bias=False)
+        self.spatial = nn.Conv2d(few, few, 3, padding=1, groups=few, bias=False)
+        self.norm = nn.BatchNorm2d(few)
+        self.up = nn.Conv2d(few, many, 1)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(cast(Tensor, self.up.bias))
+
+    def forward(self, x: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
+        mixed = self.up(F.gelu(self.norm(self.spatial(self.down(side_by_side(x))))))
+        return x + apart(mixed, self.num_tasks)

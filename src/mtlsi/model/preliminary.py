@@ -77,10 +77,6 @@ class PreliminaryDecoder(TaskPyramid):
         features = self.features(maps)
         return features, self.predict(self.trained_by_coarse(features))
 
-    def coarse(self, features: Float[Tensor, "b t c h w"]) -> dict[str, Float[Tensor, "b _ h w"]]:
-        """The coarse predictions by task."""
-        return self.predict.by_task(self.predict(self.trained_by_coarse(features)))
-
     def trained_by_coarse(self, features: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
         """The features themselves, through which no gradient passes for the tasks that have no deep supervision."""
         if self.deep_supervision == "all" or not torch.is_grad_enabled():

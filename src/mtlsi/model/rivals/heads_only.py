@@ -45,9 +45,12 @@ class HeadsOnlyDecoder(nn.Module):
         self.pyramid, self.heads = pyramid, heads
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        features = self.pyramid.features(maps)  # b t c h w
-        final = self.heads.predict.by_task(self.heads(features, maps[0]))  # {task: b channels H/4 W/4}
-        return final, self.pyramid.coarse(features) if isinstance(self.pyramid, PreliminaryDecoder) else {}
+        if isinstance(self.pyramid, PreliminaryDecoder):
+            features, together = self.pyramid(maps)  # b t c h w, b o h w
+            coarse = self.pyramid.predict.by_task(together)
+        else:
+            features, coarse = self.pyramid(maps), {}
+        return self.heads.predict.by_task(self.heads(features, maps[0])), coarse  # {task: b channels h w}
 
     def for_tasks(self, index: Sequence[int]) -> HeadsOnlyDecoder:
         """The decoder of the tasks ``index``."""
