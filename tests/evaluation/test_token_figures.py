@@ -101,7 +101,7 @@ def test_a_watched_network_predicts_the_same(watched):
 def test_figures_of_tokens_are_means_over_the_images(watched):
     network, shown, watch, _ = watched
     ((_, tokens), _), fused = inputs_of(network, shown)
-    found, k = watch.tokens.means(TASKS), tokens.shape[2]
+    found, k = watch.tokens.means(TASKS, TASKS), tokens.shape[2]
     assigned = network.decoder.distiller.assignment(fused).mean(2).detach()  # b t k
     for t, task in enumerate(TASKS):
         entropy = [float(-(x * x.log()).sum()) for x in assigned[:, t]]
@@ -135,7 +135,7 @@ def test_figures_of_blocks_compare_them_with_blocks_whose_merge_is_blind(watched
         }
         for t, task in enumerate(TASKS):
             values = {name: pytest.approx(float(x[t]), rel=1e-4) for name, x in expected.items()}
-            assert figures.means(TASKS)[task] == values
+            assert figures.means(TASKS, TASKS)[task] == values
 
 
 def test_tokens_without_an_assignment_and_networks_without_tokens(watched):
@@ -144,5 +144,5 @@ def test_tokens_without_an_assignment_and_networks_without_tokens(watched):
     with torch.no_grad():
         changed(create_model("tiny", distiller=False).eval(), pooled.put_on)(shown)
         changed(create_model("tiny", cross_window=False).eval(), none.put_on)(shown)
-    assert pooled.tokens.means(TASKS)["depth"].keys() == {"tokens", "mean_cosine", "effective_tokens"}
+    assert pooled.tokens.means(TASKS, TASKS)["depth"].keys() == {"tokens", "mean_cosine", "effective_tokens"}
     assert (none.tokens.rows, none.blocks) == ({}, [])

@@ -80,8 +80,8 @@ def diagnose(
             if name != AS_TRAINED
         },
         missing,
-        watch.tokens.means(tasks),
-        [figures.means(tasks) for figures in watch.blocks],
+        watch.tokens.means(tasks, model.tasks),
+        [figures.means(tasks, model.tasks) for figures in watch.blocks],
     )
 
 

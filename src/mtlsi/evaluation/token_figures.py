@@ -64,12 +64,16 @@ class Figures:
         """Take ``values`` (b t) of a batch."""
         self.rows[name] += values.double().cpu().unbind()
 
-    def means(self, tasks: Sequence[str]) -> TaskFigures:
-        """{task: {name: mean over images}}; {} where nothing was seen."""
+    def means(self, tasks: Sequence[str], all_tasks: Sequence[str]) -> TaskFigures:
+        """{task: {name: mean over images}} of ``tasks``; {} where nothing was seen.
+
+        The rows are of ``all_tasks`` where the network computed the part for all of them, else of ``tasks``.
+        """
         if not self.rows:
             return {}
         means = {name: torch.stack(rows).mean(0).tolist() for name, rows in self.rows.items()}
-        return {task: {name: values[i] for name, values in means.items()} for i, task in enumerate(tasks)}
+        seen = all_tasks if len(next(iter(means.values()))) == len(all_tasks) else tasks
+        return {task: {name: values[seen.index(task)] for name, values in means.items()} for task in tasks}
 
 
 class WatchedDistiller(nn.Module):
