@@ -42,8 +42,6 @@ class MTLSIDecoder(nn.Module):
         self.pool = pool
         self.index: Sequence[int] | None = None
         """The tasks that are computed behind the fusion; None: all."""
-        self.index_of_heads: Sequence[int] | None = None
-        """The tasks whose refined features the heads get; None: all that are computed."""
         self.preliminary = preliminary
         self.fusion = fusion
         self.distiller = distiller
@@ -62,8 +60,6 @@ class MTLSIDecoder(nn.Module):
         refined = self.cross_window(self.local(met, fused), tokens)     # b t c y x
         if self.pool > 1:
             refined = features + resize_maps(refined - met, features.shape[-2:])  # b t c h w
-        if self.index_of_heads is not None:
-            refined = take_tasks(refined, self.index_of_heads)
         final = self.heads(refined, maps[0])                            # b o H/4 W/4
         return self.heads.predict.by_task(final), self.preliminary.predict.by_task(coarse)  # {task: b channels h w}
         # fmt: on
@@ -77,7 +73,6 @@ class MTLSIDecoder(nn.Module):
         chosen = shallow_copy(self)
         if self.heads.mix is not None or self.reads_all_tokens():
             chosen.heads = self.heads.for_tasks(index)
-            chosen.index_of_heads = None if self.heads.mix is not None else tuple(index)
             return chosen
         chosen.distiller, chosen.local, chosen.cross_window, chosen.heads = (
             for_tasks(part, index) for part in (self.distiller, self.local, self.cross_window, self.heads)

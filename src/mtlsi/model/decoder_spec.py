@@ -50,6 +50,13 @@ class DecoderSpec:
         return kind(**given)
 
 
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Refuse a decoder option ``name`` that is none of ``choices``, with a ``MistakeError``."""
+    if value not in choices:
+        expected = ", ".join(str(choice).lower() for choice in choices)
+        raise MistakeError(f"decoder option {name}: {value!r}; expected one of {expected}")
+
+
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
 
 

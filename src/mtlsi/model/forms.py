@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mtlsi.errors import MistakeError
-from mtlsi.model.decoder_spec import DecoderSpec
+from mtlsi.model.decoder_spec import DecoderSpec, check_choice
 from mtlsi.model.preliminary import DEEP_SUPERVISION
 
 
@@ -69,7 +69,5 @@ def form_of(spec: DecoderSpec) -> Form:
         raise MistakeError(f"unknown form {spec.sizes.form!r}; expected {' or '.join(FORMS)}")
     changes = {name: value for name, value in spec.given(Form).items() if value is not None}
     for name, value in changes.items():
-        if value not in CHOICES[name]:
-            expected = ", ".join(str(choice).lower() for choice in CHOICES[name])
-            raise MistakeError(f"decoder option {name}: {value!r}; expected one of {expected}")
+        check_choice(name, value, CHOICES[name])
     return replace(FORMS[spec.sizes.form], **changes)

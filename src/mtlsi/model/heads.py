@@ -49,25 +49,31 @@ class TaskHeads(nn.Module):
         self.mix = FineMix(len(outputs), width, mix) if mix else None
         self.predict = Predictions(width, outputs)
         self.index: Sequence[int] | None = None
-        """The tasks that are computed behind the mix; None: all."""
+        """The tasks that are computed behind the mix, or at all where there is none; None: all."""
 
     def forward(self, x: Float[Tensor, "b t c h w"], finest: Float[Tensor, "b f y x"]) -> Float[Tensor, "b o y x"]:
+        if self.mix is None:
+            x = self.cut(x)
         x = self.refine(x)
         if self.fine is not None:
             x = resize_maps(x, finest.shape[-2:]) + self.fine(finest)
         if self.mix is not None:
-            x = self.mix(x)
-        if self.index is not None:
-            x = take_tasks(x, self.index)
+            x = self.cut(self.mix(x))
         return self.predict(x if self.finish is None else self.finish(x))
 
+    def cut(self, x: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b _ c h w"]:
+        """The features of the tasks that are computed."""
+        return x if self.index is None else take_tasks(x, self.index)
+
     def for_tasks(self, index: Sequence[int]) -> TaskHeads:
-        """The heads of the tasks ``index``, which read the features of all tasks where those mix."""
+        """The heads of the tasks ``index`` that are given the refined features of all tasks."""
         if self.mix is None:
-            return for_tasks(self, index)
-        chosen = shallow_copy(self)
-        chosen.finish = None if self.finish is None else for_tasks(self.finish, index)
-        chosen.predict, chosen.index = for_tasks(self.predict, index), tuple(index)
+            chosen = for_tasks(self, index)
+        else:
+            chosen = shallow_copy(self)
+            chosen.finish = None if self.finish is None else for_tasks(self.finish, index)
+            chosen.predict = for_tasks(self.predict, index)
+        chosen.index = tuple(index)
         return chosen
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mtlsi.errors import MistakeError
+from mtlsi.model.decoder_spec import check_choice
 from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import DEEP_SUPERVISION, PreliminaryDecoder, TaskPyramid
 from mtlsi.nn.task_subset import for_tasks, shallow_copy
@@ -27,11 +27,7 @@ class HeadsOnlyOptions:
     interaction gives."""
 
     def __post_init__(self) -> None:
-        if self.deep_supervision not in DEEP_SUPERVISION:
-            expected = ", ".join(DEEP_SUPERVISION)
-            raise MistakeError(
-                f"decoder option deep_supervision: {self.deep_supervision!r}; expected one of {expected}"
-            )
+        check_choice("deep_supervision", self.deep_supervision, DEEP_SUPERVISION)
 
 
 class HeadsOnlyDecoder(nn.Module):
