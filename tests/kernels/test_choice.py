@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtlsi import kernels
 from mtlsi.errors import MistakeError
-from mtlsi.kernels import choice, cpu_attention, cpu_linear, default, reference
+from mtlsi.kernels import choice, cpu_attention, cpu_linear, cpu_tokens, default, reference
 
 
 @pytest.fixture
@@ -112,3 +112,14 @@ def test_attention_takes_the_form_for_its_arguments():
         with torch.no_grad():
             assert choice.choose("attention", wide, many, many, 2, None) is cpu_attention.chunked
         assert choice.choose("attention", wide, many, many, 2, None) is default.attention  # a gradient may be wanted
+        trained = wide.bfloat16().requires_grad_()
+        assert choice.choose("attention", trained, many, many, 2, None) is cpu_attention.written_out
+
+
+def test_a_batch_of_small_images_is_not_taken_image_by_image():
+    one, two, large = torch.zeros(1, 1, 4, 8), torch.zeros(2, 1, 4, 8), torch.zeros(2, 1, choice.MANY_POSITIONS, 8)
+    with kernels.use("cpu"):
+        for x, form in ((one, cpu_attention), (two, default), (large, cpu_attention)):
+            assert choice.choose("attend_and_expand", [x]) is form.attend_and_expand
+        for x, form in ((one, cpu_tokens), (two, default), (large, cpu_tokens)):
+            assert choice.choose("assign_tokens", x) is form.assign_tokens

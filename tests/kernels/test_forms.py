@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mtlsi import kernels
+from mtlsi.kernels import choice, cpu_attention
 from mtlsi.kernels.choice import OPERATIONS
 
 B, T, N, C, D, K, M, H = 2, 3, 37, 8, 6, 5, 11, 2
@@ -60,6 +61,12 @@ ARGUMENTS = {
     "block_conv": lambda: (draw(B, 7, 5, 4), [draw(2, 3), draw(5, 4, seed=1)], [draw(2), draw(5, seed=1)]),
     "block_conv, no bias": lambda: (draw(B, 7, 5, 4), [draw(2, 3), draw(5, 4, seed=1)], None),
 }
+
+
+@pytest.fixture(autouse=True)
+def _small_maps_are_large_enough(monkeypatch):
+    """Forms that loop over the images leave batches of small ones to the default form; here they are to run on them."""
+    monkeypatch.setattr(choice, "MANY_POSITIONS", 1)
 
 
 def cases():
@@ -124,6 +131,25 @@ def test_tensors_of_half_precision_are_taken_as_they_are(form, dtype):
         with torch.no_grad(), kernels.use("reference"):
             expected = results(getattr(kernels, case.split(",")[0])(*make()))
         assert all(close(x, y, 0.06) for x, y in zip(ours, expected, strict=True)), case
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_attention_to_train_in_bf16_is_the_reference(mask):
+    """Queries are bf16 where a linear map came before; gradients reach what they were made of."""
+    ours, exact = (
+        [x.to(dtype).requires_grad_() for x in ARGUMENTS["attention"]()[:3]] for dtype in (torch.float32, torch.float64)
+    )
+    with kernels.use("cpu_written_out_to_train"):
+        low = [x.bfloat16() for x in ours]
+        assert choice.choose("attention", *low, H, mask) is cpu_attention.written_out
+        out = kernels.attention(*low, H, mask)
+    with kernels.use("reference"):
+        expected = kernels.attention(*exact, H, mask)
+    assert close(out, expected, 0.03)
+    target = draw(*expected.shape, seed=11)
+    (out.double() * target).sum().backward()
+    (expected * target).sum().backward()
+    assert all(close(x.grad, y.grad, 0.03) for x, y in zip(ours, exact, strict=True))
 
 
 def test_every_operation_has_its_cases():

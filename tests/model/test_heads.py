@@ -142,13 +142,16 @@ def test_the_mix_adds_what_all_tasks_say_side_by_side(at_stride_4):
     module.mix.register_forward_hook(lambda _, args, out: seen.update(before=args[0], after=out))
     whole = module(x, finest)
     before, mix = seen["before"], module.mix
-    together = torch.cat([before[:, t] for t in range(3)], 1)
-    few = torch.einsum("bchw,dc->bdhw", together, mix.down.weight[..., 0, 0])
+    few = torch.cat([torch.einsum("bchw,cd->bdhw", before[:, t], mix.down.weight[t]) for t in range(3)], 1)
+    few = few + mix.down.bias.reshape(6, 1, 1)
+    few = torch.einsum("bchw,dc->bdhw", few, mix.across.weight[..., 0, 0])
     few = torch.cat([F.conv2d(few[:, i : i + 1], mix.spatial.weight[i : i + 1], padding=1) for i in range(6)], 1)
     gain = mix.norm.weight / (mix.norm.running_var + mix.norm.eps).sqrt()
     few = F.gelu((few - mix.norm.running_mean[:, None, None]) * gain[:, None, None] + mix.norm.bias[:, None, None])
-    many = torch.einsum("bdhw,cd->bchw", few, mix.up.weight[..., 0, 0]) + mix.up.bias[:, None, None]
-    torch.testing.assert_close(seen["after"], before + many.unflatten(1, (3, WIDTH)), atol=1e-4, rtol=1e-4)
+    of_task = few.split(2, 1)
+    for t in range(3):
+        many = torch.einsum("bdhw,dc->bchw", of_task[t], mix.up.weight[t]) + mix.up.bias[t, 0, :, None, None]
+        torch.testing.assert_close(seen["after"][:, t], before[:, t] + many, atol=1e-4, rtol=1e-4)
     subset = module.for_tasks(SUBSET)
     names = [list(OUTPUTS)[i] for i in SUBSET]
     for name in names:

@@ -151,12 +151,18 @@ for _name in __all__[:-1]:
 for _name in ("task_linear", "task_linear_chunks", "task_linear_concat"):
     OPERATIONS[_name].cpu.append(CPUForm("cpu_grouped", getattr(cpu_linear, _name), choice.always, probes.linear))
 OPERATIONS["attend_and_expand"].cpu.append(
-    CPUForm("cpu_per_image", cpu_attention.attend_and_expand, choice.always, probes.expansion)
+    CPUForm("cpu_per_image", cpu_attention.attend_and_expand, choice.loops_over_images, probes.expansion)
 )
 OPERATIONS["assign_tokens"].cpu.append(
-    CPUForm("cpu_chunked_tokens", cpu_tokens.assign_tokens, choice.not_compiling, probes.assignment)
+    CPUForm("cpu_chunked_tokens", cpu_tokens.assign_tokens, choice.has_own_backward, probes.assignment)
 )
 OPERATIONS["attention"].cpu += [
+    CPUForm(
+        "cpu_written_out_to_train",
+        cpu_attention.written_out,
+        cpu_attention.is_trained_in_bf16,
+        probes.attention_to_train,
+    ),
     CPUForm("cpu_written_out", cpu_attention.written_out, cpu_attention.is_bf16_with_few_keys, probes.attention_to_few),
     CPUForm(
         "cpu_chunked_attention",

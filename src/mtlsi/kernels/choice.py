@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,8 @@ from mtlsi.timing import cpu_name
 
 MODES = ("auto", "cpu", "default", "reference")
 ROUNDS = 5
+MANY_POSITIONS = 1024
+"""From here on one image is work enough for a loop over the images to cost nothing."""
 CLEARLY_FASTER = 0.67
 """A CPU form gives way where the default form takes less than this share of its time: noise must not decide."""
 
@@ -130,9 +132,15 @@ def always(*_: object) -> bool:
     return True
 
 
-def not_compiling(*_: object) -> bool:
-    """A form with a backward pass of its own, which a compiler cannot look into."""
-    return not torch.compiler.is_compiling()
+def loops_over_images(first: torch.Tensor | Sequence[torch.Tensor], *_: object) -> bool:
+    """A form that takes one image (n positions each) after another: slower for a batch of small ones."""
+    x = first if isinstance(first, torch.Tensor) else first[0]
+    return len(x) == 1 or x.shape[2] >= MANY_POSITIONS
+
+
+def has_own_backward(first: torch.Tensor | Sequence[torch.Tensor], *_: object) -> bool:
+    """The same, with a backward pass of its own, which a compiler cannot look into."""
+    return loops_over_images(first) and not torch.compiler.is_compiling()
 
 
 def _is_exporting() -> bool:

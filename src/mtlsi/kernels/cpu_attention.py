@@ -14,6 +14,9 @@ from mtlsi.kernels.default import FROM_HEADS, TO_HEADS, query_shares, without_au
 
 FEW_KEYS = 128
 """Up to here bf16 attention is written out: torch's fused kernel takes 6 times as long for 64 keys on a Zen 5."""
+FEW_KEYS_TO_TRAIN = 1024
+"""Up to here it is where gradients are wanted: the fused kernel's backward pass takes 3 times as long for 256 keys and 8
+times as long for 64 on a Zen 4. What is kept for that pass grows with the keys."""
 WIDE_HEAD = 32
 """From this width on, and for more keys, two grouped products beat torch's fused kernel on a Zen 5: by a tenth to a third
 in float32, by a third to a half in bf16."""
@@ -32,6 +35,12 @@ def written_out(queries: Tensor, keys: Tensor, values: Tensor, num_heads: int, m
 def is_bf16_with_few_keys(queries: Tensor, keys: Tensor, *_: object) -> bool:
     """What ``written_out`` is for."""
     return queries.dtype == torch.bfloat16 and keys.shape[2] <= FEW_KEYS
+
+
+def is_trained_in_bf16(queries: Tensor, keys: Tensor, *_: object) -> bool:
+    """The same where gradients are wanted, for more keys."""
+    trained = torch.is_grad_enabled() and queries.requires_grad and not torch.compiler.is_compiling()
+    return trained and queries.dtype == torch.bfloat16 and keys.shape[2] <= FEW_KEYS_TO_TRAIN
 
 
 def chunked(queries: Tensor, keys: Tensor, values: Tensor, num_heads: int, mask: None = None) -> Tensor:

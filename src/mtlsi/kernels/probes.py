@@ -51,6 +51,16 @@ def attention_to_few() -> Calls:
     return _without_gradients(cpu_attention.written_out, default.attention, (queries, keys, keys, 2))
 
 
+def attention_to_train() -> Calls:
+    """Forward and backward of bf16 attention to 256 keys."""
+
+    def probe(form: Callable[..., Tensor]) -> None:
+        queries, keys = (_positions(n, 64).to(torch.bfloat16).requires_grad_() for n in (1024, 256))
+        form(queries, keys, keys, 2).sum().backward()
+
+    return {"cpu": lambda: probe(cpu_attention.written_out), "default": lambda: probe(default.attention)}
+
+
 def attention_to_many() -> Calls:
     """float32 attention to 512 keys."""
     queries, keys = _positions(1024, 64), _positions(512, 64)

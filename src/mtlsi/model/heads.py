@@ -3,23 +3,22 @@
     prediction = V GELU(BN(conv(X)))                                      where the decoder works at stride 4
     prediction = V GELU(BN(conv(up(GELU(BN(conv(X)))) + BN(W M_1))))      where it works at a coarser one
 
-    Y <- Y + U GELU(BN(dw(D Y)))                                          with ``mix``, before the last convolution
+    Y <- Y + U GELU(BN(dw(A D Y)))                                        with ``mix``, before the last convolution
 
-per task: X the refined features, M_1 the backbone's finest map, ``up`` bilinear. Of all tasks together: Y their features at
-stride 4 side by side, D and U matrices to few channels and back, dw a depthwise 3x3 convolution.
+per task: X the refined features, Y the same at stride 4, M_1 the backbone's finest map, ``up`` bilinear, D and U matrices to
+few channels and back. Across all tasks: A a matrix of those few channels side by side, dw a depthwise 3x3 convolution.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtlsi.nn.layers import Predictions, TaskConvolution, TaskProjection
-from mtlsi.nn.layout import apart, resize_maps, side_by_side
+from mtlsi.nn.layers import Predictions, TaskConvolution, TaskLinear, TaskProjection
+from mtlsi.nn.layout import apart, resize_maps, side_by_side, to_map, to_positions
 from mtlsi.nn.task_subset import for_tasks, shallow_copy, take_tasks
 
 
@@ -78,7 +77,7 @@ class TaskHeads(nn.Module):
 
 
 class FineMix(nn.Module):
-    """Y + U GELU(BN(dw(D Y))): what the tasks tell one another at stride 4, through ``channels`` of each, begins at zero.
+    """Y + U GELU(BN(dw(A D Y))): what the tasks tell one another at stride 4, through ``channels`` of each, begins at zero.
 
     Choice: the paper's tasks meet at the decoder's stride alone, where a boundary, a depth edge and the outline of an object
     are too coarse to agree.
@@ -86,15 +85,16 @@ class FineMix(nn.Module):
 
     def __init__(self, num_tasks: int, width: int, channels: int):
         super().__init__()
+        few = num_tasks * channels
         self.num_tasks = num_tasks
-        few, many = num_tasks * channels, num_tasks * width
-        self.down = nn.Conv2d(many, few, 1, bias=False)
+        self.down = TaskLinear(num_tasks, width, channels)
+        self.across = nn.Conv2d(few, few, 1, bias=False)
         self.spatial = nn.Conv2d(few, few, 3, padding=1, groups=few, bias=False)
         self.norm = nn.BatchNorm2d(few)
-        self.up = nn.Conv2d(few, many, 1)
+        self.up = TaskLinear(num_tasks, channels, width)
         nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(cast(Tensor, self.up.bias))
 
     def forward(self, x: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
-        mixed = self.up(F.gelu(self.norm(self.spatial(self.down(side_by_side(x))))))
-        return x + apart(mixed, self.num_tasks)
+        few = to_map(self.down(to_positions(x)), x.shape[-2:])
+        mixed = F.gelu(self.norm(self.spatial(self.across(side_by_side(few)))))
+        return x + to_map(self.up(to_positions(apart(mixed, self.num_tasks))), x.shape[-2:])
