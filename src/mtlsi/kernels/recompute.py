@@ -36,12 +36,12 @@ def _recomputed(module: nn.Module, *inputs: Any) -> Any:
     forward = partial(type(module).forward, module)
     if not torch.is_grad_enabled():
         return forward(*inputs)
-    context = lambda: (nullcontext(), _frozen_statistics(module))  # noqa: E731
+    context = lambda: (nullcontext(), frozen_statistics(module))  # noqa: E731
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=context)
 
 
 @contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Within the context batch norms normalise by the batch as before, but leave their stored statistics alone."""
     norms = [norm for norm in batch_norms(module) if norm.training]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
