@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from mtlsi.kernels.recompute import frozen_statistics
+from mtlsi.kernels.recompute import FrozenStatistics
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.training.setup import TrainingRun
 from mtlsi.training.shared_maps import TaskGradients, shared_maps
@@ -57,7 +57,7 @@ def losses_again(run: TrainingRun, batches: Sequence[Mapping[str, Tensor]], seed
     """Each task's loss (t) on ``batches`` under the present weights, drawing from ``seed``; statistics stay as they are."""
     criterion, found = by_task_criterion(run), []
     torch.manual_seed(seed)
-    with frozen_statistics(run.network):
+    with FrozenStatistics(run.network):
         for batch in batches:
             with run.accelerator.autocast():
                 output = run.network(batch["image"], full_size=run.config.train.loss_at == "image")
