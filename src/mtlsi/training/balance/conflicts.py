@@ -48,6 +48,12 @@ class Conflicts(Balance):
     def backward(self, losses: Tensor, maps: Sequence[Tensor], share: float) -> None:
         from torchjd.autojac import mtl_backward
 
+        for parameter in (
+            *self.shared,
+            *self.decoder,
+        ):  # else torchjd keeps what autograd gives: views of one another, or in
+            if parameter.grad is None:  # another order of memory than their parameter's, which fused optimizers misread
+                parameter.grad = torch.zeros_like(parameter)
         mtl_backward(
             (share * losses).unbind(),
             features=[x for x in maps if x.grad_fn is not None],  # not those of frozen stages
