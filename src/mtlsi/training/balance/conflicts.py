@@ -24,7 +24,8 @@ class Conflicts(Balance):
     weights of all tasks side by side, each trained by its own task and, where tasks interact, by the others: they get the
     sum of the tasks' gradients, which is the fixed balance.
     The rows are those of the whole step: they are added up over micro-batches and averaged over processes before they are
-    aggregated. In memory they take t times the backbone's trained parameters.
+    aggregated. In memory they take t times the backbone's trained parameters. Where a task has no label in a whole step,
+    Nash-MTL, which needs all rows, keeps the weights of its last step.
     """
 
     needs_maps = True
@@ -48,11 +49,10 @@ class Conflicts(Balance):
     def backward(self, losses: Tensor, maps: Sequence[Tensor], share: float) -> None:
         from torchjd.autojac import mtl_backward
 
-        for parameter in (
-            *self.shared,
-            *self.decoder,
-        ):  # else torchjd keeps what autograd gives: views of one another, or in
-            if parameter.grad is None:  # another order of memory than their parameter's, which fused optimizers misread
+        # else torchjd keeps what autograd gives: views of one another, or in another order of memory than the parameter,
+        # which fused optimizers misread
+        for parameter in (*self.shared, *self.decoder):
+            if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         mtl_backward(
             (share * losses).unbind(),
@@ -73,7 +73,7 @@ class Conflicts(Balance):
         if not torch.isfinite(torch.stack([x.jac.sum() for x in rows]).sum()):
             raise MistakeError("the gradient of a task is not finite; start again with a lower --train.lr")
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # cvxpy's, on the way in which Nash-MTL's authors use it
+            warnings.simplefilter("ignore")  # cvxpy's, on the way in which Nash-MTL's authors use it
             torch.manual_seed(seed)  # PCGrad's order of tasks
             if isinstance(self.aggregator, GramianWeightedAggregator):  # no second copy of the rows in memory
                 self.weights = jac_to_grad(rows, self.aggregator, optimize_gramian_computation=True)
