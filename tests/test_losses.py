@@ -254,4 +254,13 @@ def test_losses_by_task_have_gradients_and_add_up_to_the_total():
     assert all(torch.equal(losses[name], value) and not value.requires_grad for name, value in detached.items())
     (gradient,) = torch.autograd.grad(losses["coarse/depth"], [coarse["depth"]])
     assert gradient.abs().sum() > 0
-    assert list(criterion.per_task(final, {}, labels)) == ["depth", "boundary"]
+    of_tasks = criterion.of_tasks(losses)  # in the order of the tasks, coarse losses with their task
+    for task, value in zip(criterion.tasks, of_tasks, strict=True):
+        alone = weights[task] * losses[task] + weights[f"coarse/{task}"] * losses[f"coarse/{task}"]
+        torch.testing.assert_close(value, alone)
+    torch.testing.assert_close(of_tasks.sum(), total)
+    (gradient,) = torch.autograd.grad(of_tasks[0], [coarse["depth"]])
+    assert gradient.abs().sum() > 0
+    alone = criterion.per_task(final, {}, labels)
+    assert list(alone) == ["depth", "boundary"]
+    torch.testing.assert_close(criterion.of_tasks(alone)[1], 50 * alone["boundary"])
