@@ -56,7 +56,7 @@ class Stop:
 @pytest.mark.parametrize("name", ["uncertainty", "dwa", "famo", "nash_mtl"])
 def test_a_run_that_was_cut_ends_as_an_unbroken_one(name, three_steps, tmp_path):
     if name == "nash_mtl":
-        pytest.importorskip("torchjd", reason="pip install 'mtlsi[balance]'")
+        pytest.importorskip("ecos", reason="pip install 'mtlsi[balance]'")
     config = with_train(three_steps, balance=name)
     train(config, tmp_path / "whole", console=quiet())
     with pytest.raises(KeyboardInterrupt):

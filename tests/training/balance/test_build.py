@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -37,7 +36,7 @@ def test_fixed_is_no_balance_at_all(network):
 @pytest.mark.parametrize("name", [name for name in BALANCES if name != "fixed"])
 def test_every_name_is_built(name, network):
     if name not in ("uncertainty", "dwa", "famo"):
-        pytest.importorskip("torchjd", reason="pip install 'mtlsi[balance]'")
+        pytest.importorskip("ecos" if name == "nash_mtl" else "torchjd", reason="pip install 'mtlsi[balance]'")
     built = build_balance(TrainConfig(balance=name), network, MultiTaskLoss(TASKS))
     assert built is not None
     assert built.num_tasks == 2
@@ -98,4 +97,5 @@ def test_without_torchjd_a_person_is_told_what_to_install(network, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "torchjd"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torchjd", None)
-    assert refusal(replace(TrainConfig(), balance="pcgrad"), network).endswith("pip install 'mtlsi[balance]'")
+    assert refusal(TrainConfig(balance="pcgrad"), network).endswith("pip install 'mtlsi[balance]'")
+    assert "ecos" in refusal(TrainConfig(balance="nash_mtl"), network)

@@ -14,8 +14,6 @@ from mtlsi.errors import MistakeError
 from mtlsi.model.network import MTLSINet
 from mtlsi.training.balance.base import Balance
 
-AGGREGATORS = ("upgrad", "pcgrad", "cagrad", "nash_mtl")
-
 
 class Conflicts(Balance):
     """Gradients of the tasks (t rows) at the backbone's trained parameters, aggregated; the decoder's are added up.
@@ -115,6 +113,9 @@ def build_aggregator(name: str, num_tasks: int) -> Any:
             return aggregation.PCGrad()
         return aggregation.CAGrad(c=0.4) if name == "cagrad" else aggregation.NashMTL(num_tasks)
     except ImportError as error:
+        more = (
+            " and, on Python 3.13 and later, pip install ecos (builds with a C compiler)" if name == "nash_mtl" else ""
+        )
         raise MistakeError(
-            f"train.balance {name} needs torchjd with its solvers; install them with: pip install 'mtlsi[balance]'"
+            f"train.balance {name} needs torchjd and its solvers; install them with: pip install 'mtlsi[balance]'{more}"
         ) from error
