@@ -18,7 +18,7 @@ from mtlsi.training.balance.base import Balance
 class Conflicts(Balance):
     """Gradients of the tasks (t rows) at the backbone's trained parameters, aggregated; the decoder's are added up.
 
-    Choice: the backbone is what all tasks share by construction, as in the four papers. The decoder's tensors hold the
+    Choice: the backbone is what all tasks share by construction. The decoder's tensors hold the
     weights of all tasks side by side, each trained by its own task and, where tasks interact, by the others: they get the
     sum of the tasks' gradients, which is the fixed balance.
     The rows are those of the whole step: they are added up over micro-batches and averaged over processes before they are
