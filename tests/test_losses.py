@@ -252,6 +252,14 @@ def test_losses_by_task_have_gradients_and_add_up_to_the_total():
     weights = {"depth": 3.0, "boundary": 50.0, "coarse/depth": 1.5, "coarse/boundary": 25.0}
     torch.testing.assert_close(total, sum(weights[name] * value for name, value in losses.items()))
     assert all(torch.equal(losses[name], value) and not value.requires_grad for name, value in detached.items())
-    (gradient,) = torch.autograd.grad(losses["coarse/depth"], [coarse["depth"]])
+    (gradient,) = torch.autograd.grad(losses["coarse/depth"], [coarse["depth"]], retain_graph=True)
     assert gradient.abs().sum() > 0
-    assert list(criterion.per_task(final, {}, labels)) == ["depth", "boundary"]
+    of_tasks = criterion.of_tasks(losses)  # in the order of the tasks, coarse losses with their task
+    for task, value in zip(criterion.tasks, of_tasks, strict=True):
+        alone = weights[task] * losses[task] + weights[f"coarse/{task}"] * losses[f"coarse/{task}"]
+        torch.testing.assert_close(value, alone)
+    torch.testing.assert_close(of_tasks.sum(), total)
+    torch.testing.assert_close(torch.autograd.grad(of_tasks[0], [coarse["depth"]])[0], 1.5 * gradient)
+    alone = criterion.per_task(final, {}, labels)
+    assert list(alone) == ["depth", "boundary"]
+    torch.testing.assert_close(criterion.of_tasks(alone)[1], 50 * alone["boundary"])

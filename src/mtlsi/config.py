@@ -19,6 +19,10 @@ PRECISIONS = {
 """Every spelling of a floating-point type, with the name it has in this project: torch's."""
 
 
+BALANCES = ("fixed", "uncertainty", "dwa", "famo", "upgrad", "pcgrad", "cagrad", "nash_mtl")
+"""What train.balance may be."""
+
+
 def split_names(names: str | Iterable[str]) -> tuple[str, ...]:
     """``"depth,normals"``, ``"[depth, normals]"`` or a sequence of names, as a tuple of names."""
     if not isinstance(names, str):
@@ -218,6 +222,11 @@ class TrainConfig:
     """Weight of the losses on the coarse predictions."""
     loss_weights: dict[str, float] = field(default_factory=dict)
     """Loss weight by task, where it should differ from the field's."""
+    balance: str = "fixed"
+    """How the tasks' losses become one gradient: fixed (by loss_weights), or from there on uncertainty, dwa, famo, upgrad,
+    pcgrad, cagrad, nash_mtl; the last four need pip install 'mtlsi[balance]'. See docs/balancing.md."""
+    dwa_window: int = 100
+    """Steps over which dwa averages losses before it compares them; the paper's is an epoch."""
     boundary_positive: float = 0.95
     """Weight of boundary pixels in the boundary loss; all others weigh one minus this."""
     loss_at: str = "prediction"
@@ -236,6 +245,8 @@ class TrainConfig:
     """Steps between saved states."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl."""
+    gradients_every: int = 0
+    """Steps between measurements of the tasks' gradients at the backbone's maps, norms and cosines; 0: none."""
     tracker: str | None = None
     """Name of an accelerate tracker, such as tensorboard."""
 
@@ -249,14 +260,17 @@ class TrainConfig:
             ("schedule", ("poly", "cosine")),
             ("loss_at", ("prediction", "image")),
             ("precision", ("float32", "bfloat16", "auto")),
+            ("balance", BALANCES),
         ):
             if getattr(self, name) not in known:
                 expected = f"{', '.join(known[:-1])} or {known[-1]}"
                 raise MistakeError(f"train.{name} {getattr(self, name)!r}; expected {expected}")
         if not 0 <= self.ema < 1:
             raise MistakeError(f"train.ema {self.ema}; expected at least 0 and below 1")
-        _at_least(1, "train", self, "iterations", "batch_size", "accumulate", "log_every")
-        _at_least(0, "train", self, "warmup", "checkpoint_every", "evaluate_every", "evaluate_images")
+        _at_least(1, "train", self, "iterations", "batch_size", "accumulate", "log_every", "dwa_window")
+        _at_least(
+            0, "train", self, "warmup", "checkpoint_every", "evaluate_every", "evaluate_images", "gradients_every"
+        )
         for name in ("lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise MistakeError(f"train.{name} {getattr(self, name)}; expected a number above 0")

@@ -169,11 +169,7 @@ class MultiTaskLoss(nn.Module):
         larger than a prediction are brought to its grid. A task without a label in this batch contributes 0.
         """
         losses = self.per_task(final, coarse, labels)
-        total = torch.zeros((), device=final[self.tasks[0]].device)
-        for name, value in losses.items():
-            scale = self.coarse_weight if name.startswith("coarse/") else 1.0
-            total = total + scale * self.weights[name.removeprefix("coarse/")] * value
-        return total, {name: value.detach() for name, value in losses.items()}
+        return self.total(losses), {name: value.detach() for name, value in losses.items()}
 
     def per_task(
         self, final: Mapping[str, Tensor], coarse: Mapping[str, Tensor], labels: Mapping[str, Tensor]
@@ -186,6 +182,25 @@ class MultiTaskLoss(nn.Module):
         for name in (name for name in self.tasks if name in coarse):
             losses[f"coarse/{name}"] = self._task_loss(TASKS[name], coarse[name], labels.get(name))
         return losses
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of ``losses``, which are those of ``per_task``."""
+        total = torch.zeros((), device=losses[self.tasks[0]].device)
+        for name, value in losses.items():
+            total = total + self._scale(name) * value
+        return total
+
+    def of_tasks(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Each task's share (t) of ``total``: its loss and its coarse loss, weighted, in the order of ``tasks``."""
+        shares = {task: self._scale(task) * losses[task] for task in self.tasks}
+        for task in self.tasks:
+            if (name := f"coarse/{task}") in losses:
+                shares[task] = shares[task] + self._scale(name) * losses[name]
+        return torch.stack(list(shares.values()))
+
+    def _scale(self, name: str) -> float:
+        """What the loss ``name`` is multiplied by."""
+        return (self.coarse_weight if name.startswith("coarse/") else 1.0) * self.weights[name.removeprefix("coarse/")]
 
     def _task_loss(self, task: Task, prediction: Tensor, label: Tensor | None) -> Tensor:
         if label is None:

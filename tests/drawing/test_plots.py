@@ -29,6 +29,23 @@ def test_curves_are_drawn_from_a_run_that_was_stopped_and_resumed(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "a.png"}
 
 
+def test_what_a_balance_gave_and_how_gradients_lie_is_drawn_where_it_was_logged(tmp_path):
+    plain = [{"step": s, "loss": 5 / s, "loss/depth": 2 / s} for s in (1, 2, 3)]
+    weights = [{**line, "balance/depth": 1.5, "balance/normals": 0.5} for line in plain]
+    gradients = [
+        {"step": 2, "gradient_norm/depth": 0.1, "gradient_norm/normals": 3.0, "gradient_cosine/depth/normals": -0.2},
+        {"step": 4, "gradient_norm/depth": 0.2, "gradient_norm/normals": 2.0},
+    ]
+    widths = []
+    for name, lines in (("plain", plain), ("weights", weights), ("both", weights + gradients)):
+        drawn = plot_curves(write_metrics(tmp_path / f"{name}.jsonl", lines), tmp_path / f"{name}.png")
+        with Image.open(drawn) as image:
+            widths.append(image.size)
+    one, two, four = widths  # panels; three in a row
+    assert two == (pytest.approx(2 * one[0], abs=2), one[1])
+    assert four == (pytest.approx(3 * one[0], abs=2), pytest.approx(2 * one[1], abs=2))
+
+
 def test_a_later_line_for_a_step_replaces_the_earlier(tmp_path):
     once = write_metrics(tmp_path / "once.jsonl", [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.0}])
     again = write_metrics(

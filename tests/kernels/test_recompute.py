@@ -28,6 +28,20 @@ def test_a_recomputed_module_gives_the_same_gradients_and_counts_its_batch_once(
         assert torch.equal(buffer, statistics_of(plain)[name]), name
 
 
+def test_several_backward_passes_over_one_graph_recompute_it_each_time():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GELU())
+    saving, x = copy.deepcopy(plain), torch.randn(2, 3, 8, 8, requires_grad=True)
+    recompute(saving, True)
+    found = []
+    for module in (plain, saving):
+        out = module(x)
+        found.append([torch.autograd.grad(out[:, c].square().sum(), x, retain_graph=True)[0] for c in range(3)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    for name, buffer in statistics_of(saving).items():
+        assert torch.equal(buffer, statistics_of(plain)[name]), name
+
+
 def saved_bytes(model, images):
     """What a forward keeps for the backward pass, each storage once, the weights left out."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}

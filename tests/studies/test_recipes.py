@@ -11,7 +11,7 @@ from mtlsi.model.decoders import DECODERS
 from mtlsi.studies.plan import read_plan
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "studies"
-NAMES = ("rivals", "scales", "tokens", "components", "single_task", "loss_weights", "forms")
+NAMES = ("rivals", "scales", "tokens", "components", "single_task", "loss_weights", "forms", "balance")
 
 
 def test_every_study_comes_for_scenes_and_for_nyud():

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -47,8 +47,9 @@ def plot_precision_recall(
 def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike) -> Path:
     """Draws a run's ``metrics.jsonl`` into ``out_png``: the loss of each task and each task's headline score.
 
-    A line is a JSON object with ``step`` and any of ``loss``, ``loss/<task>``, ``val/<task>/<score>``; other keys are
-    left out. A later line for the same step replaces the earlier one (a resumed run), and a line cut short by a stopped
+    A line is a JSON object with ``step`` and any of ``loss``, ``loss/<task>``, ``val/<task>/<score>``; where they are there,
+    also drawn are ``balance/<task>``, ``gradient_norm/<task>`` and ``gradient_cosine/<task>/<task>``. Other keys are left
+    out. A later line for the same step replaces the earlier one (a resumed run), and a line cut short by a stopped
     run is passed over.
     Raises ``MistakeError`` where the file is missing or holds nothing to draw.
     """
@@ -58,7 +59,12 @@ def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike) -> Path:
     if not losses and not scores:
         raise MistakeError(f'{metrics}: no loss and no score in it; expected lines such as {{"step": 1, "loss": 2.5}}')
     tints = dict(zip(TASKS, cycle(matplotlib.colormaps["tab10"].colors), strict=False))  # pyright: ignore
-    plots = bool(losses) + len(scores)
+    extras = [
+        found
+        for start in EXTRA_CURVES
+        if (found := [key for key in series if key.startswith(start) and TASKS.keys() >= {*key.split("/")[1:]}])
+    ]
+    plots = bool(losses) + len(scores) + len(extras)
     columns = min(plots, 3)
     lines = math.ceil(plots / columns)
     figure = Figure(figsize=(4.6 * columns, 3.4 * lines), layout="constrained")
@@ -75,6 +81,8 @@ def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike) -> Path:
         arrow = "higher" if task.higher_is_better else "lower"
         axis.plot(*series[key], color=tints[task.name], marker="o", ms=3.5)
         axis.set(title=f"{task.title}: {task.score} ({task.unit}), {arrow} is better".replace(" ()", ""))
+    for axis, keys in zip(axes[bool(losses) + len(scores) :], extras, strict=False):
+        _draw_by_task(axis, {key: series[key] for key in keys}, tints)
     for axis in axes[:plots]:
         axis.set(xlabel="iteration")
         axis.title.set_fontsize(10)
@@ -83,6 +91,26 @@ def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike) -> Path:
     for axis in axes[plots:]:
         axis.set_axis_off()
     return _save(figure, Path(out_png))
+
+
+EXTRA_CURVES = {
+    "balance/": "balance: weight by task",
+    "gradient_norm/": "norm of the tasks' gradients at the shared maps",
+    "gradient_cosine/": "cosine of the tasks' gradients",
+}
+"""What only some runs log, with its title."""
+
+
+def _draw_by_task(axis: Any, series: Mapping[str, tuple[list[int], list[float]]], tints: Mapping[str, Any]) -> None:
+    """A line for each ``START/TASK``, in its task's colour, or ``START/TASK/OTHER``."""
+    for key, (steps, values) in series.items():
+        start, *tasks = key.split("/")
+        style = {"color": tints[tasks[0]]} if len(tasks) == 1 else {}
+        axis.plot(
+            steps, values, lw=1.1, marker="o", ms=2, label=", ".join(TASKS[task].title for task in tasks), **style
+        )
+        axis.set(title=EXTRA_CURVES[f"{start}/"], yscale="log" if len(tasks) == 1 else "linear")
+    axis.legend(frameon=False, fontsize=7)
 
 
 def plot_scaling(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -36,20 +35,26 @@ def _recomputed(module: nn.Module, *inputs: Any) -> Any:
     forward = partial(type(module).forward, module)
     if not torch.is_grad_enabled():
         return forward(*inputs)
-    context = lambda: (nullcontext(), _frozen_statistics(module))  # noqa: E731
+    context = lambda: (nullcontext(), FrozenStatistics(module))  # noqa: E731
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=context)
 
 
-@contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Within the context batch norms normalise by the batch as before, but leave their stored statistics alone."""
-    norms = [norm for norm in batch_norms(module) if norm.training]
-    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
-    try:
-        yield
-    finally:
-        for norm, momentum, num_batches in before:
+class FrozenStatistics:
+    """Within the context batch norms normalise by the batch as before, but leave their stored statistics alone.
+
+    May be entered again after it was left: several backward passes over one graph recompute it each time.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = module
+
+    def __enter__(self) -> None:
+        norms = [norm for norm in batch_norms(self.module) if norm.training]
+        self.before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+            norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+
+    def __exit__(self, *_: object) -> None:
+        for norm, momentum, num_batches in self.before:
             norm.momentum, norm.num_batches_tracked = momentum, num_batches

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -28,6 +30,10 @@ class Step(NamedTuple):
     """Of every micro-batch: ``loss``, the total, and the losses by task; detached."""
     norm: Tensor | None
     """The gradient's norm before clipping."""
+    balance: Mapping[str, Tensor] = MappingProxyType({})
+    """By task, what a balance multiplied its loss or gradient by."""
+    gradients: Mapping[str, float] = MappingProxyType({})
+    """Figures of the tasks' gradients, where they were measured."""
 
     def mean_losses(self) -> dict[str, Tensor]:
         """The losses, as means over the micro-batches."""
@@ -35,7 +41,7 @@ class Step(NamedTuple):
 
 
 class Log:
-    """Mean losses of every ``log_every`` steps, on the console, in ``metrics.jsonl`` and with accelerate's tracker.
+    """Mean losses and weights of every ``log_every`` steps, on the console, in ``metrics.jsonl`` and with a tracker.
 
     Keeps ``position.seconds``, which goes on where a resumed run's saved state left it.
     """
@@ -63,9 +69,12 @@ class Log:
 
         Raises ``MistakeError`` for a loss that is not finite.
         """
+        if result.gradients:
+            self._write({"step": step, **result.gradients})
+        weights = {f"balance/{task}": weight for task, weight in result.balance.items()}
         for losses in result.losses:
-            for name, value in losses.items():
-                name = name if name == "loss" else f"loss/{name}"
+            named = {name if name == "loss" else f"loss/{name}": value for name, value in losses.items()}
+            for name, value in {**named, **weights}.items():
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.num_added += len(result.losses)
         self.position.seconds = time.perf_counter() - self.began

@@ -28,7 +28,9 @@ from mtlsi.model.network import MTLSINet
 from mtlsi.plugins import import_plugins
 from mtlsi.training.callbacks import Callbacks
 from mtlsi.training.log import Log, Step
+from mtlsi.training.passes import forward_backward, losses_again
 from mtlsi.training.setup import TrainingRun, Transform, assemble, learning_rate_factor, settle
+from mtlsi.training.shared_maps import TaskGradients
 
 
 def train(
@@ -122,22 +124,27 @@ def batches_from(step: int, run: TrainingRun) -> Iterable[dict[str, Tensor]]:
 def optimizer_step(run: TrainingRun, batches: Iterator[dict[str, Tensor]]) -> Step:
     """One step of the weights, on the mean gradient of ``accumulate`` micro-batches."""
     options, accelerator = run.config.train, run.accelerator
-    losses = []
-    torch.manual_seed(step_seed(run.config.seed, run.position.step, accelerator.process_index))  # drop path's draws
+    losses, passed = [], []
+    seeds = [step_seed(run.config.seed, run.position.step, process) for process in (0, accelerator.process_index)]
+    torch.manual_seed(seeds[1])  # drop path's draws
     run.optimizer.zero_grad(set_to_none=True)
+    measured = is_due(options.gradients_every, run.position.step + 1)
+    gradients = TaskGradients(accelerator, run.network.tasks) if measured else None
     for _ in range(options.accumulate):
         batch = {name: x.to(accelerator.device, non_blocking=True) for name, x in next(batches).items()}
-        with accelerator.autocast():
-            output = run.model(batch["image"], full_size=options.loss_at == "image")
-        loss, by_task = run.criterion(output.final, output.coarse, batch)
-        accelerator.backward(loss / options.accumulate)
-        losses.append({"loss": loss.detach(), **by_task})
+        losses.append(forward_backward(run, batch, gradients))
+        if run.balance is not None:
+            passed.append(batch)
+    if run.balance is not None:
+        run.balance.collect(seeds[0])
     norm = accelerator.clip_grad_norm_(run.model.parameters(), options.clip_norm)
     run.optimizer.step()
     run.scheduler.step()
     run.average.update(run.network)
+    if run.balance is not None:
+        run.balance.after_step(lambda: losses_again(run, passed, seeds[1]))
     run.position.step += 1
-    return Step(losses, norm)
+    return Step(losses, norm, run.balance_weights(), gradients.figures() if gradients else {})
 
 
 def step_seed(seed: int, step: int, process: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 from torchmetrics import Metric
 
 from mtlsi import kinds, run_folder
@@ -31,6 +31,8 @@ from mtlsi.model.pretrained import packaged_models
 from mtlsi.nn.layers import TaskLayerNorm
 from mtlsi.plugins import settle_plugins
 from mtlsi.run_folder import MovingAverage, Position
+from mtlsi.training.balance.base import Balance
+from mtlsi.training.balance.build import build_balance
 
 Transform = Callable[[Sample, Generator], Sample]
 """An augmentation: a sample and the generator of all its random draws, to a sample of the network's input."""
@@ -60,6 +62,14 @@ class TrainingRun:
     """Instead of the field's augmentation."""
     metrics: Mapping[str, Metric] | None = None
     """Instead of the metrics of these tasks."""
+    balance: Balance | None = None
+    """What makes one gradient of the tasks' losses; None: the criterion's total."""
+
+    def balance_weights(self) -> dict[str, Tensor]:
+        """By task, what the balance multiplied its loss or gradient by in the last step; empty without a balance."""
+        if self.balance is None:
+            return {}
+        return dict(zip(self.network.tasks, self.balance.weights.unbind(), strict=True))
 
 
 def settle(config: RunConfig) -> RunConfig:
@@ -98,9 +108,10 @@ def assemble(
     shared_tasks(network, val_set)
     check_metrics(metrics or {}, network.tasks)
     loss: nn.Module = build_criterion(network.tasks, options) if criterion is None else criterion
+    balance = build_balance(options, network, loss, accelerator.distributed_type)
     if accelerator.is_main_process:
         run_folder.prepare_run_folder(out, resume=resume)
-    optimizer = build_optimizer(network, options, loss)
+    optimizer = build_optimizer(network, options, [*loss.parameters(), *(balance.learned() if balance else [])])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options))
     average, position = MovingAverage(network, options.ema), Position()
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
@@ -111,6 +122,8 @@ def assemble(
     if any(parameter.requires_grad for parameter in loss.parameters()):
         loss = accelerator.prepare(loss)  # its gradients are averaged over processes, its weights saved
     accelerator.register_for_checkpointing(scheduler, average, position)
+    if balance is not None:
+        balance.prepare(accelerator)
     if resume:
         run_folder.load_state(accelerator, out)
     if accelerator.is_main_process:
@@ -120,7 +133,7 @@ def assemble(
         accelerator.init_trackers(out.name)
     return TrainingRun(
         config, out, accelerator, train_set, val_set, network, model, loss, optimizer, scheduler, average, position,
-        train_transform, metrics,
+        train_transform, metrics, balance,
     )  # fmt: skip
 
 
@@ -176,11 +189,11 @@ def build_criterion(tasks: tuple[str, ...], options: TrainConfig) -> MultiTaskLo
 
 
 def build_optimizer(
-    network: MTLSINet, options: TrainConfig, criterion: nn.Module | None = None
+    network: MTLSINet, options: TrainConfig, others: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
     """Adam or AdamW over four groups: backbone or decoder, with weight decay (matrices) or without (vectors).
 
-    Parameters that ``criterion`` has, such as learned task weights, are a fifth group, without weight decay.
+    ``others``, such as learned weights of the tasks, are a fifth group, without weight decay.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
     norms = [module for module in network.modules() if isinstance(module, TaskLayerNorm)]
@@ -197,7 +210,7 @@ def build_optimizer(
         }
         for (in_backbone, is_vector), parameters in groups.items()
     ]
-    learned = [p for p in criterion.parameters() if p.requires_grad] if criterion is not None else []
+    learned = [parameter for parameter in others if parameter.requires_grad]
     if learned:
         settings.append({"params": learned, "lr": options.lr, "weight_decay": 0.0})
     return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[options.optimizer](

@@ -1,0 +1,1 @@
+"""How the losses of the tasks become one gradient: a file per idea, ``build`` chooses."""

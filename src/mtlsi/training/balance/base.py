@@ -1,0 +1,55 @@
+"""What a training step asks of a balance, and what a balance by weights does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+
+class Balance:
+    """How the losses of the tasks become one gradient.
+
+    A step calls ``backward`` for each micro-batch, ``collect`` before the gradient is cut to its norm, and ``after_step``
+    when the weights have moved. ``losses`` (t) are those of one micro-batch in the order of the tasks, float32, each with
+    its coarse loss and times its fixed weight: the fixed weights are the scale at which a balance starts.
+    A loss of exactly 0 says that the batch has no label of the task: the task takes no part in it.
+    """
+
+    needs_maps: ClassVar[bool] = False
+    """Whether ``backward`` reads the backbone's maps; ``maps`` is empty otherwise."""
+
+    def __init__(self, num_tasks: int):
+        self.num_tasks = num_tasks
+
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Take the device and the processes of the run, and have what is kept between steps saved with its state."""
+        self.accelerator = accelerator
+        self.weights = torch.ones(self.num_tasks, device=accelerator.device)
+        """(t) What each task's loss, or its gradient, was multiplied by in the last step, on top of its fixed weight."""
+
+    def learned(self) -> list[nn.Parameter]:
+        """Parameters that the run's optimizer trains."""
+        return []
+
+    def backward(self, losses: Tensor, maps: Sequence[Tensor], share: float) -> None:  # noqa: ARG002
+        """Add ``share`` of the gradient of ``losses`` (t) to the network's."""
+        self.accelerator.backward(share * self.total(losses))
+
+    def total(self, losses: Tensor) -> Tensor:
+        """The scalar that a balance by weights minimises in the place of ``losses`` (t)."""
+        raise NotImplementedError
+
+    def collect(self, seed: int) -> None:
+        """Finish the step's gradient. ``seed``: of random draws that all processes must share."""
+
+    def after_step(self, losses_again: Callable[[], Sequence[Tensor]]) -> None:
+        """Learn from the step. ``losses_again``: the losses (t) of its micro-batches under the weights that it led to."""
+
+    def mean_of_processes(self, values: Tensor) -> Tensor:
+        """``values`` averaged over the processes, so that all of them go on alike."""
+        reduced: Any = self.accelerator.reduce(values, reduction="mean")
+        return reduced

@@ -1,0 +1,55 @@
+"""The balance that a configuration asks for, or what stands in its way."""
+
+from __future__ import annotations
+
+from accelerate.utils import DistributedType
+from torch import nn
+
+from mtlsi.config import TrainConfig
+from mtlsi.errors import MistakeError
+from mtlsi.losses import MultiTaskLoss
+from mtlsi.model.network import MTLSINet
+from mtlsi.training.balance.base import Balance
+from mtlsi.training.balance.conflicts import Conflicts
+from mtlsi.training.balance.dwa import DynamicWeightAverage
+from mtlsi.training.balance.famo import FAMO
+from mtlsi.training.balance.uncertainty import Uncertainty
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+def build_balance(
+    options: TrainConfig, network: MTLSINet, criterion: nn.Module, distributed: DistributedType = DistributedType.NO
+) -> Balance | None:
+    """The balance of ``options`` for the tasks of ``network``; None: fixed, the criterion's own total.
+
+    Raises ``MistakeError`` where balance or measurement of the tasks' gradients cannot work with the other parts.
+    """
+    if options.balance == "fixed" and not options.gradients_every:
+        return None
+    asked = f"train.balance {options.balance}" if options.balance != "fixed" else "train.gradients_every"
+    if not isinstance(criterion, MultiTaskLoss) or any(True for _ in criterion.parameters()):
+        raise MistakeError(
+            f"{asked} needs each task's loss by itself, and the criterion is {type(criterion).__name__}; expected a "
+            "MultiTaskLoss without parameters of its own: leave the criterion out, or choose fixed and gradients_every 0"
+        )
+    if distributed in SHARDED:
+        raise MistakeError(
+            f"{asked} does not work with {distributed.value}, which shards the gradients; launch with plain data parallelism"
+        )
+    if options.balance == "fixed":
+        return None
+    if len(network.tasks) == 1:
+        raise MistakeError(f"{asked} with the one task {', '.join(network.tasks)}; expected two or train.balance fixed")
+    for task, weight in criterion.weights.items():
+        if not weight:
+            raise MistakeError(
+                f"{asked} with train.loss_weights.{task} 0; expected weights above 0: leave the task out with data.tasks"
+            )
+    if options.balance == "uncertainty":
+        return Uncertainty(len(network.tasks))
+    if options.balance == "dwa":
+        return DynamicWeightAverage(len(network.tasks), options.dwa_window)
+    if options.balance == "famo":
+        return FAMO(len(network.tasks))
+    return Conflicts(options.balance, len(network.tasks), network)
