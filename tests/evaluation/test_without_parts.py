@@ -130,11 +130,25 @@ def test_without_coarse_predictions_their_weights_do_not_matter(network):
     assert differ(output.final, network(shown).final)
 
 
+def test_without_the_mix_its_last_weights_do_not_matter(network):
+    shown, blind = images(64, 96), copy.deepcopy(network)
+    mix = blind.decoder.heads.mix
+    if mix is None:
+        pytest.skip("the paper's form has none")
+    for last in mix.up.parameters():
+        last.zero_()
+    found = changed(network, VARIANTS["no_mix"])(shown).final
+    assert_same(found, blind(shown).final)
+    assert differ(found, network(shown).final)
+
+
 # ---- whatever is taken out
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_subset_of_the_tasks_lacks_the_part_too(network, name):
+    if name in left_out(network.decoder):
+        pytest.skip("the paper's form has no such part")
     shown, tasks = images(64, 96), ("semseg", "normals")
     whole = network(shown, tasks).final  # the network keeps what it made for these tasks
     found = changed(network, VARIANTS[name])(shown, tasks).final
@@ -169,6 +183,8 @@ def test_parts_that_a_network_was_trained_without_are_left_out_and_said_so():
     without = left_out(create_model("tiny", fusion=False).decoder)  # type: ignore[arg-type]
     assert without == dict.fromkeys(fusion, "the model has no fusion")
     assert left_out(create_model("tiny", cross_window=False).decoder).keys() == cross_window  # type: ignore[arg-type]
+    unmixed = left_out(create_model("tiny", decoder_options={"mix": 0}).decoder)  # type: ignore[arg-type]
+    assert unmixed == {"no_mix": "the model's heads do not mix"}
 
 
 def test_a_rival_has_no_such_parts():

@@ -136,9 +136,15 @@ def no_coarse(decoder: MTLSIDecoder) -> None:
     decoder.fusion = WithoutCoarse(decoder.fusion)
 
 
+def no_mix(decoder: MTLSIDecoder) -> None:
+    """The heads of the tasks tell one another nothing at stride 4."""
+    decoder.heads = shallow_copy(decoder.heads)
+    decoder.heads.mix = None
+
+
 OF_TOKENS: tuple[Change, ...] = (tokens_mean, tokens_of_another_image, no_tokens, no_windows)
 OF_FUSION: tuple[Change, ...] = (no_fusion, no_coarse)
-VARIANTS = {change.__name__: change for change in (*OF_TOKENS, *OF_FUSION)}
+VARIANTS = {change.__name__: change for change in (*OF_TOKENS, *OF_FUSION, no_mix)}
 """What is taken out, by name."""
 
 
@@ -149,4 +155,6 @@ def left_out(decoder: MTLSIDecoder) -> dict[str, str]:
         reasons |= dict.fromkeys((change.__name__ for change in OF_TOKENS), "the model has no CWIB, which reads tokens")
     if isinstance(decoder.fusion, NoFusion):
         reasons |= dict.fromkeys((change.__name__ for change in OF_FUSION), "the model has no fusion")
+    if decoder.heads.mix is None:
+        reasons[no_mix.__name__] = "the model's heads do not mix"
     return reasons
