@@ -287,6 +287,9 @@ class RunConfig:
     backbone_weights: str | None = None
     """none (random), pretrained (timm's, downloaded), a .safetensors file of the backbone, or a model to take it from: a
     packaged name, a run or model folder."""
+    init: str | None = None
+    """A trained model to start from, its sizes included: a packaged name, a run or model folder. Tasks and classes of the
+    same names keep their weights, the rest is new."""
     seed: int = 0
     """Seeds the weights, the order of images and every random draw."""
     plugins: Names = ()
@@ -309,6 +312,10 @@ class RunConfig:
         """Raises a one-line ``MistakeError`` for the first setting that cannot be trained with."""
         self.train.check()
         self.data.check()
+        if self.init is not None and self.backbone_weights is not None:
+            raise MistakeError(
+                "give one of init, the whole of a trained model, and backbone_weights, its backbone alone"
+            )
         if self.seed < 0:
             raise MistakeError(f"seed {self.seed}; expected 0 or more")
         stride = self.model_config().decoder_stride

@@ -17,7 +17,7 @@ from mtlsi.evaluation.report import Scores, score_table, write_scores
 from mtlsi.model.network import Output
 from mtlsi.tasks import num_channels
 from mtlsi.training.loop import train
-from mtlsi.training.setup import build_model
+from mtlsi.training.setup import build_model, set_first_weights
 
 ITERATIONS = 600
 
@@ -37,7 +37,9 @@ def run_demo(out: Path, *, iterations: int | None = None, console: Console | Non
     train_set, val_set = open_dataset(config.data, "train"), open_dataset(config.data, "val")
     torch.manual_seed(config.seed)
     console.print("measuring the untrained network and the best constant on the same unseen scenes")
-    untrained = evaluate(build_model(config, train_set), val_set, config.data)
+    fresh = build_model(config, train_set)
+    set_first_weights(fresh, config, train_set)
+    untrained = evaluate(fresh, val_set, config.data)
     constant = evaluate(Constant(train_set), val_set, config.data)
     others = {"untrained": untrained, "constant": constant}
     console.print(score_table(trained, others=others))

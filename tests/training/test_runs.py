@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
@@ -117,6 +118,20 @@ def test_a_person_is_told_how_it_goes(tiny_run):
     assert "6/6" in tiny_run.said
     assert "images/s" in tiny_run.said
     assert f"run folder: {tiny_run.out}" in tiny_run.said.replace("\n", "")
+
+
+def test_a_run_that_starts_from_a_model_says_what_it_takes_over_and_resumes_without_it(tiny_run, two_steps, tmp_path):
+    donor, said = tmp_path / "donor", StringIO()
+    shutil.copytree(tiny_run.out, donor)
+    options = replace(two_steps.train, checkpoint_every=1)
+    config = replace(
+        two_steps, init=str(donor), data=replace(two_steps.data, tasks=("depth", "boundary")), train=options
+    )
+    train(config, tmp_path / "run", console=Console(file=said, width=300))
+    assert f"taken over from {donor}: depth, boundary: all" in said.getvalue()
+    shutil.rmtree(donor)
+    (tmp_path / "run" / "scores.json").unlink()  # as if it was cut before it was scored
+    assert resume(tmp_path / "run", console=quiet()).keys() == {"depth", "boundary"}
 
 
 # ---- resuming

@@ -14,7 +14,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.training import setup
-from mtlsi.training.setup import build_model, build_optimizer, learning_rate_factor, settle
+from mtlsi.training.setup import build_model, build_optimizer, learning_rate_factor, set_first_weights, settle
 
 NYUD = ("semseg", "depth", "normals", "boundary")
 
@@ -76,6 +76,7 @@ def test_depth_begins_at_the_middle_of_the_labels(tiny_config):
     dataset = open_dataset(tiny_config.data, "train")
     torch.manual_seed(0)
     network = build_model(tiny_config, dataset).eval()
+    assert set_first_weights(network, tiny_config, dataset) == {}
     median = np.median(np.concatenate([dataset[i]["depth"].numpy().ravel() for i in range(6)]))
     with torch.no_grad():
         out = network(torch.randn(1, 3, 64, 64))
@@ -100,11 +101,46 @@ def test_settling_writes_out_the_precision_and_whole_paths(monkeypatch, tmp_path
     assert settle(RunConfig()).data.root is None
 
 
+def begun(config, train_set):
+    network = build_model(config, train_set)
+    set_first_weights(network, config, train_set)
+    return network
+
+
 def test_a_run_starts_from_the_backbone_of_a_model_folder(tiny_run, two_steps):
     train_set = open_dataset(two_steps.data, "train")
-    begun = build_model(replace(two_steps, backbone_weights=str(tiny_run.out)), train_set)
+    network = begun(replace(two_steps, backbone_weights=str(tiny_run.out)), train_set)
     donor = MTLSINet.from_pretrained(tiny_run.out).backbone.state_dict()
-    assert all(torch.equal(value, donor[name]) for name, value in begun.backbone.state_dict().items())
+    assert all(torch.equal(value, donor[name]) for name, value in network.backbone.state_dict().items())
     with pytest.raises(MistakeError, match="of mobilenetv2_035; expected those of mobilenetv2_100"):
-        build_model(replace(two_steps, preset="mobilenetv2_100", backbone_weights=str(tiny_run.out)), train_set)
+        begun(replace(two_steps, preset="mobilenetv2_100", backbone_weights=str(tiny_run.out)), train_set)
     assert settle(replace(two_steps, backbone_weights="nyud-mobilenetv2")).backbone_weights == "nyud-mobilenetv2"
+
+
+def test_a_run_starts_from_a_whole_model_and_takes_its_sizes(tiny_run, two_steps):
+    asked = replace(two_steps, preset="mobilenetv2_100", model={"drop_path": 0.1}, init=str(tiny_run.out))
+    config, train_set = settle(asked), open_dataset(two_steps.data, "train")
+    assert config.model["backbone"] == "mobilenetv2_035"
+    network = build_model(config, train_set)
+    donor = MTLSINet.from_pretrained(tiny_run.out)
+    assert network.sizes == replace(donor.sizes, drop_path=0.1)
+    assert set_first_weights(network, config, train_set) == dict.fromkeys(NYUD, "all")
+    theirs = donor.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in network.state_dict().items())
+    with pytest.raises(MistakeError, match="has channels 24, the run 32"):
+        begun(settle(replace(asked, model={"channels": 32})), train_set)
+    with pytest.raises(MistakeError, match="give one of init"):
+        replace(asked, backbone_weights="pretrained").check()
+
+
+def test_only_a_new_depth_begins_at_the_middle_of_the_labels(two_steps, tmp_path):
+    config = replace(two_steps, data=replace(two_steps.data, tasks=("depth", "normals")))
+    train_set = open_dataset(config.data, "train")
+    for tasks, brought in ((("normals",), "new"), (("depth", "normals"), "all")):
+        donor = create_model("tiny", tasks=tasks)
+        donor.save_pretrained(tmp_path / brought)
+        own = replace(config, init=str(tmp_path / brought))
+        network = build_model(own, train_set)
+        assert set_first_weights(network, own, train_set) == {"depth": brought, "normals": "all"}
+        bias = network.decoder.heads.predict.of_task["depth"].bias.item()
+        assert (bias > 1) == (brought == "new")

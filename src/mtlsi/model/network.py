@@ -75,6 +75,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         super().__init__()
         register_records(own_tasks)
         config = ModelConfig.of(sizes)
+        self.sizes = config
         self.tasks = check_tasks(tasks)
         self.classes = {task: tuple(names) for task, names in classes.items() if task in self.tasks}
         self.input_size = (int(input_size[0]), int(input_size[1]))

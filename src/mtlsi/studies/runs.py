@@ -80,7 +80,7 @@ def check_runs(runs: Iterable[StudyRun], console: Console) -> None:
         run = next(run for run in runs if run.variant.name == variant)
         try:
             train_set, val_set = _open(run.config.data, opened, console)
-            network = build_model(run.config, train_set, with_weights=False)
+            network = build_model(settle(run.config), train_set)
             shared_tasks(network, val_set)
             build_criterion(network.tasks, run.config.train)
             check_tracker(run.config.train.tracker)

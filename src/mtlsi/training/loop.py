@@ -24,6 +24,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.report import Scores, introduce, write_scores
+from mtlsi.model.inherit import describe
 from mtlsi.model.network import MTLSINet
 from mtlsi.plugins import import_plugins
 from mtlsi.training.callbacks import Callbacks
@@ -61,11 +62,19 @@ def train(
     import_plugins(config.plugins)
     config.check()
     run = assemble(
-        settle(config), out, resume=resume, criterion=criterion, train_transform=train_transform, metrics=metrics
+        settle(config, resume=resume),
+        out,
+        resume=resume,
+        criterion=criterion,
+        train_transform=train_transform,
+        metrics=metrics,
     )
     options, position = run.config.train, run.position
     if run.accelerator.is_main_process:
         introduce(run.train_set, console)
+        if run.taken_over:
+            text = f"taken over from {run.config.init}: {describe(run.taken_over)}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
     batches = iter(batches_from(position.step, run))
     log = Log(run.accelerator, out, options, console, position)
     scores: Scores = {}

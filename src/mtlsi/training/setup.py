@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from torchmetrics import Metric
 
 from mtlsi import kinds, run_folder
-from mtlsi.config import RunConfig, TrainConfig
+from mtlsi.config import RunConfig, TrainConfig, sizes_of
 from mtlsi.data.datasets import LabelledImages, constant_predictions, open_dataset
 from mtlsi.data.transforms import Sample
 from mtlsi.device import choose_precision
@@ -26,6 +26,7 @@ from mtlsi.evaluation.evaluate import check_metrics, shared_tasks
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.build import create_model
 from mtlsi.model.decoder import start_predictions_at
+from mtlsi.model.inherit import NEW, inherit
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.pretrained import packaged_models
 from mtlsi.nn.layers import TaskLayerNorm
@@ -64,6 +65,8 @@ class TrainingRun:
     """Instead of the metrics of these tasks."""
     balance: Balance | None = None
     """What makes one gradient of the tasks' losses; None: the criterion's total."""
+    taken_over: Mapping[str, str] = field(default_factory=dict)
+    """By task, what the model that the run starts from brought."""
 
     def balance_weights(self) -> dict[str, Tensor]:
         """By task, what the balance multiplied its loss or gradient by in the last step; empty without a balance."""
@@ -72,19 +75,32 @@ class TrainingRun:
         return dict(zip(self.network.tasks, self.balance.weights.unbind(), strict=True))
 
 
-def settle(config: RunConfig) -> RunConfig:
-    """``config`` with all that depends on this machine written out: the precision, and absolute paths."""
+def settle(config: RunConfig, *, resume: bool = False) -> RunConfig:
+    """``config`` with all that depends on this machine written out: the precision, absolute paths, the sizes of ``init``.
+
+    ``resume``: they stand in it already, and the model that the run started from is needed no more.
+    """
     root = config.data.root and str(Path(config.data.root).resolve())
-    weights = config.backbone_weights
+    weights, init = config.backbone_weights, config.init
     if weights not in (None, "none", "pretrained", *packaged_models()):
         weights = str(Path(weights).resolve())
+    if init is not None and Path(init).is_dir():
+        init = str(Path(init).resolve())
     return replace(
         config,
+        model=config.model if init is None or resume else sizes_of_start(init, config),
         backbone_weights=weights,
+        init=init,
         plugins=settle_plugins(config.plugins),
         data=replace(config.data, root=root),
         train=replace(config.train, precision=choose_precision(config.train.precision)),
     )
+
+
+def sizes_of_start(init: str, config: RunConfig) -> dict[str, Any]:
+    """What turns the run's preset into the sizes of the model ``init``, under the changes that the run asks for."""
+    theirs, preset = asdict(MTLSINet.from_pretrained(init).sizes), asdict(sizes_of(config.preset, {}))
+    return {size: value for size, value in theirs.items() if value != preset[size]} | config.model
 
 
 def assemble(
@@ -104,7 +120,8 @@ def assemble(
     accelerator = Accelerator(mixed_precision="bf16" if options.precision == "bfloat16" else "no", **trackers)
     train_set, val_set = open_dataset(config.data, "train", config.seed), open_dataset(config.data, "val", config.seed)
     torch.manual_seed(config.seed)
-    network = build_model(config, train_set, with_weights=not resume)
+    network = build_model(config, train_set)
+    taken_over = {} if resume else set_first_weights(network, config, train_set)
     shared_tasks(network, val_set)
     check_metrics(metrics or {}, network.tasks)
     loss: nn.Module = build_criterion(network.tasks, options) if criterion is None else criterion
@@ -133,7 +150,7 @@ def assemble(
         accelerator.init_trackers(out.name)
     return TrainingRun(
         config, out, accelerator, train_set, val_set, network, model, loss, optimizer, scheduler, average, position,
-        train_transform, metrics, balance,
+        train_transform, metrics, balance, taken_over,
     )  # fmt: skip
 
 
@@ -145,11 +162,11 @@ def check_tracker(name: str | None) -> None:
         raise MistakeError(f"train.tracker {name!r} is not installed; expected one of those here: {known}")
 
 
-def build_model(config: RunConfig, dataset: LabelledImages, *, with_weights: bool = True) -> MTLSINet:
-    """The network of ``config`` for the tasks and classes of ``dataset``, its backbone loaded and frozen as configured.
+def build_model(config: RunConfig, dataset: LabelledImages) -> MTLSINet:
+    """The network of ``config`` for the tasks and classes of ``dataset``, its weights random, its backbone frozen as asked.
 
-    ``with_weights=False`` is for a resumed run, whose state brings all weights. The network's ``input_size`` is that of a
-    whole image at zoom 1: an image shown larger or smaller than that has other depths.
+    The network's ``input_size`` is that of a whole image at zoom 1: an image shown larger or smaller than that has other
+    depths.
     """
     network = create_model(
         config.preset,
@@ -158,24 +175,30 @@ def build_model(config: RunConfig, dataset: LabelledImages, *, with_weights: boo
         input_size=config.data.image_hw or dataset[0]["image"].shape[-2:],
         **config.model,
     )
-    if with_weights:
-        set_first_weights(network, config.backbone_weights or "none", dataset)
     network.backbone.freeze(config.train.freeze_stride, norm=config.train.freeze_norm)
     network.recompute(config.train.recompute)
     return network
 
 
-def set_first_weights(network: MTLSINet, backbone_weights: str, dataset: LabelledImages) -> None:
-    """Load the backbone as ``RunConfig.backbone_weights`` says, and start depth at its median in ``dataset``."""
-    if backbone_weights == "pretrained":
+def set_first_weights(network: MTLSINet, config: RunConfig, dataset: LabelledImages) -> dict[str, str]:
+    """Load what ``config.init`` and ``config.backbone_weights`` say, and start a new depth at its median in ``dataset``.
+
+    Gives by task what ``config.init`` brought of it.
+    """
+    weights = config.backbone_weights or "none"
+    if weights == "pretrained":
         network.backbone.download()
-    elif backbone_weights in packaged_models() or Path(backbone_weights).is_dir():
-        network.backbone.take_from(MTLSINet.from_pretrained(backbone_weights).backbone)
-    elif backbone_weights != "none":
-        network.backbone.load(backbone_weights)
+    elif weights in packaged_models() or Path(weights).is_dir():
+        network.backbone.take_from(MTLSINet.from_pretrained(weights).backbone)
+    elif weights != "none":
+        network.backbone.load(weights)
+    taken_over: dict[str, str] = {}
+    if config.init is not None:
+        taken_over = inherit(network, MTLSINet.from_pretrained(config.init), f"the model {config.init}")
     for task, value in constant_predictions(dataset).items():
-        if kinds.of(task).starts_at_constant:  # metres far from 0 would take a thousand steps to reach
-            start_predictions_at(network.decoder, task, value)
+        if kinds.of(task).starts_at_constant and taken_over.get(task, NEW) == NEW:
+            start_predictions_at(network.decoder, task, value)  # metres far from 0 would take a thousand steps to reach
+    return taken_over
 
 
 def build_criterion(tasks: tuple[str, ...], options: TrainConfig) -> MultiTaskLoss:

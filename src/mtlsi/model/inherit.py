@@ -1,0 +1,129 @@
+"""A network that begins with another one's weights, as far as tasks and classes of both have the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from mtlsi.config import ModelConfig
+from mtlsi.errors import MistakeError
+from mtlsi.model.network import MTLSINet
+
+ALL, NEW = "all", "new"
+
+
+def inherit(network: MTLSINet, other: MTLSINet, name: str = "the model") -> dict[str, str]:
+    """Copy into ``network`` every weight of ``other`` (called ``name``) that means the same there.
+
+    What serves all tasks is taken as it is; what has a task axis, or lays the tasks side by side, is taken task by task; a
+    last layer class by class. The rest stays as it was. Gives by task of ``network`` what of it was taken over: "all",
+    "new", or "3 of 13 classes". Raises ``MistakeError`` where the two have other sizes or no task in common.
+    """
+    check_sizes_agree(network.sizes, other.sizes, name)
+    shared = [task for task in network.tasks if task in other.tasks]
+    if not shared:
+        raise MistakeError(
+            f"{name} predicts {', '.join(other.tasks)}; expected one of the run's tasks among them, "
+            f"{', '.join(network.tasks)}: take its backbone alone, with backbone_weights"
+        )
+    ours, theirs = tensors_of(network), tensors_of(other)
+    with torch.device("meta"):
+        twin = tensors_of(with_another_number_of_tasks(network))
+    pairs = [(network.tasks.index(task), other.tasks.index(task)) for task in shared]
+    counts = (len(network.tasks), len(other.tasks))
+    with torch.no_grad():
+        for key, target in ours.items():
+            source = theirs.get(key)
+            task = next((part for part in key.split(".") if part in network.tasks), None)
+            if source is None or source.dim() != target.dim():
+                continue
+            if task is not None:
+                copy_classes(target, source, network.classes.get(task, ()), other.classes.get(task, ()))
+            elif key in twin:
+                copy_tasks(target, source, beside(target, twin[key], counts[0]), pairs, counts)
+    return {task: taken_over(task, network, other) for task in network.tasks}
+
+
+def check_sizes_agree(ours: ModelConfig, theirs: ModelConfig, name: str) -> None:
+    """Raises ``MistakeError`` for the first size in which two networks differ; stochastic depth is no size."""
+    mine, other = (asdict(replace(sizes, drop_path=0.0)) for sizes in (ours, theirs))
+    for size, value in other.items():
+        if mine[size] != value:
+            raise MistakeError(
+                f"{name} has {size} {value}, the run {mine[size]}; leave the run's preset and model sizes out, "
+                "or take the backbone alone, with backbone_weights"
+            )
+
+
+def with_another_number_of_tasks(network: MTLSINet) -> MTLSINet:
+    """A network of the same sizes with a task less, or more where there is one: its shapes say what has a task axis."""
+    tasks = list(network.tasks[:-1]) or [network.tasks[0], "normals" if network.tasks[0] != "normals" else "depth"]
+    return MTLSINet(tasks, network.classes, network.input_size, **asdict(network.sizes))
+
+
+def tensors_of(network: MTLSINet) -> dict[str, Tensor]:
+    """Weights and statistics by name."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def beside(target: Tensor, twin: Tensor, num_tasks: int) -> list[int]:
+    """The axes of ``target`` along which its tasks lie, each with as many rows: those on which ``twin`` differs."""
+    return [
+        axis
+        for axis, (rows, others) in enumerate(zip(target.shape, twin.shape, strict=True))
+        if rows != others and rows % num_tasks == 0
+    ]
+
+
+def copy_tasks(
+    target: Tensor, source: Tensor, axes: Sequence[int], pairs: Sequence[tuple[int, int]], counts: tuple[int, int]
+) -> None:
+    """Copy the rows of the tasks ``pairs`` (ours, theirs) on ``axes``; nothing where a shape differs otherwise."""
+    to, of = [list(range(n)) for n in target.shape], [list(range(n)) for n in source.shape]
+    for axis in axes:
+        rows = target.shape[axis] // counts[0]
+        if source.shape[axis] != rows * counts[1]:
+            return
+        to[axis] = [task * rows + row for task, _ in pairs for row in range(rows)]
+        of[axis] = [task * rows + row for _, task in pairs for row in range(rows)]
+    if all(len(a) == len(b) for a, b in zip(to, of, strict=True)):
+        target[grid(to)] = source[grid(of)]
+
+
+def copy_classes(target: Tensor, source: Tensor, ours: Sequence[str], theirs: Sequence[str]) -> None:
+    """Copy a task's own layer, the rows of classes that both name where the classes differ."""
+    to, of = [list(range(n)) for n in target.shape], [list(range(n)) for n in source.shape]
+    if ours != theirs:
+        both = [name for name in ours if name in theirs]
+        axes = [a for a in range(target.dim()) if (target.shape[a], source.shape[a]) == (len(ours), len(theirs))]
+        if not axes or not both:
+            return
+        to[axes[0]], of[axes[0]] = [ours.index(name) for name in both], [theirs.index(name) for name in both]
+    if all(len(a) == len(b) for a, b in zip(to, of, strict=True)):
+        target[grid(to)] = source[grid(of)]
+
+
+def grid(rows: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+    """Indices of the block that these rows of each axis span."""
+    return torch.meshgrid([torch.tensor(list(of)) for of in rows], indexing="ij") if rows else ()
+
+
+def taken_over(task: str, network: MTLSINet, other: MTLSINet) -> str:
+    """What of ``task`` ``other`` brings."""
+    if task not in other.tasks:
+        return NEW
+    ours, theirs = network.classes.get(task, ()), other.classes.get(task, ())
+    if ours == theirs:
+        return ALL
+    return f"{len(set(ours) & set(theirs))} of {len(ours)} classes"
+
+
+def describe(found: Mapping[str, str]) -> str:
+    """In a few words: ``depth, normals: all; semseg: 3 of 13 classes``."""
+    by_extent: dict[str, list[str]] = {}
+    for task, extent in found.items():
+        by_extent.setdefault(extent, []).append(task)
+    return "; ".join(f"{', '.join(tasks)}: {extent}" for extent, tasks in by_extent.items())

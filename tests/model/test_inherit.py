@@ -1,0 +1,110 @@
+"""What a network takes over from another one, against the two networks' own predictions and weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mtlsi.errors import MistakeError
+from mtlsi.model.build import create_model
+from mtlsi.model.inherit import describe, inherit
+from mtlsi.nn.layers import Predictions
+
+ROOM = ("wall", "floor", "bed")
+HALL = ("floor", "door", "wall", "lamp")
+
+
+def drawn(seed, **sizes):
+    """A network in evaluation whose every weight and statistic is drawn."""
+    torch.manual_seed(seed)
+    network = create_model("tiny", input_size=(64, 64), **sizes).eval()
+    with torch.no_grad():
+        for x in network.parameters():
+            x.normal_(std=0.2)
+        for name, x in network.named_buffers():
+            if x.is_floating_point():
+                x.uniform_(0.5, 2) if name.endswith("var") else x.normal_()
+    return network
+
+
+def predictions(network):
+    with torch.no_grad():
+        return network(torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(5)))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"form": "paper"}, {"queries": "dense"}, {"queries": "shared"}]
+    + [{"decoder": name} for name in ("taskexpert", "invpt", "atrc")],
+    ids=str,
+)
+def test_the_same_tasks_in_another_order_predict_the_same(sizes):
+    """Every weight must have found its place, those that mix tasks among them."""
+    old = drawn(0, tasks=("depth", "normals", "boundary"), **sizes)
+    new = drawn(1, tasks=("boundary", "depth", "normals"), **sizes)
+    assert inherit(new, old) == dict.fromkeys(new.tasks, "all")
+    ours, theirs = predictions(new), predictions(old)
+    for kind in ("final", "coarse"):
+        for task, expected in getattr(theirs, kind).items():
+            torch.testing.assert_close(getattr(ours, kind)[task], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_one_task_of_many_predicts_the_same_where_none_meet():
+    old = drawn(0, tasks=("depth", "boundary", "normals"), decoder="heads_only")
+    new = drawn(1, tasks=("boundary",), decoder="heads_only")
+    assert inherit(new, old) == {"boundary": "all"}
+    expected = predictions(old).final["boundary"]
+    torch.testing.assert_close(predictions(new).final["boundary"], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_plain_heads_of_shared_tasks_predict_the_same_beside_a_new_one():
+    old = drawn(0, tasks=("depth", "normals"), decoder="heads_only")
+    new = drawn(1, tasks=("saliency", "normals"), decoder="heads_only")
+    before = {name: x.clone() for name, x in new.named_parameters()}
+    found = inherit(new, old)
+    assert found == {"saliency": "new", "normals": "all"}
+    assert describe(found) == "saliency: new; normals: all"
+    torch.testing.assert_close(
+        predictions(new).final["normals"], predictions(old).final["normals"], atol=1e-4, rtol=1e-4
+    )
+    layer = next(x for x in new.modules() if isinstance(x, Predictions)).of_task["saliency"]
+    names = [name for name, x in new.named_parameters() if x is layer.weight]
+    assert torch.equal(layer.weight, before[names[0]])
+
+
+def test_more_tasks_take_over_what_the_shared_ones_say_to_one_another():
+    old, new = drawn(0, tasks=("depth", "normals")), drawn(1, tasks=("boundary", "normals", "depth"))
+    before = (
+        new.decoder.heads.mix.across.weight[:, :, 0, 0].detach().unflatten(0, (3, -1)).unflatten(2, (3, -1)).clone()
+    )
+    inherit(new, old)
+    after = new.decoder.heads.mix.across.weight[:, :, 0, 0].unflatten(0, (3, -1)).unflatten(2, (3, -1))
+    theirs = old.decoder.heads.mix.across.weight[:, :, 0, 0].unflatten(0, (2, -1)).unflatten(2, (2, -1))
+    for i, task in enumerate(new.tasks):
+        for j, other in enumerate(new.tasks):
+            shared = task in old.tasks and other in old.tasks
+            expected = theirs[old.tasks.index(task), :, old.tasks.index(other)] if shared else before[i, :, j]
+            assert torch.equal(after[i, :, j], expected)
+
+
+def test_classes_of_the_same_name_keep_their_rows():
+    old = drawn(0, tasks=("semseg", "depth"), classes={"semseg": ROOM})
+    new = drawn(1, tasks=("semseg", "depth"), classes={"semseg": HALL})
+    kept = new.decoder.heads.predict.of_task["semseg"].weight.clone()
+    assert inherit(new, old) == {"semseg": "2 of 4 classes", "depth": "all"}
+    ours, theirs = predictions(new).coarse["semseg"], predictions(old).coarse["semseg"]
+    for name in ("wall", "floor"):
+        torch.testing.assert_close(ours[:, HALL.index(name)], theirs[:, ROOM.index(name)], atol=1e-4, rtol=1e-4)
+    weight = new.decoder.heads.predict.of_task["semseg"].weight
+    assert torch.equal(weight[[1, 3]], kept[[1, 3]])
+    embed = new.decoder.fusion.embed["semseg"].weight
+    assert torch.equal(embed[:, [2, 0]], old.decoder.fusion.embed["semseg"].weight[:, [0, 1]])
+
+
+def test_what_does_not_fit_is_said():
+    old = create_model("tiny", tasks=("depth",))
+    with pytest.raises(MistakeError, match=r"the model has channels 24, the run 32; leave the run's preset"):
+        inherit(create_model("tiny", tasks=("depth",), channels=32), old)
+    with pytest.raises(MistakeError, match=r"predicts depth; expected one of the run's tasks among them, normals"):
+        inherit(create_model("tiny", tasks=("normals",)), old)
+    inherit(create_model("tiny", tasks=("depth",), drop_path=0.1), old)  # no size of a weight
