@@ -7,6 +7,7 @@ import torch
 from mtlsi import demo
 from mtlsi.data.datasets import constant_predictions, open_dataset
 from mtlsi.errors import MistakeError
+from mtlsi.evaluation.constant import Constant
 from mtlsi.evaluation.report import headline
 from mtlsi.kinds import decode
 from mtlsi.tasks import TASK_SETS
@@ -28,7 +29,7 @@ def small(monkeypatch):
 @pytest.mark.usefixtures("small")
 def test_constant_model_predicts_the_constants():
     dataset = open_dataset(demo.demo_config(1).data, "train")
-    model, expected = demo.Constant(dataset), constant_predictions(dataset)
+    model, expected = Constant(dataset), constant_predictions(dataset)
     out = model(torch.zeros(2, 3, 8, 8), dataset.tasks)
     assert set(out.final) == set(TASK_SETS["nyud"].tasks)
     for task, raw in out.final.items():

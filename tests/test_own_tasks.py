@@ -29,8 +29,8 @@ from mtlsi.data.sampling import RunSampler
 from mtlsi.data.transforms import flip, pad_centred, resize
 from mtlsi.dataset_tools.check import check
 from mtlsi.dataset_tools.prepare import prepare
-from mtlsi.demo import Constant
 from mtlsi.errors import MistakeError
+from mtlsi.evaluation.constant import Constant
 from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.field_files import save_for_field
 from mtlsi.losses import MultiTaskLoss

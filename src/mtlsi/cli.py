@@ -21,6 +21,7 @@ from mtlsi.options import (
     DeriveOptions,
     DiagnoseOptions,
     EvaluateOptions,
+    PackOptions,
     PredictOptions,
     PrepareOptions,
     StudyOptions,
@@ -29,7 +30,7 @@ from mtlsi.options import (
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
 
-NETWORK_VERBS = ("demo", "train", "evaluate", "diagnose", "predict", "benchmark")
+NETWORK_VERBS = ("demo", "train", "evaluate", "diagnose", "pack", "predict", "benchmark")
 """The verbs that run a network."""
 
 
@@ -173,6 +174,13 @@ def _diagnose(options: DiagnoseOptions) -> int:
     return 0
 
 
+def _pack(options: PackOptions) -> int:
+    from mtlsi.packing.pack import pack_from_command
+
+    pack_from_command(options)
+    return 0
+
+
 def _predict(options: PredictOptions) -> int:
     from mtlsi.model.network import MTLSINet
     from mtlsi.prediction.files import predict_paths
@@ -265,6 +273,7 @@ VERBS: dict[str, Verb] = {
     "study": (StudyOptions, _study, "train many variants of a recipe and compare them in one table"),
     "evaluate": (EvaluateOptions, _evaluate, "measure a model on labelled images"),
     "diagnose": (DiagnoseOptions, _diagnose, "measure what each part of a trained MTLSI-Net contributes"),
+    "pack": (PackOptions, _pack, "a trained model as a folder to share, with its card"),
     "predict": (PredictOptions, _predict, "predict every task for your images"),
     "boundary": (BoundaryOptions, _boundary, "score the boundary maps of any detector: ODS, OIS, AP"),
     "benchmark": (BenchmarkOptions, _benchmark, "measure what a model costs: operations, time, memory, growth"),

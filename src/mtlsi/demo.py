@@ -6,16 +6,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
 
-from mtlsi import kinds
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
-from mtlsi.data.datasets import LabelledImages, constant_predictions, open_dataset
+from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
+from mtlsi.evaluation.constant import Constant
 from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.report import Scores, score_table, write_scores
-from mtlsi.model.network import Output
-from mtlsi.tasks import num_channels
 from mtlsi.training.loop import train
 from mtlsi.training.setup import build_model, set_first_weights
 
@@ -77,21 +74,3 @@ def demo_config(iterations: int) -> RunConfig:
             loss_weights={"semseg": 3, "depth": 4, "normals": 5, "boundary": 20},  # balanced for so short a run
         ),
     )
-
-
-class Constant(nn.Module):
-    """A model that ignores the image: raw predictions that decode to each task's best constant."""
-
-    def __init__(self, dataset: LabelledImages):
-        super().__init__()
-        self.tasks, self.classes = dataset.tasks, dataset.classes
-        self.constants = constant_predictions(dataset)
-
-    def forward(self, images: Tensor, tasks: tuple[str, ...], *, full_size: bool = True) -> Output:  # noqa: ARG002
-        """Constant raw predictions (b channels 1 1), which upsample to any size."""
-        return Output({task: self.raw(task).expand(len(images), -1, 1, 1) for task in tasks}, {})
-
-    def raw(self, task: str) -> Tensor:
-        """The constant of ``task`` as raw channels (1 channels 1 1)."""
-        raw = kinds.of(task).raw_constant(self.constants[task], num_channels(task, self.classes))
-        return raw.view(1, -1, 1, 1)

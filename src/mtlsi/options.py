@@ -87,6 +87,18 @@ class DiagnoseOptions(MeasureOptions):
 
 
 @dataclass(frozen=True)
+class PackOptions(MeasureOptions):
+    """A folder to share: the model in half the size, and a card with its scores, measured now, its data and its training."""
+
+    out: Path = field(kw_only=True)
+    """The new folder, whose name becomes the model's."""
+    notes_path: Path | None = None
+    """A Markdown file that the card ends with: terms of the data, what the model is not good at."""
+    license: str = "mit"
+    """Licence of the weights, as model hubs name it."""
+
+
+@dataclass(frozen=True)
 class StudyOptions:
     """Train every variant of a study with every seed, each in the run folder OUT/VARIANT/SEED, and compare them.
 

@@ -175,6 +175,18 @@ def pack_model(run: Path, folder: Path) -> None:
     shutil.copyfile(run / "config.json", folder / "config.json")
 
 
+def training_seconds(run: Path) -> float | None:
+    """How long the run trained, evaluations left out; None where its metrics do not say."""
+    path = run / METRICS
+    seconds = 0.0
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            seconds = max(seconds, json.loads(line).get("train_s", 0.0))
+        except ValueError:  # cut short by a stopped run
+            continue
+    return seconds or None
+
+
 def save_state(accelerator: Any, out: Path) -> None:
     """The full state of the run. Atomic: written to a temporary folder, then renamed."""
     fresh, old = out / f".{STATE}.new", out / f".{STATE}.old"

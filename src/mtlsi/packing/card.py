@@ -1,0 +1,157 @@
+"""A model's card: what it predicts, how well, what it was trained on, and what it is not good at. Text only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+
+from mtlsi.config import RunConfig
+from mtlsi.evaluation.report import Scores, decimals
+from mtlsi.model.network import MTLSINet
+from mtlsi.tasks import TASKS
+
+PICTURE = "rooms.jpg"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The model's scores and what they were measured on."""
+
+    scores: Scores
+    constant: Scores
+    """Those of the best prediction that does not look at the image."""
+    data: str
+    """The data set's name."""
+    layout: str
+    """What the data set is called for people."""
+    images: int
+    split: str
+    shown_at: tuple[int, int]
+    derived: Sequence[str] = ()
+    """Tasks whose labels were worked out from other labels."""
+    flags: str = ""
+    """What the command needs beyond the data."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where the model comes from."""
+
+    config: RunConfig
+    layout: str
+    """What the training data is called for people."""
+    images: int | None
+    """How many of them; None: unknown here."""
+    seconds: float | None
+    """Of training, evaluations left out; None: unknown."""
+
+
+def card(
+    name: str, network: MTLSINet, measured: Measured, trained: Trained, *, megabytes: float, license: str, notes: str
+) -> str:
+    """The card in Markdown, with the front matter that model hubs read; ``notes``, Markdown too, come last."""
+    tags = ["multi-task-learning", *(TAGS[task] for task in network.tasks if task in TAGS)]
+    parts = [
+        f"---\nlicense: {license}\nlibrary_name: mtlsi\npipeline_tag: image-segmentation\ntags: [{', '.join(tags)}]\n---",
+        f"# {name}",
+        introduction(network, trained.config, megabytes),
+        f"![Predictions for generated rooms that it was not trained on]({PICTURE})",
+        f"## Scores\n{scores_text(name, measured)}",
+        f"## Data and training\n{training_text(trained)}",
+        notes.strip(),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+TAGS = {
+    "semseg": "semantic-segmentation",
+    "depth": "depth-estimation",
+    "normals": "surface-normals",
+    "boundary": "edge-detection",
+}
+"""By task, what hubs call it."""
+
+
+def introduction(network: MTLSINet, config: RunConfig, megabytes: float) -> str:
+    """What goes in, what comes out, and how large it is."""
+    sizes, outputs = network.sizes, []
+    for task in network.tasks:
+        record = TASKS[task]
+        named = f" ({len(network.classes[task])} classes)" if task in network.classes else ""
+        outputs.append(f"{record.title.lower()}{named}{f' in {record.unit}' if record.kind == 'distance' else ''}")
+    listed = " and ".join([", ".join(outputs[:-1]), outputs[-1]] if len(outputs) > 1 else outputs)
+    what = f"MTLSI-Net, form `{sizes.form}`," if sizes.decoder == "mtlsi" else f"The decoder `{sizes.decoder}`"
+    parameters = sum(x.numel() for x in network.parameters()) / 1e6
+    return (
+        f"One RGB image in; {listed} out. {what} on the backbone `{sizes.backbone}` (preset `{config.preset}`): "
+        f"{parameters:.2f} M parameters, {megabytes:.1f} MB on disk (matrices in float16)."
+    )
+
+
+def scores_text(name: str, measured: Measured) -> str:
+    """The command that measures them, and a row for each task."""
+    height, width = measured.shown_at
+    root = "" if measured.data == "scenes" else " --root FOLDER"
+    lines = [
+        f"On {measured.layout}: {measured.images} images of the split {measured.split}, shown at {height}x{width}, compared "
+        "at the labels' own size. *Constant*: the best prediction that does not look at the image.",
+        "",
+        f"```bash\nmtlsi evaluate {name} --data {measured.data}{root}{measured.flags}\n```",
+        "",
+        "| task | score | constant | other figures |",
+        "|---|---|---|---|",
+    ]
+    for task, values in measured.scores.items():
+        record = TASKS[task]
+        title = record.title + (" (derived labels)" if task in measured.derived else "")
+        best = f"{record.score} {figure(task, values[record.score])} {record.unit}".strip()
+        constant = measured.constant.get(task, {}).get(record.score, float("nan"))
+        others = ", ".join(
+            f"{key} {value:.4g}" for key, value in values.items() if key != record.score and "/" not in key
+        )
+        lines.append(f"| {title} | {best} | {figure(task, constant)} | {others} |")
+    if measured.derived:
+        lines += ["", "Derived labels were worked out from other labels: those figures do not compare with a paper's."]
+    return "\n".join(lines)
+
+
+def figure(task: str, value: float) -> str:
+    """A headline figure as tables give it; a dash where there is none."""
+    return "-" if isnan(value) else f"{value:.{decimals(task)}f}"
+
+
+def training_text(trained: Trained) -> str:
+    """What the run's configuration says, as a list."""
+    config, options, data = trained.config, trained.config.train, trained.config.data
+    images = "" if trained.images is None else f"{trained.images} images, "
+    whole = "as stored" if data.image_hw is None else f"resized to {data.image_hw[0]}x{data.image_hw[1]}"
+    frozen = [f"everything up to stride {options.freeze_stride}"] if options.freeze_stride else []
+    frozen += ["all batch statistics"] if options.freeze_norm else []
+    kept = f" Frozen of the backbone: {' and '.join(frozen)}." if frozen else ""
+    minutes = "" if trained.seconds is None else f" in {trained.seconds / 60:.0f} minutes"
+    balance = "" if options.balance == "fixed" else f", losses balanced by {options.balance}"
+    weights = ", ".join(f"{task} {weight:g}" for task, weight in options.loss_weights.items()) or "the field's"
+    lines = [
+        f"Trained on {trained.layout}: {images}{whole} times {data.zoom[0]:g} to {data.zoom[1]:g}, crops of "
+        f"{data.size_hw[0]}x{data.size_hw[1]}.",
+        start_text(config) + kept,
+        f"{options.iterations} steps of {options.batch_size * options.accumulate} images{minutes}: {options.optimizer}, "
+        f"learning rate {options.lr:g} ({options.backbone_lr_factor:g} of it for the backbone), {options.precision}"
+        f"{balance}.",
+        f"Loss weights: {weights}. The last weights, not the best.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def start_text(config: RunConfig) -> str:
+    """What the weights were before training."""
+    if config.init is not None:
+        return f"It starts from the model `{Path(config.init).name}`."
+    weights = config.backbone_weights or "none"
+    if weights == "none":
+        return "It starts from random weights."
+    return "The backbone starts from " + (
+        "timm's pretrained weights." if weights == "pretrained" else f"`{Path(weights).name}`."
+    )

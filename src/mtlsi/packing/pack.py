@@ -1,0 +1,122 @@
+"""``mtlsi pack``: a run's model in a folder to share, with its scores measured and its card written."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from mtlsi import run_folder
+from mtlsi.config import RunConfig
+from mtlsi.data.datasets import open_dataset
+from mtlsi.data.scenes.dataset import render_scene
+from mtlsi.drawing.panels import panel
+from mtlsi.errors import MistakeError, message_of
+from mtlsi.evaluation.constant import Constant
+from mtlsi.evaluation.evaluate import Subject, check_options, evaluate, open_subject
+from mtlsi.evaluation.report import score_table
+from mtlsi.options import PackOptions
+from mtlsi.packing.card import PICTURE, Measured, Trained, card
+from mtlsi.prediction.predictor import Predictor
+
+ROOMS = (1_000_246, 1_000_236)
+"""Generated rooms on a card's picture; validation images start at 1,000,000."""
+ROOM_HW = (288, 384)
+
+
+def pack_from_command(options: PackOptions, *, console: Console | None = None) -> Path:
+    """Write the folder ``options.out``, whole or not at all, and give its path.
+
+    The scores are those of the packed weights. Raises ``MistakeError`` where ``model`` is no run folder, ``out`` is there
+    already or the data cannot be read.
+    """
+    console = console or Console()
+    run, notes = Path(options.model), read_notes(options.notes_path)
+    check_options(options)
+    if options.out.exists():
+        raise MistakeError(f"--out {options.out} is there already; give a new folder")
+    config = run_folder.load_config(run)
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{options.out.name}-", dir=options.out.parent))
+    except OSError as error:
+        raise MistakeError(f"cannot write to {options.out.parent} ({message_of(error)}); give another --out") from error
+    try:
+        run_folder.import_named_plugins(options.plugin, run)
+        run_folder.pack_model(run, fresh)
+        subject = open_subject(replace(options, model=str(fresh)), console)
+        measured = measure(options, subject, console)
+        console.print(score_table(measured.scores, derived=measured.derived, others={"constant": measured.constant}))
+        Image.fromarray(rooms(subject)).save(fresh / PICTURE, quality=88)
+        text = card(
+            options.out.name,
+            subject.network,
+            measured,
+            trained(run, config, options, subject),
+            megabytes=(fresh / "model.safetensors").stat().st_size / 1e6,
+            license=options.license,
+            notes=notes,
+        )
+        (fresh / "README.md").write_text(text, encoding="utf-8")
+        for path in (fresh, *fresh.iterdir()):  # made for one's own eyes
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        fresh.rename(options.out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    console.print(f"model folder: {options.out}", markup=False, highlight=False, soft_wrap=True)
+    return options.out
+
+
+def read_notes(path: Path | None) -> str:
+    """The Markdown that a card ends with."""
+    try:
+        return "" if path is None else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MistakeError(f"--notes {path}: {message_of(error)}; expected a Markdown file") from error
+
+
+def measure(options: PackOptions, subject: Subject, console: Console) -> Measured:
+    """The model's scores and, on the same images, those of the best constant of the training split."""
+    dataset, indices = subject.dataset, subject.indices
+    scores = evaluate(subject.network, dataset, subject.config, indices=indices, device=subject.device, console=console)
+    training = open_dataset(subject.config, "train")
+    constant = evaluate(Constant(training), dataset, subject.config, indices=indices)
+    shown_at = subject.config.image_hw or subject.network.input_size
+    return Measured(
+        scores,
+        {task: values for task, values in constant.items() if task in scores},
+        options.data,
+        getattr(dataset, "layout", "generated rooms"),
+        len(indices),
+        options.split,
+        (shown_at[0], shown_at[1]),
+        dataset.derived,
+        f" --size {shown_at[0]} {shown_at[1]}" if options.size_hw else "",
+    )
+
+
+def trained(run: Path, config: RunConfig, options: PackOptions, subject: Subject) -> Trained:
+    """What the run folder says of the training."""
+    images, layout = None, config.data.name
+    if config.data.name == "scenes":
+        images, layout = config.data.num_train, "generated rooms"
+    elif config.data.name == options.data:
+        data = open_dataset(subject.config, "train")
+        images, layout = len(data), getattr(data, "layout", layout)
+    return Trained(config, layout, images, run_folder.training_seconds(run))
+
+
+def rooms(subject: Subject) -> np.ndarray:
+    """What the model predicts for generated rooms, one below the other, (H W 3) uint8."""
+    predictor, sheets = Predictor(subject.network, device=subject.device), []
+    for index in ROOMS:
+        image = render_scene(index, size_hw=ROOM_HW)["image"]
+        sheets.append(panel(image, predictor(image), subject.network.classes))
+    width = max(sheet.shape[1] for sheet in sheets)
+    padded = [np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0)), constant_values=255) for x in sheets]
+    return np.concatenate(padded)

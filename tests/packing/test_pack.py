@@ -1,0 +1,97 @@
+"""Packing a run: the folder is a model, and its card says what was measured and how the run was trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from mtlsi.cli import main
+from mtlsi.errors import MistakeError
+from mtlsi.evaluation.evaluate import evaluate_from_command
+from mtlsi.model.network import MTLSINet
+from mtlsi.options import EvaluateOptions, PackOptions
+from mtlsi.packing.pack import pack_from_command
+
+QUIET = Console(file=StringIO())
+
+
+def test_the_packed_folder_is_the_model_and_its_card_has_the_scores_of_its_own_command(tiny_run, tmp_path):
+    notes = tmp_path / "notes.md"
+    notes.write_text("## What it is not good at\n- Anything: it was trained for six steps.\n")
+    out = pack_from_command(
+        PackOptions(str(tiny_run.out), data="scenes", limit=3, out=tmp_path / "rooms-tiny", notes_path=notes),
+        console=QUIET,
+    )
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors", "rooms.jpg"]
+    run, packed = (MTLSINet.from_pretrained(folder).state_dict() for folder in (tiny_run.out, out))
+    for name, value in run.items():
+        torch.testing.assert_close(packed[name], value.half().float() if value.dim() > 1 else value, atol=0, rtol=0)
+    scores = evaluate_from_command(EvaluateOptions(str(out), data="scenes", limit=3), console=QUIET)
+    card = (out / "README.md").read_text()
+    front, text = card.split("---\n", 2)[1:]
+    assert yaml.safe_load(front)["license"] == "mit"
+    assert {"semantic-segmentation", "depth-estimation"} <= set(yaml.safe_load(front)["tags"])
+    assert "# rooms-tiny" in text
+    assert "mtlsi evaluate rooms-tiny --data scenes\n" in text
+    assert f"mIoU {scores['semseg']['mIoU']:.2f} %" in text
+    assert f"RMSE {scores['depth']['RMSE']:.4f} m" in text
+    assert f"mErr {scores['normals']['mErr']:.2f} deg" in text
+    assert "3 images of the split val, shown at 64x64" in text
+    assert "Trained on generated rooms: 6 images, resized to 64x64 times 0.5 to 2, crops of 64x64." in text
+    assert "It starts from random weights." in text
+    assert "6 steps of 2 images in 0 minutes: adamw, learning rate 0.001" in text
+    assert text.endswith("it was trained for six steps.\n")
+    parameters = sum(x.numel() for x in MTLSINet.from_pretrained(out).parameters())
+    assert f"{parameters / 1e6:.2f} M parameters" in text
+    with Image.open(out / "rooms.jpg") as picture:
+        assert min(picture.size) > 500
+
+
+def test_the_card_says_what_a_run_started_from_and_what_was_frozen(tiny_run, two_steps, tmp_path):
+    from mtlsi.training.loop import train
+
+    options = replace(two_steps.train, freeze_stride=4, freeze_norm=True, loss_weights={"depth": 2.0}, balance="dwa")
+    data = replace(two_steps.data, tasks=("depth", "normals"))
+    run = tmp_path / "run"
+    train(replace(two_steps, init=str(tiny_run.out), train=options, data=data), run, console=QUIET)
+    options = PackOptions(str(run), data="scenes", limit=2, size_hw=(32, 64), out=tmp_path / "two")
+    text = (pack_from_command(options, console=QUIET) / "README.md").read_text()
+    assert f"It starts from the model `{tiny_run.out.name}`." in text
+    assert "Frozen of the backbone: everything up to stride 4 and all batch statistics." in text
+    assert "losses balanced by dwa" in text
+    assert "Loss weights: depth 2." in text
+    assert "depth in m and surface normals out" in text
+    assert "--data scenes --size 32 64\n" in text
+
+
+def test_mistakes_leave_nothing(tiny_run, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    for arguments, told in (
+        (["nyud-mobilenetv2", "--data", "scenes", "--out", "new"], "expected the folder of a started run"),
+        ([str(tiny_run.out), "--data", "scenes", "--out", "there"], "there is there already; give a new folder"),
+        ([str(tiny_run.out), "--data", "nyud", "--out", "new"], "needs its folder"),
+        ([str(tiny_run.out), "--data", "scenes", "--notes", "none.md", "--out", "new"], "expected a Markdown file"),
+    ):
+        given = [str(tmp_path / x) if x in ("new", "there", "none.md") else x for x in arguments]
+        assert main(["pack", *given]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
+        assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_model_of_a_damaged_run_is_refused(tiny_run, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "model.safetensors"):
+        (run / name).write_bytes((tiny_run.out / name).read_bytes())
+    (run / "config.json").write_text(json.dumps({"tasks": ["depth"]}))
+    with pytest.raises(MistakeError):
+        pack_from_command(PackOptions(str(run), data="scenes", out=tmp_path / "new"), console=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
