@@ -269,7 +269,7 @@ def _check_workers(num_workers: int) -> None:
 Verb = tuple[type, Callable[[Any], int], str]
 """The options, what runs them, and what the list of commands says."""
 VERBS: dict[str, Verb] = {
-    "demo": (DemoOptions, _demo, "train a small model on generated scenes and draw what it predicts"),
+    "demo": (DemoOptions, _demo, "show the packaged models on generated rooms, then train a small one"),
     "study": (StudyOptions, _study, "train many variants of a recipe and compare them in one table"),
     "evaluate": (EvaluateOptions, _evaluate, "measure a model on labelled images"),
     "diagnose": (DiagnoseOptions, _diagnose, "measure what each part of a trained MTLSI-Net contributes"),

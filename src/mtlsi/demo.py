@@ -1,33 +1,49 @@
-"""The demo: train a small network on generated scenes for some minutes and compare it with two baselines."""
+"""The demo: what the packaged models predict for generated rooms, at once; then a small network, trained in some minutes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from PIL import Image
 from rich.console import Console
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.data.datasets import open_dataset
+from mtlsi.data.scenes.dataset import label_set_of
+from mtlsi.drawing.panels import compare_panel
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.constant import Constant
 from mtlsi.evaluation.evaluate import evaluate
+from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.report import Scores, score_table, write_scores
+from mtlsi.model.network import MTLSINet
+from mtlsi.model.pretrained import packaged_models
+from mtlsi.run_folder import prepare_run_folder
 from mtlsi.training.loop import train
 from mtlsi.training.setup import build_model, set_first_weights
 
 ITERATIONS = 600
+NUM_ROOMS = 8
+"""Generated rooms that a packaged model is measured on."""
 
 
 def run_demo(out: Path, *, iterations: int | None = None, console: Console | None = None) -> dict[str, Scores]:
-    """Train the preset ``tiny`` in ``out`` and compare it with the untrained network and the best constant.
+    """Show the packaged models, then train the preset ``tiny`` in ``out`` and compare it with two baselines.
 
-    Prints one table, writes ``demo.json`` into the run folder, and gives the three sets of scores, all on scenes that were
-    not trained on. Raises ``MistakeError`` if ``out`` holds a run already.
+    Of every packaged model ``<model>.png``, predictions above labels, lies in ``out``. Prints tables, writes ``demo.json``,
+    and gives the scores of the ``trained`` network, the ``untrained`` one and the best ``constant``, all on scenes that were
+    not trained on; nothing is trained, and {} given, with 0 iterations. Raises ``MistakeError`` if ``out`` holds a run
+    already.
     """
     console = console or Console()
-    if iterations is not None and iterations < 1:
-        raise MistakeError(f"--iterations {iterations}; expected at least 1")
+    if iterations is not None and iterations < 0:
+        raise MistakeError(f"--iterations {iterations}; expected 0, to train nothing, or more")
+    prepare_run_folder(out, resume=False)
+    for name in packaged_models():
+        show_packaged(name, out, console)
+    if iterations == 0:
+        return {}
     config = demo_config(iterations or ITERATIONS)
     console.print(f"training the preset {config.preset} on generated scenes, {config.train.iterations} steps")
     trained = train(config, out, console=console)
@@ -43,6 +59,26 @@ def run_demo(out: Path, *, iterations: int | None = None, console: Console | Non
     write_scores(trained, out / "demo.json", data="scenes", images=len(val_set), others=others)
     console.print(f"look at {out / 'samples'} and {out / 'curves.png'}")
     return {"trained": trained, **others}
+
+
+def show_packaged(name: str, out: Path, console: Console) -> None:
+    """Measure the packaged model ``name`` on generated rooms, beside the best constant, and draw one of them."""
+    network = MTLSINet.from_pretrained(name)
+    config = DataConfig(
+        name="scenes",
+        label_set=label_set_of(network.classes, network.tasks),
+        num_train=NUM_ROOMS,
+        num_val=NUM_ROOMS,
+        size_hw=network.input_size,
+    )
+    rooms, train_set = open_dataset(config, "val"), open_dataset(config, "train")
+    console.print(f"the packaged model {name} on {len(rooms)} generated rooms that it has never seen")
+    scores = evaluate(network, rooms, config)
+    console.print(score_table(scores, others={"constant": evaluate(Constant(train_set), rooms, config)}))
+    shown = predict_image(network, rooms, config, 0)
+    sheet = compare_panel(shown.photo, shown.predicted, shown.truth, network.classes)
+    Image.fromarray(sheet).save(out / f"{name}.png")
+    console.print(f"look at {out / name}.png", markup=False, highlight=False, soft_wrap=True)
 
 
 def demo_config(iterations: int) -> RunConfig:

@@ -30,12 +30,12 @@ def num_cpus() -> int:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Generate scenes, train the preset tiny on them, measure it on unseen ones, draw a panel."""
+    """Show what the packaged models predict for generated rooms; train a small network on such rooms and measure it."""
 
     out: Path = Path("demo")
     """Folder for the images and the model."""
     iterations: int | None = None
-    """Training steps; the default takes minutes on two cores."""
+    """Training steps; the default takes minutes on two cores. 0: only show the packaged models."""
 
 
 @dataclass(frozen=True)
