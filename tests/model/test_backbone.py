@@ -359,12 +359,13 @@ def test_imagenet_weights_load():
         assert all(x.isfinite().all() for x in backbone(random_images()))
 
 
-def test_weights_are_taken_from_a_backbone_of_the_same_name_only():
-    one, other = Backbone("mobilenetv2_035"), Backbone("mobilenetv2_035")
+@pytest.mark.parametrize("name", ["mobilenetv2_035", "vit_tiny_patch16_224"])
+def test_weights_are_taken_from_a_backbone_of_the_same_name_only(name):
+    one, other = Backbone(name), Backbone(name)
     images = torch.randn(1, 3, 64, 64)
     one.eval(), other.eval()
     assert not torch.equal(one(images)[-1], other(images)[-1])
     other.take_from(one)
     assert torch.equal(one(images)[-1], other(images)[-1])
-    with pytest.raises(MistakeError, match="of mobilenetv2_035; expected those of mobilenetv2_050"):
+    with pytest.raises(MistakeError, match=f"of {name}; expected those of mobilenetv2_050"):
         Backbone("mobilenetv2_050").take_from(one)

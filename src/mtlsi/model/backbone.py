@@ -130,12 +130,12 @@ class Backbone(nn.Module):
         self.body.load_state_dict(pretrained.state_dict())
 
     def take_from(self, other: Backbone) -> None:
-        """The weights of another network's backbone; ``MistakeError`` where that is not the same backbone."""
+        """The weights of another network's backbone, a pyramid's too; ``MistakeError`` where that is not the same backbone."""
         if other.name != self.name:
             raise MistakeError(
                 f"backbone weights of {other.name}; expected those of {self.name}: give a model that has it"
             )
-        self.body.load_state_dict(other.body.state_dict())
+        self.load_state_dict(other.state_dict())
 
     def load(self, path: str | Path) -> None:
         """Weights from a .safetensors file under timm's names; weights that do not fit are refused by name.
