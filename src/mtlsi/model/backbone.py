@@ -130,7 +130,7 @@ class Backbone(nn.Module):
         self.body.load_state_dict(pretrained.state_dict())
 
     def take_from(self, other: Backbone) -> None:
-        """The weights of another network's backbone, a pyramid's too; ``MistakeError`` where that is not the same backbone."""
+        """The weights of another network's backbone, pyramid included; ``MistakeError`` where it is another backbone."""
         if other.name != self.name:
             raise MistakeError(
                 f"backbone weights of {other.name}; expected those of {self.name}: give a model that has it"
