@@ -109,6 +109,9 @@ PRESETS: dict[str, ModelConfig] = {
         "hrnet_w18_small_v2", 48, 1, num_tokens=512, decoder_stride=8, context_pool=2, head_channels=48
     ),
     "vit_large": ModelConfig("vit_large_patch16_384", 128, 4, num_tokens=512, drop_path=0.15),
+    "convnext_tiny": ModelConfig("convnext_tiny", 64, 2, num_tokens=512, drop_path=0.15),
+    "dinov3_vits16": ModelConfig("vit_small_patch16_dinov3", 64, 2, num_tokens=512, drop_path=0.15),
+    "dinov2_vitb14": ModelConfig("vit_base_patch14_dinov2", 96, 3, num_tokens=512, drop_path=0.15),
     "mobilenetv2_100": ModelConfig("mobilenetv2_100", 64, 2, num_tokens=64, decoder_stride=8, context_pool=2),
     "tiny": ModelConfig("mobilenetv2_035", 24, 2, num_tokens=32, decoder_stride=8, context_pool=2),
     "taskexpert_vit_large": ModelConfig(
@@ -232,7 +235,9 @@ class TrainConfig:
     loss_at: str = "prediction"
     """prediction: labels are downsampled to the network's stride 4 (cheap); image: predictions are upsampled to it."""
     freeze_stride: int = 0
-    """Freeze the backbone up to the map of this stride; 0: train all of it."""
+    """Freeze the backbone's pretrained weights up to the map of this stride; 0: train all of them; 32: freeze all, without
+    drop path and on stored statistics. Of a plain ViT 4, 8, 16, 32 freeze a quarter of its blocks to all; the pyramid that
+    makes four maps of it is always trained."""
     freeze_norm: bool = False
     """The backbone's batch norms use their stored statistics: for small batches."""
     recompute: bool = False

@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.v2.functional import resize
 
 from mtlsi.config import PRESETS
 from mtlsi.errors import MistakeError
@@ -18,6 +20,9 @@ CHANNELS = {
     "swin_tiny": (96, 192, 384, 768),
     "swin_large": (192, 384, 768, 1536),
     "vit_large": (128, 256, 512, 512),
+    "convnext_tiny": (96, 192, 384, 768),
+    "dinov3_vits16": (128, 256, 512, 512),
+    "dinov2_vitb14": (128, 256, 512, 512),
     "taskexpert_vit_large": (128, 256, 512, 512),
     "atrc_hrnet_w18": (18, 36, 72, 144),
     "atrc_hrnet_w48": (48, 96, 192, 384),
@@ -63,7 +68,15 @@ def test_vit_gives_four_depths_spread_evenly():
         assert list(Backbone("vit_tiny_patch16_224").body.feature_info.out_indices) == [2, 5, 8, 11]
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "swin_tiny_patch4_window7_224",
+        "vit_small_patch16_dinov3",  # rotary positions and register tokens
+        "vit_small_patch14_dinov2",
+    ],
+)
 def test_transformers_take_images_of_other_sizes_than_they_were_made_for(name):
     backbone = Backbone(name).eval()
     with torch.no_grad():
@@ -71,6 +84,38 @@ def test_transformers_take_images_of_other_sizes_than_they_were_made_for(name):
             maps = backbone(random_images(height, width))
             assert [tuple(x.shape[2:]) for x in maps] == [(height // s, width // s) for s in (4, 8, 16, 32)]
             assert all(x.isfinite().all() for x in maps)
+
+
+def test_a_vit_of_patch_14_sees_the_image_at_14_sixteenths_of_its_size():
+    """Each patch of 14 then covers 16 pixels of the image; torchvision, which resizes like Pillow, does the same by hand."""
+    backbone = Backbone("vit_small_patch14_dinov2").eval()
+    with torch.no_grad():
+        shrunk = resize(random_images(64, 96), [56, 84], antialias=True)
+        depths = backbone.body(shrunk.contiguous(memory_format=torch.channels_last))
+        assert {tuple(x.shape[2:]) for x in depths} == {(4, 6)}
+        for ours, theirs in zip(backbone(random_images(64, 96)), backbone.pyramid(tuple(depths)), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        halves = backbone.bfloat16()(random_images(64, 96).bfloat16())
+    assert {x.dtype for x in halves} == {torch.bfloat16}
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_a_vit_of_patch_14_is_exported():
+    backbone = Backbone("vit_small_patch14_dinov2").eval()
+    exported = torch.export.export(backbone, (random_images(),)).module()
+    with torch.no_grad():
+        for ours, theirs in zip(backbone(random_images(seed=1)), exported(random_images(seed=1)), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_rotary_positions_and_register_tokens_are_recomputed_alike():
+    backbone, gradients = Backbone("vit_small_patch16_dinov3"), []
+    for on in (False, True):
+        backbone.recompute(on)
+        backbone.zero_grad()
+        sum(x.square().mean() for x in backbone(random_images())).backward()
+        gradients.append([p.grad for p in backbone.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_swin_maps_are_timms_own_with_the_channels_second():
@@ -104,17 +149,58 @@ def test_freeze_keeps_the_weights_upstream_of_a_map_and_no_others(stride, frozen
     assert [name for name, p in parameters.items() if not p.requires_grad] == names
 
 
-@pytest.mark.parametrize("name", [SMALL, "vit_tiny_patch16_224"])
-def test_frozen_maps_survive_an_optimizer_step_and_the_others_move(name):
+@pytest.mark.parametrize(
+    ("name", "stride", "survive"),
+    [
+        (SMALL, 8, [True, True, False, False]),
+        ("vit_tiny_patch16_224", 8, [True, True, False, False]),
+        ("vit_tiny_patch16_224", 32, [True] * 4),
+    ],
+)
+def test_frozen_maps_survive_an_optimizer_step_and_the_others_move(name, stride, survive):
+    """timm's maps; a plain ViT's are its depths, and the pyramid that they become is never frozen."""
     backbone = Backbone(name)
-    backbone.freeze(8, norm=True)
-    before = [x.detach() for x in backbone.eval()(random_images())]
+    backbone.freeze(stride, norm=True)
+
+    def maps():
+        backbone.eval()
+        return [x.detach() for x in (*backbone.own_maps(random_images()), *backbone(random_images()))]
+
+    before = maps()
     backbone.train()
     optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=1e-2)
     sum(x.square().mean() for x in backbone(random_images(seed=1))).backward()
     optimizer.step()
-    after = backbone.eval()(random_images())
-    assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, True, False, False]
+    same = [torch.equal(a, b) for a, b in zip(before, maps(), strict=True)]
+    assert same == survive + ([False] * 4 if backbone.pyramid is not None else survive)
+
+
+@pytest.mark.parametrize(("stride", "blocks"), [(4, 3), (8, 6), (16, 9), (32, 12)])
+def test_of_a_plain_vit_a_share_of_its_blocks_is_frozen_and_its_pyramid_never(stride, blocks):
+    with torch.device("meta"):
+        backbone = Backbone("vit_tiny_patch16_224")
+        backbone.freeze(stride, norm=False)
+    trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    expected = {
+        name
+        for name, _ in backbone.named_parameters()
+        if name.startswith("pyramid.") or any(f"blocks.{i}." in name for i in range(blocks, 12))
+    }
+    assert trained == expected
+
+
+@pytest.mark.parametrize("name", [SMALL, "vit_tiny_patch16_224"])
+def test_a_body_that_is_all_frozen_runs_in_training_as_in_evaluation(name):
+    """No path is dropped, and no statistics move, although ``norm`` does not say so."""
+    backbone = Backbone(name, drop_path=0.5)
+    backbone.freeze(32, norm=False)
+    with torch.no_grad():
+        expected = backbone.eval()(random_images())
+        trained = backbone.train()(random_images())
+    assert backbone.training
+    assert all(torch.equal(a, b) for a, b in zip(expected, trained, strict=True))
+    backbone.freeze(0, norm=False)
+    assert all(module.training for module in backbone.modules())
 
 
 def test_freezing_moves_no_statistics_and_keeps_the_mode():
@@ -140,7 +226,17 @@ def test_freeze_refuses_a_stride_without_a_map():
     assert "freeze_stride 2; expected" in mistake(lambda: Backbone(SMALL).freeze(2, norm=False))
 
 
-@pytest.mark.parametrize("name", [SMALL, "hrnet_w18_small", "vit_tiny_patch16_224", "convnext_atto"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        SMALL,
+        "hrnet_w18_small",
+        "vit_tiny_patch16_224",
+        "convnext_atto",
+        "vit_small_patch16_dinov3",
+        "vit_small_patch14_dinov2",
+    ],
+)
 def test_a_classifiers_float16_weights_load_under_timms_names(tmp_path, name):
     """The maps are then those that timm's own classifier computes on its way; its classifier weights are passed over."""
     classifier = timm.create_model(name).eval()
@@ -170,6 +266,27 @@ def test_loaded_maps_equal_timms(tmp_path):
         expected = classifier.forward_intermediates(same_layout, intermediates_only=True)[1:]
         for ours, theirs in zip(backbone(random_images()), expected, strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+def test_position_embeddings_of_another_size_are_resampled_and_those_of_no_square_refused(tmp_path):
+    def state_of(**options):
+        return timm.create_model("vit_tiny_patch16_224", **options).state_dict()
+
+    torch.manual_seed(0)
+    state = state_of(img_size=160)
+    save_file(state, tmp_path / "backbone.safetensors")
+    backbone = Backbone("vit_tiny_patch16_224")
+    backbone.load(tmp_path / "backbone.safetensors")
+    ours = backbone.body.state_dict()["model.pos_embed"]
+    assert torch.equal(ours[:, :1], state["pos_embed"][:, :1])  # the class token has no place in the grid
+    grid = state["pos_embed"][:, 1:].unflatten(1, (10, 10)).movedim(-1, 1)
+    grid = F.interpolate(grid, (14, 14), mode="bicubic", antialias=True)
+    torch.testing.assert_close(ours[:, 1:], grid.flatten(2).mT)
+    for positions in (state_of(img_size=(160, 96))["pos_embed"], state["pos_embed"][..., :-1]):
+        save_file(state | {"pos_embed": positions.contiguous()}, tmp_path / "other.safetensors")
+        message = mistake(lambda: backbone.load(tmp_path / "other.safetensors"))
+        assert "1 of another shape" in message
+        assert "model.pos_embed" in message
 
 
 @pytest.mark.parametrize(
@@ -242,12 +359,13 @@ def test_imagenet_weights_load():
         assert all(x.isfinite().all() for x in backbone(random_images()))
 
 
-def test_weights_are_taken_from_a_backbone_of_the_same_name_only():
-    one, other = Backbone("mobilenetv2_035"), Backbone("mobilenetv2_035")
+@pytest.mark.parametrize("name", ["mobilenetv2_035", "vit_tiny_patch16_224"])
+def test_weights_are_taken_from_a_backbone_of_the_same_name_only(name):
+    one, other = Backbone(name), Backbone(name)
     images = torch.randn(1, 3, 64, 64)
     one.eval(), other.eval()
     assert not torch.equal(one(images)[-1], other(images)[-1])
     other.take_from(one)
     assert torch.equal(one(images)[-1], other(images)[-1])
-    with pytest.raises(MistakeError, match="of mobilenetv2_035; expected those of mobilenetv2_050"):
+    with pytest.raises(MistakeError, match=f"of {name}; expected those of mobilenetv2_050"):
         Backbone("mobilenetv2_050").take_from(one)

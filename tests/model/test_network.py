@@ -20,7 +20,14 @@ CHANNELS = {
     "nyud": {"semseg": len(NYUD40), "depth": 1, "normals": 3, "boundary": 1},
     "pascal": {"semseg": len(PASCAL21), "parsing": len(PARTS7), "saliency": 2, "normals": 3, "boundary": 1},
 }
-TOO_LARGE_TO_RUN = [("swin_large", "nyud"), ("vit_large", "pascal"), ("taskexpert_vit_large", "pascal")]
+TOO_LARGE_TO_RUN = [
+    ("swin_large", "nyud"),
+    ("vit_large", "pascal"),
+    ("convnext_tiny", "nyud"),
+    ("dinov3_vits16", "pascal"),
+    ("dinov2_vitb14", "nyud"),
+    ("taskexpert_vit_large", "pascal"),
+]
 RUNNABLE = [p for p in PRESETS if PRESETS[p].decoder == "mtlsi" and p not in dict(TOO_LARGE_TO_RUN)]
 SUBSETS = [s for size in (1, 2, 3) for s in itertools.combinations(CHANNELS["nyud"], size)]
 
@@ -94,11 +101,15 @@ def test_contract(preset, dataset):
     assert all(x.isfinite().all() for x in (*output.final.values(), *output.coarse.values()))
 
 
-def test_contract_of_a_plain_vit():
-    """The preset's ViT is too large to run here; a small one takes the same way through the network."""
-    output = assert_trains(
-        seeded_model("vit_large", backbone="vit_tiny_patch16_224", channels=32), random_images(70, 101)
-    )
+@pytest.mark.parametrize("preset", ["vit_large", "dinov3_vits16", "dinov2_vitb14"])
+def test_contract_of_a_plain_vit(preset):
+    """The presets' ViTs are too large to run here; a small one takes the same way through the network."""
+    small = {
+        "vit_large": {"backbone": "vit_tiny_patch16_224"},
+        "dinov2_vitb14": {"backbone": "vit_small_patch14_dinov2"},
+    }
+    model = seeded_model(preset, channels=24, num_tokens=32, **small.get(preset, {}))
+    output = assert_trains(model, random_images(70, 101))
     assert shapes(output.final) == {task: (1, channels, 70, 101) for task, channels in CHANNELS["nyud"].items()}
 
 
@@ -116,6 +127,12 @@ PARAMETERS = {
     ("swin_tiny", "nyud"): (28_657_048, 1_139_230),
     ("hrnet_w18", "nyud"): (4_392_670, 531_950),
     ("vit_large", "nyud"): (309_159_134, 5_470_430),
+    ("convnext_tiny", "nyud"): (28_957_822, 1_139_230),
+    ("convnext_tiny", "pascal"): (29_301_033, 1_482_441),
+    ("dinov3_vits16", "nyud"): (23_767_838, 2_181_662),
+    ("dinov3_vits16", "pascal"): (24_109_001, 2_522_825),
+    ("dinov2_vitb14", "nyud"): (90_355_070, 3_776_894),
+    ("dinov2_vitb14", "pascal"): (91_022_249, 4_444_073),
     ("mobilenetv2_100", "nyud"): (2_576_510, 764_798),
     ("tiny", "nyud"): (371_338, 121_130),
     ("tiny", "pascal"): (410_161, 159_953),
