@@ -3,7 +3,7 @@
     python docs/draw_teaser.py [--out docs/teaser.png] [--scenes 1000246 1000236 1000298]
 
 The model was trained on photographs of NYUDv2 and has never seen a generated room. The three rooms were picked by hand
-among 400, from the tenth in which its predictions agree best with the labels.
+among 400, from the tenth in which the predictions of `nyud-mobilenetv2` agree best with the labels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("teaser.png"))
     parser.add_argument("--scenes", type=int, nargs="+", default=SCENES)
     options = parser.parse_args()
-    model = MTLSINet.from_pretrained("nyud-mobilenetv2")
+    model = MTLSINet.from_pretrained("nyud")
     predictor = Predictor(model)
     images = [render_scene(index, size_hw=SIZE_HW)["image"] for index in options.scenes]
     predictions = [predictor(image) for image in images]

@@ -15,7 +15,6 @@ from mtlsi.evaluation.evaluate import data_config, evaluate
 from mtlsi.evaluation.report import headline
 from mtlsi.kinds import decode
 from mtlsi.model.network import MTLSINet
-from mtlsi.model.pretrained import packaged_models
 from mtlsi.options import EvaluateOptions
 from mtlsi.tasks import TASK_SETS
 
@@ -46,7 +45,7 @@ def test_constant_model_predicts_the_constants():
 
 @pytest.mark.usefixtures("small")
 def test_demo_compares_three_models_and_writes_what_it_promises(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "packaged_models", list)
+    monkeypatch.setattr(demo, "SHOWN", ())
     scores = demo.run_demo(tmp_path / "out", iterations=2)
     assert list(scores) == ["trained", "untrained", "constant"]
     for of_model in scores.values():
@@ -63,15 +62,15 @@ def test_the_packaged_models_come_first_and_nothing_need_be_trained(tmp_path, mo
     monkeypatch.setattr(demo, "NUM_ROOMS", 2)
     said = StringIO()
     assert demo.run_demo(tmp_path / "out", iterations=0, console=Console(file=said, width=100)) == {}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{name}.png" for name in packaged_models()]
-    network = MTLSINet.from_pretrained("nyud-mobilenetv2")
-    options = EvaluateOptions("nyud-mobilenetv2", data="scenes", limit=0)
-    config = replace(data_config(options, network), num_val=2)
-    scores = headline(evaluate(network, open_dataset(config, "val"), config))
-    for value in scores.values():
-        assert f"{value:.4g}" in said.getvalue()
-    with Image.open(tmp_path / "out" / "nyud-mobilenetv2.png") as sheet:
-        assert min(sheet.size) > 300
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{name}.png" for name in demo.SHOWN)
+    for name in demo.SHOWN:
+        network = MTLSINet.from_pretrained(name)
+        config = replace(data_config(EvaluateOptions(name, data="scenes"), network), num_val=2)
+        scores = headline(evaluate(network, open_dataset(config, "val"), config))
+        for value in scores.values():
+            assert f"{value:.4g}" in said.getvalue()
+        with Image.open(tmp_path / "out" / f"{name}.png") as sheet:
+            assert min(sheet.size) > 300
 
 
 def test_what_cannot_be_is_refused_before_anything_is_done(tmp_path):

@@ -161,7 +161,7 @@ class DataConfig:
     tasks: Names | None = None
     """The tasks to learn, such as depth,normals; None: all that the data has."""
     label_set: str = "nyud"
-    """For scenes: nyud (four tasks) or pascal (five tasks)."""
+    """For scenes: nyud (four tasks), pascal (five) or all (six, with the classes of nyud)."""
     size_hw: tuple[int, int] = (128, 160)
     """Height and width of the crops that train the network; multiples of 32 waste no padding."""
     image_hw: tuple[int, int] | None = None

@@ -15,7 +15,7 @@ from typing import Any
 from mtlsi.config import PRECISIONS, DataConfig, ModelConfig, Names, RunConfig, TrainConfig, split_names
 from mtlsi.tasks import MAX_DIST, NUM_THRESHOLDS
 
-DEFAULT_MODEL = "nyud-mobilenetv2"
+DEFAULT_MODEL = "nyud"
 REPEATED = {"repeated": True}
 """Marks a flag that is given once per value, as in --plugin a.py --plugin b.py."""
 Size = tuple[int, int]

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -175,16 +175,28 @@ def pack_model(run: Path, folder: Path) -> None:
     shutil.copyfile(run / "config.json", folder / "config.json")
 
 
-def training_seconds(run: Path) -> float | None:
-    """How long the run trained, evaluations left out; None where its metrics do not say."""
-    path = run / METRICS
-    seconds = 0.0
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    saved_step: int
+    """The step whose weights ``model.safetensors`` holds."""
+    seconds: float | None
+    """Of training, evaluations left out; None where the metrics do not say."""
+
+
+def progress_of(run: Path, config: RunConfig) -> Progress:
+    """What ``metrics.jsonl`` says of the run: weights are saved every ``checkpoint_every`` steps, and at the end."""
+    path, step, seconds = run / METRICS, 0, 0.0
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
-            seconds = max(seconds, json.loads(line).get("train_s", 0.0))
+            values = json.loads(line)
         except ValueError:  # cut short by a stopped run
             continue
-    return seconds or None
+        step, seconds = max(step, values.get("step", 0)), max(seconds, values.get("train_s", 0.0))
+    every = config.train.checkpoint_every
+    stopped = 0 < step < config.train.iterations and every
+    return Progress(step // every * every if stopped else config.train.iterations, seconds or None)
 
 
 def save_state(accelerator: Any, out: Path) -> None:

@@ -11,7 +11,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.model import backbone as backbone_module
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
-from mtlsi.model.pretrained import packaged_models
+from mtlsi.model.pretrained import is_packaged, packaged_models
 from mtlsi.tasks import PARTS7
 
 
@@ -161,3 +161,12 @@ def test_packaged_models_come_back_by_name():
         model = MTLSINet.from_pretrained(name)
         with torch.no_grad():
             assert all(x.isfinite().all() for x in model(images()).final.values())
+
+
+def test_an_alias_stands_for_a_packaged_model():
+    if "nyud-efficientnet-lite2" not in packaged_models():
+        pytest.skip("no weights are packaged in this checkout")
+    one, other = MTLSINet.from_pretrained("nyud").state_dict(), MTLSINet.from_pretrained("nyud-efficientnet-lite2")
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.items())
+    assert is_packaged("nyud")
+    assert not is_packaged("nyu")

@@ -71,6 +71,20 @@ def test_the_card_says_what_a_run_started_from_and_what_was_frozen(tiny_run, two
     assert "--data scenes --size 32 64\n" in text
 
 
+def test_the_card_of_a_stopped_run_says_whose_weights_these_are(tiny_run, tmp_path):
+    """Stopped at step 5 of 6, where the last saved weights were those of step 4."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "config.json", "model.safetensors"):
+        (run / name).write_bytes((tiny_run.out / name).read_bytes())
+    lines = (tiny_run.out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] < 6]
+    (run / "metrics.jsonl").write_text("".join(kept) + '{"step": 6, "lo')
+    options = PackOptions(str(run), data="scenes", limit=2, out=tmp_path / "packed")
+    text = (pack_from_command(options, console=QUIET) / "README.md").read_text()
+    assert "4 steps of 2 images in 0 minutes (stopped; its schedule was made for 6): adamw" in text
+
+
 def test_mistakes_leave_nothing(tiny_run, tmp_path, capsys):
     (tmp_path / "there").mkdir()
     for arguments, told in (

@@ -23,7 +23,7 @@ from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet, pad_to_multiple
-from mtlsi.model.pretrained import packaged_models
+from mtlsi.model.pretrained import is_packaged, packaged_models
 from mtlsi.plugins import import_plugins
 from mtlsi.tasks import num_channels
 from mtlsi.timing import Timing, copy_rate, fit_power, matrix_rate, peak_memory, time_calls
@@ -53,7 +53,7 @@ def open_model(
     import_plugins(plugins)
     if name in PRESETS:
         return with_statistics(create_model(name, dataset=dataset or "nyud", **(changes or {})))
-    if name not in packaged_models() and not Path(name).exists():
+    if not is_packaged(name) and not Path(name).exists():
         raise MistakeError(
             f"unknown model {name!r}; expected a preset ({', '.join(PRESETS)}), a packaged model "
             f"({', '.join(packaged_models()) or 'none'}) or the folder of one"

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from mtlsi.errors import MistakeError, message_of
 
 PACKAGED = Path(__file__).parent.parent / "models"
+ALIASES = {"nyud": "nyud-efficientnet-lite2"}
+"""Names that stand for the best packaged model of their kind."""
 
 
 def packaged_models() -> list[str]:
@@ -22,12 +24,17 @@ def packaged_models() -> list[str]:
     return sorted(path.parent.name for path in PACKAGED.glob("*/model.safetensors"))
 
 
+def is_packaged(name: str) -> bool:
+    """Whether ``name`` is that of a packaged model, or stands for one."""
+    return ALIASES.get(name, name) in packaged_models()
+
+
 def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -> Any:
     """What ``load`` makes of a packaged name, a model or run folder or a hub id, in evaluation mode.
 
     Raises ``MistakeError`` where there is no such model or its weights do not fit its own config.json.
     """
-    packaged = PACKAGED / str(name)
+    packaged = PACKAGED / ALIASES.get(str(name), str(name))
     source = packaged if packaged.is_dir() else Path(name)
     if source.is_dir():
         for part in ("config.json", "model.safetensors"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from mtlsi.config import RunConfig
 from mtlsi.evaluation.report import Scores, decimals
 from mtlsi.model.network import MTLSINet
+from mtlsi.run_folder import Progress
 from mtlsi.tasks import TASKS
 
 PICTURE = "rooms.jpg"
@@ -44,8 +45,7 @@ class Trained:
     """What the training data is called for people."""
     images: int | None
     """How many of them; None: unknown here."""
-    seconds: float | None
-    """Of training, evaluations left out; None: unknown."""
+    progress: Progress
 
 
 def card(
@@ -130,14 +130,18 @@ def training_text(trained: Trained) -> str:
     frozen = [f"everything up to stride {options.freeze_stride}"] if options.freeze_stride else []
     frozen += ["all batch statistics"] if options.freeze_norm else []
     kept = f" Frozen of the backbone: {' and '.join(frozen)}." if frozen else ""
-    minutes = "" if trained.seconds is None else f" in {trained.seconds / 60:.0f} minutes"
+    done, seconds = trained.progress.saved_step, trained.progress.seconds
+    minutes = "" if seconds is None else f" in {seconds / 60:.0f} minutes"
+    steps = f"{done} steps of {options.batch_size * options.accumulate} images{minutes}"
+    if done < options.iterations:
+        steps += f" (stopped; its schedule was made for {options.iterations})"
     balance = "" if options.balance == "fixed" else f", losses balanced by {options.balance}"
     weights = ", ".join(f"{task} {weight:g}" for task, weight in options.loss_weights.items()) or "the field's"
     lines = [
         f"Trained on {trained.layout}: {images}{whole} times {data.zoom[0]:g} to {data.zoom[1]:g}, crops of "
         f"{data.size_hw[0]}x{data.size_hw[1]}.",
         start_text(config) + kept,
-        f"{options.iterations} steps of {options.batch_size * options.accumulate} images{minutes}: {options.optimizer}, "
+        f"{steps}: {options.optimizer}, "
         f"learning rate {options.lr:g} ({options.backbone_lr_factor:g} of it for the backbone), {options.precision}"
         f"{balance}.",
         f"Loss weights: {weights}. The last weights, not the best.",

@@ -108,7 +108,7 @@ def trained(run: Path, config: RunConfig, options: PackOptions, subject: Subject
     elif config.data.name == options.data:
         data = open_dataset(subject.config, "train")
         images, layout = len(data), getattr(data, "layout", layout)
-    return Trained(config, layout, images, run_folder.training_seconds(run))
+    return Trained(config, layout, images, run_folder.progress_of(run, config))
 
 
 def rooms(subject: Subject) -> np.ndarray:

@@ -17,7 +17,7 @@ from mtlsi.errors import MistakeError, message_of
 from mtlsi.evaluation.evaluate import shared_tasks
 from mtlsi.evaluation.report import introduce
 from mtlsi.model.network import MTLSINet
-from mtlsi.model.pretrained import packaged_models
+from mtlsi.model.pretrained import is_packaged
 from mtlsi.studies.plan import StudyRun
 from mtlsi.studies.times import seconds_per_step, times_of
 from mtlsi.training.loop import resume, train
@@ -104,7 +104,7 @@ def _check_weights(network: MTLSINet, weights: str, seen: set[tuple[str, str]]) 
     """Loads the backbone's first weights, once for each backbone; a download is left to the run."""
     if weights in ("none", "pretrained") or (network.backbone.name, weights) in seen:
         return
-    if weights in packaged_models() or Path(weights).is_dir():
+    if is_packaged(weights) or Path(weights).is_dir():
         network.backbone.take_from(MTLSINet.from_pretrained(weights).backbone)
     else:
         network.backbone.load(weights)

@@ -28,7 +28,7 @@ from mtlsi.model.build import create_model
 from mtlsi.model.decoder import start_predictions_at
 from mtlsi.model.inherit import NEW, inherit
 from mtlsi.model.network import MTLSINet
-from mtlsi.model.pretrained import packaged_models
+from mtlsi.model.pretrained import is_packaged
 from mtlsi.nn.layers import TaskLayerNorm
 from mtlsi.plugins import settle_plugins
 from mtlsi.run_folder import MovingAverage, Position
@@ -82,7 +82,7 @@ def settle(config: RunConfig, *, resume: bool = False) -> RunConfig:
     """
     root = config.data.root and str(Path(config.data.root).resolve())
     weights, init = config.backbone_weights, config.init
-    if weights not in (None, "none", "pretrained", *packaged_models()):
+    if weights not in (None, "none", "pretrained") and not is_packaged(weights):
         weights = str(Path(weights).resolve())
     if init is not None and Path(init).is_dir():
         init = str(Path(init).resolve())
@@ -188,7 +188,7 @@ def set_first_weights(network: MTLSINet, config: RunConfig, dataset: LabelledIma
     weights = config.backbone_weights or "none"
     if weights == "pretrained":
         network.backbone.download()
-    elif weights in packaged_models() or Path(weights).is_dir():
+    elif is_packaged(weights) or Path(weights).is_dir():
         network.backbone.take_from(MTLSINet.from_pretrained(weights).backbone)
     elif weights != "none":
         network.backbone.load(weights)
