@@ -31,9 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtlsi.benchmarking.runs import DID_NOT_WORK
 from mtlsi.cli import read_run, train_parser
 from mtlsi.config import RunConfig
+from mtlsi.data.scenes.dataset import LABEL_SETS
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
+from mtlsi.tasks import TASK_SETS
 from mtlsi.training.loop import batches_from, optimizer_step
 from mtlsi.training.setup import assemble, settle
 
@@ -65,14 +67,21 @@ def read_recipe(path: Path) -> RunConfig:
 
 
 def label_set(config: RunConfig) -> str:
-    """The tasks and classes that stand for those of the recipe's data: nyud or pascal."""
+    """The tasks and classes that stand for those of the recipe's data: nyud, pascal or all, those of scenes."""
     return {"scenes": config.data.label_set, "pascal": "pascal"}.get(config.data.name, "nyud")
+
+
+def network_of(config: RunConfig) -> MTLSINet:
+    """The recipe's network with random weights."""
+    tasks = LABEL_SETS[label_set(config)]
+    classes = {**TASK_SETS["pascal"].classes, **TASK_SETS["nyud" if "depth" in tasks else "pascal"].classes}
+    return create_model(config.preset, tasks=tasks, classes=classes, **config.model).eval()
 
 
 def count(config: RunConfig) -> Cost:
     """The cost of the recipe's network, on the meta device: shapes without arithmetic or memory."""
     with torch.device("meta"):
-        network = create_model(config.preset, dataset=label_set(config), **config.model).eval()
+        network = network_of(config)
         network.backbone.freeze(config.train.freeze_stride, norm=config.train.freeze_norm)
         network.recompute(config.train.recompute)
         images = torch.zeros(1, 3, *config.data.size_hw)

@@ -271,6 +271,6 @@ def test_changed_sizes_are_what_is_measured(tmp_path):
         report = json.loads((tmp_path / "report.json").read_text())
         stride_of[change] = report["totals"]["gflop"]["decoder"], report["changes"]
     (at_8, unchanged), (at_4, changed) = stride_of.values()
-    assert at_4 > 2 * at_8
+    assert at_4 > 1.5 * at_8
     assert unchanged == {}
     assert changed == {"decoder_stride": 4, "scales": [3]}
