@@ -89,8 +89,7 @@ def copy_tasks(
             return
         to[axis] = [task * rows + row for task, _ in pairs for row in range(rows)]
         of[axis] = [task * rows + row for _, task in pairs for row in range(rows)]
-    if all(len(a) == len(b) for a, b in zip(to, of, strict=True)):
-        target[grid(to)] = source[grid(of)]
+    copy_block(target, source, to, of)
 
 
 def copy_classes(target: Tensor, source: Tensor, ours: Sequence[str], theirs: Sequence[str]) -> None:
@@ -102,13 +101,16 @@ def copy_classes(target: Tensor, source: Tensor, ours: Sequence[str], theirs: Se
         if not axes or not both:
             return
         to[axes[0]], of[axes[0]] = [ours.index(name) for name in both], [theirs.index(name) for name in both]
-    if all(len(a) == len(b) for a, b in zip(to, of, strict=True)):
-        target[grid(to)] = source[grid(of)]
+    copy_block(target, source, to, of)
 
 
-def grid(rows: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
-    """Indices of the block that these rows of each axis span."""
-    return torch.meshgrid([torch.tensor(list(of)) for of in rows], indexing="ij") if rows else ()
+def copy_block(target: Tensor, source: Tensor, to: Sequence[Sequence[int]], of: Sequence[Sequence[int]]) -> None:
+    """Copy the rows ``of`` each axis of ``source`` to the rows ``to`` of ``target``; nothing where their numbers differ."""
+    if not to:  # a count of batches
+        target.copy_(source)
+    elif all(len(a) == len(b) for a, b in zip(to, of, strict=True)):
+        ours, theirs = (torch.meshgrid([torch.tensor(list(x)) for x in rows], indexing="ij") for rows in (to, of))
+        target[ours] = source[theirs]
 
 
 def taken_over(task: str, network: MTLSINet, other: MTLSINet) -> str:
