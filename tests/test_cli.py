@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -363,3 +365,14 @@ def test_boundary_scores_a_perfect_map_perfectly(tmp_path, capsys):
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert (scores["ods"], scores["ois"]) == (1, 1)
     assert "1.0000" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_read_enough_is_no_mistake(tmp_path):
+    study = ROOT / "recipes" / "studies" / "tokens_scenes.yaml"
+    command = [sys.executable, "-m", "mtlsi", "study", str(study), "--out", str(tmp_path / "out"), "--list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        assert started.stderr is not None
+        started.stdout.close()
+        assert started.stderr.read() == ""
+    assert started.returncode == 0

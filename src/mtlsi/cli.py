@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -47,24 +48,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and give its exit code: 0 done, 1 done in part (images skipped), 2 a person's mistake."""
     namespace = build_parser().parse_args(arguments)
     try:
-        if namespace.subcommand in NETWORK_VERBS:
-            from mtlsi.device import prepare_process  # lazy: imports torch
-
-            prepare_process()
-        if namespace.subcommand == "train":
-            return _train(namespace.train)
-        if namespace.subcommand == "data":
-            chosen = namespace.data
-            options, run, _ = DATA_VERBS[chosen.subcommand]
-            return run(read_flags(chosen[chosen.subcommand], options))
-        options, run, _ = VERBS[namespace.subcommand]
-        return run(read_flags(namespace[namespace.subcommand], options))
+        code = _run(namespace)
+        sys.stdout.flush()
+        return code
     except MistakeError as error:
         print(f"mtlsi: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mtlsi: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever reads the output, such as head, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        return 0
+
+
+def _run(namespace: Namespace) -> int:
+    """Run the verb that the command line names."""
+    if namespace.subcommand in NETWORK_VERBS:
+        from mtlsi.device import prepare_process  # lazy: imports torch
+
+        prepare_process()
+    if namespace.subcommand == "train":
+        return _train(namespace.train)
+    if namespace.subcommand == "data":
+        chosen = namespace.data
+        options, run, _ = DATA_VERBS[chosen.subcommand]
+        return run(read_flags(chosen[chosen.subcommand], options))
+    options, run, _ = VERBS[namespace.subcommand]
+    return run(read_flags(namespace[namespace.subcommand], options))
 
 
 def build_parser() -> Parser:
