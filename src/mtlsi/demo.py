@@ -25,7 +25,7 @@ from mtlsi.training.setup import build_model, set_first_weights
 ITERATIONS = 600
 SHOWN = ("scenes", "nyud-efficientnet-lite2")
 """The packaged models that the demo shows: one that knows generated rooms, and one that knows photographs alone."""
-NUM_ROOMS = 8
+NUM_ROOMS = 5
 """Generated rooms that a packaged model is measured on."""
 
 
