@@ -264,13 +264,13 @@ def test_the_command_measures_and_writes(capsys, tmp_path, no_memory):  # noqa: 
 
 
 def test_changed_sizes_are_what_is_measured(tmp_path):
-    options = ["benchmark", "--model", "tiny", "--size", "64", "96", "--repeats", "1", "--batches", "1"]
+    options = ["benchmark", "--model", "tiny", "--size", "96", "128", "--repeats", "1", "--batches", "1"]
     stride_of = {}
     for change in ("{}", '{"decoder_stride": 4, "scales": [3]}'):
         assert main([*options, "--change", change, "--json", str(tmp_path / "report.json")]) == 0
         report = json.loads((tmp_path / "report.json").read_text())
         stride_of[change] = report["totals"]["gflop"]["decoder"], report["changes"]
     (at_8, unchanged), (at_4, changed) = stride_of.values()
-    assert at_4 > 1.5 * at_8
+    assert at_4 > 2 * at_8
     assert unchanged == {}
     assert changed == {"decoder_stride": 4, "scales": [3]}
