@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mtlsi import run_folder
 from mtlsi.config import RunConfig
-from mtlsi.data.datasets import open_dataset
+from mtlsi.data.datasets import LabelledImages, open_dataset
 from mtlsi.data.scenes.dataset import render_scene
 from mtlsi.drawing.panels import panel
 from mtlsi.errors import MistakeError, message_of
@@ -50,14 +50,15 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
         run_folder.import_named_plugins(options.plugin, run)
         run_folder.pack_model(run, fresh)
         subject = open_subject(replace(options, model=str(fresh)), console)
-        measured = measure(options, subject, console)
+        training = open_dataset(subject.config, "train")
+        measured = measure(options, subject, training, console)
         console.print(score_table(measured.scores, derived=measured.derived, others={"constant": measured.constant}))
         Image.fromarray(rooms(subject)).save(fresh / PICTURE, quality=88)
         text = card(
             options.out.name,
             subject.network,
             measured,
-            trained(run, config, options, subject),
+            trained(run, config, options, training),
             megabytes=(fresh / "model.safetensors").stat().st_size / 1e6,
             license=options.license,
             notes=notes,
@@ -80,11 +81,10 @@ def read_notes(path: Path | None) -> str:
         raise MistakeError(f"--notes {path}: {message_of(error)}; expected a Markdown file") from error
 
 
-def measure(options: PackOptions, subject: Subject, console: Console) -> Measured:
-    """The model's scores and, on the same images, those of the best constant of the training split."""
+def measure(options: PackOptions, subject: Subject, training: LabelledImages, console: Console) -> Measured:
+    """The model's scores and, on the same images, those of the best constant of the split ``training``."""
     dataset, indices = subject.dataset, subject.indices
     scores = evaluate(subject.network, dataset, subject.config, indices=indices, device=subject.device, console=console)
-    training = open_dataset(subject.config, "train")
     constant = evaluate(Constant(training), dataset, subject.config, indices=indices)
     shown_at = subject.config.image_hw or subject.network.input_size
     return Measured(
@@ -100,14 +100,13 @@ def measure(options: PackOptions, subject: Subject, console: Console) -> Measure
     )
 
 
-def trained(run: Path, config: RunConfig, options: PackOptions, subject: Subject) -> Trained:
-    """What the run folder says of the training."""
+def trained(run: Path, config: RunConfig, options: PackOptions, training: LabelledImages) -> Trained:
+    """What the run folder says of its training; ``training`` is the training split of the data that is measured on."""
     images, layout = None, config.data.name
     if config.data.name == "scenes":
         images, layout = config.data.num_train, "generated rooms"
     elif config.data.name == options.data:
-        data = open_dataset(subject.config, "train")
-        images, layout = len(data), getattr(data, "layout", layout)
+        images, layout = len(training), getattr(training, "layout", layout)
     return Trained(config, layout, images, run_folder.progress_of(run, config))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,11 +16,10 @@ from mtlsi.errors import MistakeError, message_of
 from mtlsi.evaluation.evaluate import shared_tasks
 from mtlsi.evaluation.report import introduce
 from mtlsi.model.network import MTLSINet
-from mtlsi.model.pretrained import is_packaged
 from mtlsi.studies.plan import StudyRun
 from mtlsi.studies.times import seconds_per_step, times_of
 from mtlsi.training.loop import resume, train
-from mtlsi.training.setup import build_criterion, build_model, check_tracker, settle
+from mtlsi.training.setup import build_criterion, build_model, check_tracker, load_backbone, settle
 
 FAILURES = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError, RuntimeError, TypeError,
@@ -104,10 +102,7 @@ def _check_weights(network: MTLSINet, weights: str, seen: set[tuple[str, str]]) 
     """Loads the backbone's first weights, once for each backbone; a download is left to the run."""
     if weights in ("none", "pretrained") or (network.backbone.name, weights) in seen:
         return
-    if is_packaged(weights) or Path(weights).is_dir():
-        network.backbone.take_from(MTLSINet.from_pretrained(weights).backbone)
-    else:
-        network.backbone.load(weights)
+    load_backbone(network, weights)
     seen.add((network.backbone.name, weights))
 
 

@@ -185,13 +185,7 @@ def set_first_weights(network: MTLSINet, config: RunConfig, dataset: LabelledIma
 
     Gives by task what ``config.init`` brought of it.
     """
-    weights = config.backbone_weights or "none"
-    if weights == "pretrained":
-        network.backbone.download()
-    elif is_packaged(weights) or Path(weights).is_dir():
-        network.backbone.take_from(MTLSINet.from_pretrained(weights).backbone)
-    elif weights != "none":
-        network.backbone.load(weights)
+    load_backbone(network, config.backbone_weights or "none")
     taken_over: dict[str, str] = {}
     if config.init is not None:
         taken_over = inherit(network, MTLSINet.from_pretrained(config.init), f"the model {config.init}")
@@ -199,6 +193,16 @@ def set_first_weights(network: MTLSINet, config: RunConfig, dataset: LabelledIma
         if kinds.of(task).starts_at_constant and taken_over.get(task, NEW) == NEW:
             start_predictions_at(network.decoder, task, value)  # metres far from 0 would take a thousand steps to reach
     return taken_over
+
+
+def load_backbone(network: MTLSINet, weights: str) -> None:
+    """The backbone's weights as ``RunConfig.backbone_weights`` says."""
+    if weights == "pretrained":
+        network.backbone.download()
+    elif is_packaged(weights) or Path(weights).is_dir():
+        network.backbone.take_from(MTLSINet.from_pretrained(weights).backbone)
+    elif weights != "none":
+        network.backbone.load(weights)
 
 
 def build_criterion(tasks: tuple[str, ...], options: TrainConfig) -> MultiTaskLoss:

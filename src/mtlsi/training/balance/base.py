@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 
-class Balance:
+class Balance(ABC):
     """How the losses of the tasks become one gradient.
 
     A step calls ``backward`` for each micro-batch, ``collect`` before the gradient is cut to its norm, and ``after_step``
@@ -35,21 +36,29 @@ class Balance:
         """Parameters that the run's optimizer trains."""
         return []
 
-    def backward(self, losses: Tensor, maps: Sequence[Tensor], share: float) -> None:  # noqa: ARG002
+    @abstractmethod
+    def backward(self, losses: Tensor, maps: Sequence[Tensor], share: float) -> None:
         """Add ``share`` of the gradient of ``losses`` (t) to the network's."""
-        self.accelerator.backward(share * self.total(losses))
 
-    def total(self, losses: Tensor) -> Tensor:
-        """The scalar that a balance by weights minimises in the place of ``losses`` (t)."""
-        raise NotImplementedError
-
-    def collect(self, seed: int) -> None:
+    def collect(self, seed: int) -> None:  # noqa: B027  most balances leave it out
         """Finish the step's gradient. ``seed``: of random draws that all processes must share."""
 
-    def after_step(self, losses_again: Callable[[], Sequence[Tensor]]) -> None:
+    def after_step(self, losses_again: Callable[[], Sequence[Tensor]]) -> None:  # noqa: B027  likewise
         """Learn from the step. ``losses_again``: the losses (t) of its micro-batches under the weights that it led to."""
 
     def mean_of_processes(self, values: Tensor) -> Tensor:
         """``values`` averaged over the processes, so that all of them go on alike."""
         reduced: Any = self.accelerator.reduce(values, reduction="mean")
         return reduced
+
+
+class WeightedBalance(Balance):
+    """A balance that minimises one scalar in the place of the losses."""
+
+    def backward(self, losses: Tensor, maps: Sequence[Tensor], share: float) -> None:  # noqa: ARG002
+        """Add ``share`` of the gradient of ``total`` to the network's."""
+        self.accelerator.backward(share * self.total(losses))
+
+    @abstractmethod
+    def total(self, losses: Tensor) -> Tensor:
+        """The scalar that is minimised in the place of ``losses`` (t)."""

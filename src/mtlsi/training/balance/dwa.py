@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mtlsi.training.balance.base import Balance
+from mtlsi.training.balance.base import WeightedBalance
 
 
-class DynamicWeightAverage(Balance):
+class DynamicWeightAverage(WeightedBalance):
     """Liu, Johns and Davison, CVPR 2019: a task whose loss falls more slowly than the others' weighs more.
 
     weight_t = T softmax(r / temperature)_t over the T tasks, r_t = mean loss of the last window over that of the window

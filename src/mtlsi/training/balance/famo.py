@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from mtlsi.training.balance.base import Balance
+from mtlsi.training.balance.base import WeightedBalance
 
 
-class FAMO(Balance):
+class FAMO(WeightedBalance):
     """Liu, Feng, Stone and Liu, NeurIPS 2023: minimises c * sum over t of z_t log L_t, with z = softmax(xi).
 
     c = 1 / (sum of z_t / L_t), held constant, makes the gradient a weighted mean of the tasks' gradients. After the step

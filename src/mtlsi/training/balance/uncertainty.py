@@ -6,10 +6,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from mtlsi.training.balance.base import Balance
+from mtlsi.training.balance.base import WeightedBalance
 
 
-class Uncertainty(Balance):
+class Uncertainty(WeightedBalance):
     """Kendall, Gal and Cipolla, CVPR 2018: sum over t of exp(-s_t) L_t + s_t, with s_t = log of the task's variance.
 
     Where L_t stands still, s_t = log L_t is best. The run's optimizer learns s with the decoder's learning rate, without
