@@ -8,6 +8,7 @@ from torch import nn
 from mtlsi import kernels
 from mtlsi.errors import MistakeError
 from mtlsi.model.fusion import MultiQueryLinearFusion, SharedQueries
+from random_weights import draw_weights
 
 OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
 TASKS, CHANNELS, HEADS, POOL = len(OUTPUTS), 8, 2, 2
@@ -19,13 +20,7 @@ def block(scales=(1, 3, 5), *, queries="separable"):
     """The block in evaluation, with every weight and statistic drawn again."""
     torch.manual_seed(0)
     module = MultiQueryLinearFusion(CHANNELS, OUTPUTS, num_heads=HEADS, scales=scales, pool=POOL, queries=queries)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(std=0.3)
-        for name, buffer in module.named_buffers():
-            if buffer.is_floating_point():
-                buffer.uniform_(0.5, 2) if name.endswith("var") else buffer.normal_()
-    return module.eval()
+    return draw_weights(module, std=0.3)
 
 
 def inputs(size_hw=SIZE, batch=2):

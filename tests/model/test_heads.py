@@ -8,6 +8,7 @@ from mtlsi.kinds import decode
 from mtlsi.model.heads import TaskHeads
 from mtlsi.nn.task_subset import for_tasks
 from mtlsi.tasks import TASKS
+from random_weights import draw_weights
 
 OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
 CHANNELS, WIDTH, FINE = 32, 12, 6
@@ -19,13 +20,7 @@ def heads(*, at_stride_4, dense=False, mix=0):
     """Heads in evaluation, with every weight and statistic drawn again."""
     torch.manual_seed(0)
     module = TaskHeads(CHANNELS, FINE, OUTPUTS, width=WIDTH, at_stride_4=at_stride_4, dense=dense, mix=mix)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(std=0.3)
-        for name, buffer in module.named_buffers():
-            if buffer.is_floating_point():
-                buffer.uniform_(0.5, 2) if name.endswith("var") else buffer.normal_()
-    return module.eval()
+    return draw_weights(module, std=0.3)
 
 
 def raw_scores(task, dtype=torch.float32):

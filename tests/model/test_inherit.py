@@ -9,6 +9,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
 from mtlsi.model.inherit import describe, inherit
 from mtlsi.nn.layers import Predictions
+from random_weights import draw_weights
 
 ROOM = ("wall", "floor", "bed")
 HALL = ("floor", "door", "wall", "lamp")
@@ -17,14 +18,8 @@ HALL = ("floor", "door", "wall", "lamp")
 def drawn(seed, **sizes):
     """A network in evaluation whose every weight and statistic is drawn."""
     torch.manual_seed(seed)
-    network = create_model("tiny", input_size=(64, 64), **sizes).eval()
-    with torch.no_grad():
-        for x in network.parameters():
-            x.normal_(std=0.2)
-        for name, x in network.named_buffers():
-            if x.is_floating_point():
-                x.uniform_(0.5, 2) if name.endswith("var") else x.normal_()
-    return network
+    network = create_model("tiny", input_size=(64, 64), **sizes)
+    return draw_weights(network, std=0.2)
 
 
 def predictions(network):

@@ -6,6 +6,7 @@ from torch import nn
 from mtlsi.model.preliminary import PreliminaryDecoder
 from mtlsi.nn.layers import Predictions, TaskProjection
 from mtlsi.nn.task_subset import for_tasks
+from random_weights import draw_weights
 
 OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
 IN_CHANNELS = (3, 4, 5, 6)
@@ -16,13 +17,7 @@ SUBSET = [0, 2]
 def randomized(module):
     """``module`` in evaluation, with every weight and statistic drawn again."""
     torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(std=0.5)
-        for name, buffer in module.named_buffers():
-            if buffer.is_floating_point():
-                buffer.uniform_(0.5, 2) if name.endswith("var") else buffer.normal_()
-    return module.eval()
+    return draw_weights(module, std=0.5)
 
 
 def decoder(skip=0, **options):

@@ -6,6 +6,7 @@ from mtlsi import kernels
 from mtlsi.nn.layers import TaskBatchNorm, TaskConvolution, TaskLayerNorm, TaskLinear, TaskMLP
 from mtlsi.nn.layout import resize_maps, side_by_side, to_map, to_positions
 from mtlsi.nn.task_subset import for_tasks, take_tasks
+from random_weights import draw_weights
 
 TASKS, IN, OUT, SIZE = 3, 6, 4, (5, 7)
 SUBSET = [0, 2]
@@ -18,13 +19,7 @@ def _seed():
 
 def randomized(module):
     """``module`` with every weight and statistic drawn again, so that no gain of 1 or offset of 0 hides a fault."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_()
-        for name, buffer in module.named_buffers():
-            if buffer.is_floating_point():
-                buffer.uniform_(0.5, 2) if name.endswith("var") else buffer.normal_()
-    return module
+    return draw_weights(module, std=1.0).train()
 
 
 def filled(module, **values):
