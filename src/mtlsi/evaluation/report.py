@@ -10,17 +10,22 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import check_writable, replace_text
 from mtlsi.metrics.delta import delta_m
-from mtlsi.metrics.dense.depth import FIGURES, NYUD_RANGE_M, Range
+from mtlsi.metrics.dense.depth import NYUD_RANGE_M, Range
 from mtlsi.tasks import TASKS
 
 Scores = dict[str, dict[str, float]]
 """Every figure by task and name: the headline ``TASKS[task].score``, the others, ``IoU/<class>``; NaN: undefined."""
+
+
+OF_READINGS = ("RMSE", "abs_rel", "sq_rel", "RMSE_log", "silog", "delta1")
+"""The depth figures that are shown in every reading; the JSON file has all of them."""
 
 
 def headline(scores: Scores) -> dict[str, float]:
@@ -70,11 +75,11 @@ def tables(
 
 
 def _with_readings(scores: Scores) -> Scores:
-    return {task: values for task, values in scores.items() if f"eigen/{FIGURES[0]}" in values}
+    return {task: values for task, values in scores.items() if f"eigen/{OF_READINGS[0]}" in values}
 
 
 def reading_table(scores: Scores, range_m: Range | None = None) -> Table:
-    """The depth figures, raw and pooled in the first row, and in every other reading below it.
+    """The depth figures that other benchmarks print, raw and pooled in the first row, in every other reading below it.
 
     ``range_m``: the caps that the readings were given, in metres.
     """
@@ -82,14 +87,14 @@ def reading_table(scores: Scores, range_m: Range | None = None) -> Table:
     low, high = range_m or NYUD_RANGE_M
     caps = f"{low:g} to {high:g} m" + ("" if range_m is None else ", as in all but the raw rows")
     caption = f"eigen: the crop of NYUDv2, {caps}; median, scale shift: each image aligned to its label"
-    table = Table(title="depth in several readings", caption=caption)
+    table = Table(title="depth in several readings", caption=caption, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("reading", no_wrap=True)
-    for figure in FIGURES:
-        table.add_column(figure, justify="right")
+    for figure in OF_READINGS:
+        table.add_column(figure, justify="right", no_wrap=True)
     for task, values in readings.items():
         names = dict.fromkeys(name.rpartition("/")[0] for name in values)
         for name in names:
-            figures = (values[f"{name}/{figure}".lstrip("/")] for figure in FIGURES)
+            figures = (values[f"{name}/{figure}".lstrip("/")] for figure in OF_READINGS)
             label = (name or "pooled").replace("_", " ")
             table.add_row(label if len(readings) == 1 else f"{task}: {label}", *(f"{x:.4g}" for x in figures))
     return table
