@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from io import StringIO
 from math import isnan, sqrt
 from pathlib import Path
@@ -18,6 +19,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate, evaluate_from_command, shared_tasks
 from mtlsi.evaluation.report import headline
 from mtlsi.evaluation.subject import data_config
+from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet, Output
 from mtlsi.options import EvaluateOptions
 from mtlsi.tasks import TASKS
@@ -311,6 +313,18 @@ def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp
     label = next(truth[i]["depth"] for i in range(len(truth)) if truth.name(i) == rows[0]["image"]).numpy()
     assert float(rows[0]["depth/RMSE"]) == pytest.approx(np.sqrt(((saved - label) ** 2).mean()), rel=1e-4)
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {"semseg", "depth", "normals", "edge"}
+
+
+def test_depth_can_be_measured_where_the_classes_differ(nyud_root, tmp_path):
+    classes = {"semseg": ("room", "furniture", "thing")}
+    network = create_model("tiny", tasks=("semseg", "depth"), classes=classes, input_size=(64, 64))
+    network.save_pretrained(tmp_path / "model")
+    for data, root in (("nyud", str(nyud_root)), ("scenes", None)):
+        options = EvaluateOptions(str(tmp_path / "model"), data=data, root=root, limit=1)
+        with pytest.raises(MistakeError, match=r"semseg: the model has 3 classes, the data 40 .*--tasks"):
+            evaluate_from_command(options)
+        scores = evaluate_from_command(replace(options, tasks="depth"), console=Console(file=StringIO()))
+        assert scores.keys() == {"depth"}
 
 
 def test_images_are_shown_as_the_run_showed_them(tiny_run, tmp_path):

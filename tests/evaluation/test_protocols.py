@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from io import StringIO
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +15,7 @@ from torch import nn
 from mtlsi.config import DataConfig
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate, evaluate_from_command
-from mtlsi.evaluation.protocols import PROTOCOLS, padded, showing_of
+from mtlsi.evaluation.protocols import PROTOCOLS, Showing, padded, showing_of
 from mtlsi.model.build import create_model
 from mtlsi.model.network import Output, fit_to_image
 from mtlsi.options import EvaluateOptions
@@ -20,9 +23,14 @@ from mtlsi.tasks import TASK_SETS
 
 
 def test_the_published_sizes():
-    assert str(showing_of("invpt", "nyud")) == "protocol invpt: images as stored, padded to 448x576"
+    assert (
+        str(showing_of("invpt", "nyud"))
+        == "protocol invpt: images as stored, 480x640 cut to 425x560, padded to 448x576"
+    )
     assert str(showing_of("invpt", "pascal")) == "protocol invpt: images as stored, padded to 512x512"
-    assert str(showing_of("atrc", "nyud")) == "protocol atrc: images as stored, padded to 425x560"
+    assert (
+        str(showing_of("atrc", "nyud")) == "protocol atrc: images as stored, 480x640 cut to 425x560, padded to 425x560"
+    )
     assert str(showing_of("mti-net", "nyud")) == "protocol mti-net: images resized to 480x640"
     for name, task_set in TASK_SETS.items():  # the project's own sizes are those of the InvPT line
         assert showing_of("invpt", name).pad_hw == task_set.size_hw
@@ -101,11 +109,30 @@ class Reads(nn.Module):
 def test_predictions_are_cut_back_to_the_image_before_they_are_compared():
     reads = Reads()
     config = DataConfig(image_hw=None, num_workers=0)
-    scores = evaluate(reads, Rooms(), config, pad_hw=(48, 64), batch_size=3)  # type: ignore[arg-type]
+    scores = evaluate(reads, Rooms(), config, showing=Showing(pad_hw=(48, 64)), batch_size=3)  # type: ignore[arg-type]
     assert reads.shown == [(3, 3, 48, 64)]  # padded images have one size
     assert scores["depth"]["RMSE"] == pytest.approx(0, abs=1e-3)
     with pytest.raises(MistakeError, match="image room 1 is 30x61, the protocol pads to 48x60"):
-        evaluate(reads, Rooms(), config, pad_hw=(48, 60))  # type: ignore[arg-type]
+        evaluate(reads, Rooms(), config, showing=Showing(pad_hw=(48, 60)))  # type: ignore[arg-type]
+
+
+def test_a_part_may_be_cut_out_with_its_labels():
+    reads, rooms = Reads(), Rooms()
+    showing = Showing(pad_hw=(32, 64), cut=((41, 50), (3, 5, 30, 40)))
+    seen = []
+    scores = evaluate(
+        reads,
+        rooms,  # type: ignore[arg-type]
+        DataConfig(image_hw=None, num_workers=0),
+        showing=showing,
+        indices=[0, 1],
+        on_image=lambda _, decoded, __: seen.append(decoded["depth"][0]),
+    )
+    assert reads.shown == [(2, 3, 32, 64)]
+    assert scores["depth"]["RMSE"] == pytest.approx(0, abs=1e-3)
+    assert seen[0].shape == (30, 40)
+    assert float(seen[0][0, 0]) == pytest.approx(3 + 5 + 1, abs=1e-3)
+    assert seen[1].shape == (30, 61)  # another size: whole
 
 
 def test_a_protocol_stands_in_the_tables_and_in_the_file(nyud_root, tmp_path, capsys):
@@ -122,21 +149,24 @@ def test_a_protocol_stands_in_the_tables_and_in_the_file(nyud_root, tmp_path, ca
     )
     evaluate_from_command(options, console=Console(width=160))
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("protocol invpt: images as stored, padded to 448x576") == 2
+    assert said.count("protocol invpt: images as stored, 480x640 cut to 425x560, padded to 448x576") == 2
     written = json.loads((tmp_path / "scores.json").read_text())
     assert (written["protocol"], written["shown_at"]) == ("invpt", [448, 576])
     assert (written["resized_to"], written["padded_to"]) == (None, [448, 576])
     assert set(written["scores"]) == {"depth"}
 
 
-def test_a_data_set_larger_than_its_protocol_is_refused_by_image(nyud_root, tmp_path):
+def test_stored_images_of_nyud_are_cut_to_the_published_part(nyud_root, tmp_path):
     network = create_model("tiny", dataset="nyud", input_size=(64, 64))
     network.save_pretrained(tmp_path / "model")
-    for name in ("0003", "0004"):
-        for folder, suffix in (("images", "jpg"), ("depth", "png"), ("segmentation", "png")):
+    for folder, suffix in (("images", "jpg"), ("depth", "png"), ("segmentation", "png")):
+        for name, size in (("0003", (640, 480)), ("0004", (700, 480))):
             path = nyud_root / folder / f"{name}.{suffix}"
             with Image.open(path) as image:
-                image.resize((640, 480), Image.Resampling.NEAREST).save(path)
+                image.resize(size, Image.Resampling.NEAREST).save(path)
     options = EvaluateOptions(str(tmp_path / "model"), data="nyud", root=str(nyud_root), protocol="atrc", tasks="depth")
-    with pytest.raises(MistakeError, match="image 0003 is 480x640, the protocol pads to 425x560"):
+    options = replace(options, save=tmp_path / "saved")
+    with pytest.raises(MistakeError, match="image 0004 is 480x700, the protocol pads to 425x560"):
         evaluate_from_command(options)
+    evaluate_from_command(replace(options, limit=1), console=Console(file=StringIO()))
+    assert np.load(tmp_path / "saved" / "depth" / "0003.npy").shape == (425, 560)

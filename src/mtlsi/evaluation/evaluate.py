@@ -20,7 +20,7 @@ from mtlsi.data.transforms import Box
 from mtlsi.drawing.plots import plot_precision_recall
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.field_files import save_for_field
-from mtlsi.evaluation.protocols import Showing, cut_back, padded, showing_of
+from mtlsi.evaluation.protocols import Showing, cut_back, cut_out, padded, showing_of
 from mtlsi.evaluation.report import (
     Scores,
     check_folder,
@@ -34,7 +34,7 @@ from mtlsi.evaluation.subject import check_options, context_of, open_subject
 from mtlsi.kinds import decode
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
 from mtlsi.nn.layout import resize_maps
-from mtlsi.options import EvaluateOptions, Size
+from mtlsi.options import EvaluateOptions
 from mtlsi.tasks import NUM_THRESHOLDS, TASKS, check_tasks, num_channels
 
 OnImage = Callable[[int, dict[str, Tensor], Scores], None]
@@ -53,7 +53,7 @@ def evaluate(
     num_thresholds: int = NUM_THRESHOLDS,
     legacy_saliency: bool = False,
     depth_range_m: tuple[float, float] | None = None,
-    pad_hw: Size | None = None,
+    showing: Showing | None = None,
     device: torch.device | str = "cpu",
     console: Console | None = None,
     metrics: Mapping[str, Metric] | None = None,
@@ -61,14 +61,14 @@ def evaluate(
 ) -> Scores:
     """Scores of ``model`` on the images ``indices`` (None: all) of ``dataset``.
 
-    Images are resized to ``config.image_hw``, padded to ``pad_hw`` (None: not at all; the image in the middle, with the
-    mean colour) and batched where they have one size; predictions are cut back to the image and upsampled bilinearly to the
-    labels' size before they are decoded and compared. ``tasks``: those to measure; None: all that the model and the data
+    Images are resized to ``config.image_hw``, padded as ``showing`` says (None: not at all) and batched where they have one
+    size; predictions are cut back to the image and upsampled bilinearly to the labels' size before they are decoded and
+    compared. ``tasks``: those to measure; None: all that the model and the data
     set share. ``num_thresholds``: of the boundary curve. ``legacy_saliency``: see ``MaxF``. ``depth_range_m``: caps of
     the depth rows other than the raw ones, in metres. ``metrics``: by task, instead of the built-in ones. ``on_image``:
     called with every image's results.
-    Raises ``MistakeError`` if there are no such tasks, if their classes differ, if an image is larger than ``pad_hw``, if a
-    prediction is not finite, or if a metric of ``metrics`` lacks its task's score.
+    Raises ``MistakeError`` if there are no such tasks, if their classes differ, if an image is larger than ``showing`` pads
+    to, if a prediction is not finite, or if a metric of ``metrics`` lacks its task's score.
     """
     tasks = shared_tasks(model, dataset, tasks)
     own = check_metrics(metrics or {}, tasks)
@@ -87,20 +87,21 @@ def evaluate(
     }
     was_training = model.training
     model.eval()
+    showing = showing or Showing()
     indices = range(len(dataset)) if indices is None else indices
     waiting = iter(indices)
     with Progress(console=console, disable=console is None, transient=True) as progress:
         bar = progress.add_task("evaluating", total=len(indices))
         for samples in evaluation_batches(dataset, config, indices, batch_size=batch_size):
             chunk = [next(waiting) for _ in samples]
-            shown = [
-                padded(sample["image"], pad_hw, _name(dataset, i)) for i, sample in zip(chunk, samples, strict=True)
-            ]
+            samples = [cut_out(sample, showing) for sample in samples]
+            names = [_name(dataset, index) for index in chunk]
+            shown = [padded(x["image"], showing.pad_hw, name) for x, name in zip(samples, names, strict=True)]
             predictions = _predict(model, shown, tasks, device)
-            for index, sample, raw in zip(chunk, samples, predictions, strict=True):
+            for index, name, sample, raw in zip(chunk, names, samples, predictions, strict=True):
                 decoded, figures = {}, {}
                 for task, metric in meters.items():
-                    _check_finite(task, raw[task], dataset, index)
+                    _check_finite(task, raw[task], name)
                     label = sample[task].to(device)[None]
                     decoded[task] = decode(task, resize_maps(raw[task].float(), label.shape[-2:]))
                     valid = kinds.of(task).valid(label)
@@ -155,10 +156,10 @@ def _predict(
             yield {task: cut_back(x[i : i + 1], box) if full_size else x[i : i + 1] for task, x in raw.items()}
 
 
-def _check_finite(task: str, raw: Tensor, dataset: LabelledImages, index: int) -> None:
+def _check_finite(task: str, raw: Tensor, name: str) -> None:
     if not torch.isfinite(raw).all():
         raise MistakeError(
-            f"{task}: the prediction for image {_name(dataset, index)} holds NaN or infinite values; expected numbers: the "
+            f"{task}: the prediction for image {name} holds NaN or infinite values; expected numbers: the "
             "weights are damaged or their training diverged, give another model"
         )
 
@@ -221,7 +222,7 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
         console=console,
         legacy_saliency=options.legacy_saliency,
         depth_range_m=options.depth_range_m,
-        pad_hw=subject.showing.pad_hw,
+        showing=subject.showing,
         metrics=of_classes,
         on_image=on_image if options.csv_path or options.save else None,
     )

@@ -6,13 +6,18 @@ The sizes and the padding are those of their public code; predictions are compar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from mtlsi.data.transforms import Box, pad_centred
+from mtlsi.data.transforms import Box, Sample, cut, pad_centred
 from mtlsi.errors import MistakeError
 from mtlsi.options import Size
+
+Cut = tuple[Size, Box]
+"""A size, and the part of an image of that size that is kept."""
+NYUD_CUT: Cut = ((480, 640), (45, 40, 425, 560))
+"""How the 425x560 packages of NYUDv2 were made, for FCN first: rows 46 to 470 and columns 41 to 600, counted from 1."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,16 @@ class Showing:
     """It is stretched to this size; None: left as stored."""
     pad_hw: Size | None = None
     """Then padded to this one, the image in the middle, with the mean colour; None: not padded."""
+    cut: Cut | None = None
+    """Before all that, an image of this stored size is cut to this part of it, and its labels with it."""
     protocol: str | None = None
     """The protocol that this belongs to."""
 
     def __str__(self) -> str:
         name = f"protocol {self.protocol}: " if self.protocol else ""
         sized = "as stored" if self.resize_hw is None else "resized to {}x{}".format(*self.resize_hw)
+        if self.cut is not None:
+            sized += ", {}x{} cut to {}x{}".format(*self.cut[0], *self.cut[1][2:])
         return f"{name}images {sized}" + (", padded to {}x{}".format(*self.pad_hw) if self.pad_hw else "")
 
 
@@ -44,11 +53,11 @@ class Protocol:
 
 PROTOCOLS = {
     "invpt": Protocol(
-        {"nyud": Showing(pad_hw=(448, 576)), "pascal": Showing(pad_hw=(512, 512))},
+        {"nyud": Showing(pad_hw=(448, 576), cut=NYUD_CUT), "pascal": Showing(pad_hw=(512, 512))},
         "InvPT, InvPT++, TaskPrompter: prismformore/Multi-Task-Transformer, PadImage to TEST.SCALE; NYUDv2 at 425x560",
     ),
     "atrc": Protocol(
-        {"nyud": Showing(pad_hw=(425, 560)), "pascal": Showing(pad_hw=(512, 512))},
+        {"nyud": Showing(pad_hw=(425, 560), cut=NYUD_CUT), "pascal": Showing(pad_hw=(512, 512))},
         "ATRC: brdav/atrc, PadImage to the data set's image_dims; NYUDv2 at 425x560",
     ),
     "mti-net": Protocol(
@@ -69,8 +78,14 @@ def showing_of(name: str, data: str) -> Showing:
             f"--protocol {name} with --data {data}; expected {' or '.join(showings)}, which it was published on: for other "
             "data give --size"
         )
-    found = showings[data]
-    return Showing(found.resize_hw, found.pad_hw, name)
+    return replace(showings[data], protocol=name)
+
+
+def cut_out(sample: Sample, showing: Showing) -> Sample:
+    """The part of an image and of its labels that ``showing`` keeps; images of other sizes stay whole."""
+    if showing.cut is None or sample["image"].shape[-2:] != showing.cut[0]:
+        return sample
+    return cut(sample, showing.cut[1])
 
 
 def padded(image: Tensor, pad_hw: Size | None, name: str) -> tuple[Tensor, Box]:

@@ -107,6 +107,7 @@ def context_of(options: MeasureOptions, subject: Subject) -> dict[str, Any]:
         "split": options.split,
         "images": len(subject.indices),
         "protocol": showing.protocol,
+        "shown": str(showing),
         "shown_at": showing.pad_hw or showing.resize_hw,
         "resized_to": showing.resize_hw,
         "padded_to": showing.pad_hw,
