@@ -116,6 +116,21 @@ def test_predictions_are_cut_back_to_the_image_before_they_are_compared():
         evaluate(reads, Rooms(), config, showing=Showing(pad_hw=(48, 60)))  # type: ignore[arg-type]
 
 
+def test_what_a_protocol_resizes_to_is_what_the_model_sees():
+    class Flat(nn.Module):
+        tasks, classes = ("depth",), {}
+
+        def forward(self, images, tasks, *, full_size):  # noqa: ARG002
+            shown.append(tuple(images.shape[-2:]))
+            return Output({"depth": torch.ones(len(images), 1, 4, 4)}, {})
+
+    shown = []
+    config = DataConfig(image_hw=(8, 12), num_workers=0)
+    evaluate(Flat(), Rooms(), config, showing=Showing((16, 20)), indices=[0])  # type: ignore[arg-type]
+    evaluate(Flat(), Rooms(), config, indices=[0])  # type: ignore[arg-type]
+    assert shown == [(16, 20), (8, 12)]
+
+
 def test_a_part_may_be_cut_out_with_its_labels():
     reads, rooms = Reads(), Rooms()
     showing = Showing(pad_hw=(32, 64), cut=((41, 50), (3, 5, 30, 40)))

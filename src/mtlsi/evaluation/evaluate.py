@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,12 @@ def evaluate(
 ) -> Scores:
     """Scores of ``model`` on the images ``indices`` (None: all) of ``dataset``.
 
-    Images are resized to ``config.image_hw``, padded as ``showing`` says (None: not at all) and batched where they have one
-    size; predictions are cut back to the image and upsampled bilinearly to the labels' size before they are decoded and
-    compared. ``tasks``: those to measure; None: all that the model and the data
-    set share. ``num_thresholds``: of the boundary curve. ``legacy_saliency``: see ``MaxF``. ``depth_range_m``: caps of
-    the depth rows other than the raw ones, in metres. ``metrics``: by task, instead of the built-in ones. ``on_image``:
-    called with every image's results.
+    Images are shown as ``showing`` says (None: resized to ``config.image_hw``) and batched where they have one size;
+    predictions are cut back to the image and upsampled bilinearly to the labels' size before they are decoded and compared.
+    ``tasks``: those to measure; None: all that the model and the data set share. ``num_thresholds``: of the boundary curve.
+    ``legacy_saliency``: see ``MaxF``. ``depth_range_m``: caps of the depth readings beside the raw one, in metres; see
+    ``mtlsi.metrics.dense.depth``. ``metrics``: by task, instead of the built-in ones. ``on_image``: called with every
+    image's results.
     Raises ``MistakeError`` if there are no such tasks, if their classes differ, if an image is larger than ``showing`` pads
     to, if a prediction is not finite, or if a metric of ``metrics`` lacks its task's score.
     """
@@ -87,7 +88,8 @@ def evaluate(
     }
     was_training = model.training
     model.eval()
-    showing = showing or Showing()
+    showing = showing or Showing(config.image_hw)
+    config = replace(config, image_hw=showing.resize_hw)
     indices = range(len(dataset)) if indices is None else indices
     waiting = iter(indices)
     with Progress(console=console, disable=console is None, transient=True) as progress:
@@ -109,7 +111,7 @@ def evaluate(
                         metric.update(decoded[task], label, valid)
                     else:
                         image_figures = metric(decoded[task], label, valid)
-                        figures[task] = {name: float(value) for name, value in image_figures.items()}
+                        figures[task] = {figure: float(value) for figure, value in image_figures.items()}
                 if on_image is not None:
                     on_image(index, decoded, figures)
                 progress.advance(bar)
