@@ -75,6 +75,7 @@ def test_a_precision_has_one_name_whichever_way_it_is_spelled(spelling, name):
         ("train.evaluate_every", -1, "evaluate_every"),
         ("train.checkpoint_every", -1, "checkpoint_every"),
         ("train.evaluate_images", -5, "evaluate_images"),
+        ("train.final_images", -1, "final_images"),
         ("seed", -1, "seed"),
     ],
 )

@@ -11,8 +11,9 @@ from mtlsi import demo
 from mtlsi.data.datasets import constant_predictions, open_dataset
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.constant import Constant
-from mtlsi.evaluation.evaluate import data_config, evaluate
+from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.report import headline
+from mtlsi.evaluation.subject import data_config
 from mtlsi.kinds import decode
 from mtlsi.model.network import MTLSINet
 from mtlsi.options import EvaluateOptions

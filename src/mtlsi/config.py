@@ -245,7 +245,9 @@ class TrainConfig:
     evaluate_every: int = 2000
     """Steps between evaluations; 0: only at the end."""
     evaluate_images: int = 100
-    """Images per evaluation during training, spread over the validation split; 0: all. The last evaluation takes all."""
+    """Images per evaluation during training, spread over the validation split; 0: all."""
+    final_images: int = 0
+    """Images of the last evaluation, spread over the validation split; 0: all."""
     checkpoint_every: int = 1000
     """Steps between saved states."""
     log_every: int = 50
@@ -273,9 +275,15 @@ class TrainConfig:
         if not 0 <= self.ema < 1:
             raise MistakeError(f"train.ema {self.ema}; expected at least 0 and below 1")
         _at_least(1, "train", self, "iterations", "batch_size", "accumulate", "log_every", "dwa_window")
-        _at_least(
-            0, "train", self, "warmup", "checkpoint_every", "evaluate_every", "evaluate_images", "gradients_every"
+        at_least_0 = (
+            "warmup",
+            "checkpoint_every",
+            "evaluate_every",
+            "evaluate_images",
+            "final_images",
+            "gradients_every",
         )
+        _at_least(0, "train", self, *at_least_0)
         for name in ("lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise MistakeError(f"train.{name} {getattr(self, name)}; expected a number above 0")

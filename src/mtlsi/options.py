@@ -66,16 +66,28 @@ class MeasureOptions:
 class EvaluateOptions(MeasureOptions):
     """Measure a model at the labels' own size; prints a table."""
 
+    tasks: Names | None = None
+    """Measure these only, such as depth,normals; the data's other labels are not read."""
+    protocol: str | None = None
+    """Show the images as a published line of work does, instead of --size: invpt or atrc (padded), mti-net (resized)."""
+    depth_range_m: tuple[float, float] | None = None
+    """Caps of the depth readings beside the raw one, in metres, such as 0.001 80; by default 0.001 10 for the Eigen crop."""
     csv_path: Path | None = None
     """Also write the figures of every single image to this file."""
     curve_path: Path | None = None
     """Also draw the precision-recall curve of the boundaries, as PNG."""
+    confusion: Path | None = None
+    """Folder for the confusion matrix of each task with classes, as CSV: labels in rows, predictions in columns."""
     save: Path | None = None
     """Folder for the predictions, in the field's formats."""
     legacy_saliency: bool = False
     """Apply one sigmoid too many to the saliency, as some older tables do."""
     single_task: Path | None = None
     """JSON file of single-task scores, for Delta_m."""
+
+    def __post_init__(self) -> None:
+        if self.tasks is not None:
+            object.__setattr__(self, "tasks", split_names(self.tasks))
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,8 @@ def test_the_command_tells_and_writes_everything(tiny_run, tmp_path):
     )
     written, scores = (json.loads(path.read_text()) for path in files)
     assert written["variants"].pop(AS_TRAINED) == scores.pop("scores")
+    assert scores.pop("confusion").keys() == {"semseg"}
+    assert scores.pop("depth_range_m") is None
     assert {name: written[name] for name in scores} == scores  # the context is evaluate's
     assert written.keys() - scores.keys() == {"variants", "differences", "left_out", "tokens", "blocks"}
     tasks = {"semseg", "depth", "normals", "boundary"}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from io import StringIO
 from math import isnan, sqrt
 from pathlib import Path
@@ -15,8 +16,10 @@ from torch import nn
 from mtlsi.config import DataConfig
 from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.evaluate import data_config, evaluate, evaluate_from_command, shared_tasks
+from mtlsi.evaluation.evaluate import evaluate, evaluate_from_command, shared_tasks
 from mtlsi.evaluation.report import headline
+from mtlsi.evaluation.subject import data_config
+from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet, Output
 from mtlsi.options import EvaluateOptions
 from mtlsi.tasks import TASKS
@@ -184,6 +187,40 @@ def test_nothing_in_common_and_other_classes_are_mistakes():
         shared_tasks(model, Known(("semseg",), {"semseg": ("b", "a")}))  # type: ignore[arg-type]
 
 
+def test_tasks_that_are_not_wanted_may_have_other_classes():
+    model = Known(("depth", "semseg", "normals"), {"semseg": ("a", "b")})
+    data = Known(("semseg", "normals", "depth"), {"semseg": ("a", "b", "c")})
+    assert shared_tasks(model, data, ("normals", "depth")) == ("depth", "normals")  # type: ignore[arg-type]
+    with pytest.raises(MistakeError, match=r"semseg: the model has 2 .*--tasks"):
+        shared_tasks(model, data)  # type: ignore[arg-type]
+    with pytest.raises(MistakeError, match="unknown task 'boundary'; expected some of depth, semseg, normals"):
+        shared_tasks(model, data, ("boundary",))  # type: ignore[arg-type]
+
+
+def test_only_the_tasks_asked_for_are_measured(rooms):
+    oracle = Oracle(rooms, range(5), truth_of(rooms))
+    whole = evaluate(oracle, rooms, CONFIG)
+    oracle.order = list(range(5))
+    some = evaluate(oracle, rooms, CONFIG, tasks=("normals", "depth"))
+    assert some == {task: whole[task] for task in ("depth", "normals")}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_prediction_that_is_no_number_is_refused_by_task_and_image(rooms, task, value):
+    class Broken(Oracle):
+        def raw(self, name, label):
+            raw = super().raw(name, label)
+            if name == task and len(self.order) < 3:  # the third image and those behind it
+                raw[..., 0, 0] = value
+            return raw
+
+    with pytest.raises(MistakeError) as caught:
+        evaluate(Broken(rooms, range(5), truth_of(rooms)), rooms, CONFIG, batch_size=1)
+    assert str(caught.value).startswith(f"{task}: the prediction for image {rooms.name(2)} holds NaN or infinite")
+    assert "\n" not in str(caught.value)
+
+
 # ---- image by image
 
 
@@ -253,12 +290,21 @@ def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp
         csv_path=tmp_path / "images.csv",
         save=tmp_path / "saved",
         curve_path=tmp_path / "curve.png",
+        confusion=tmp_path / "confusion",
     )
     scores = evaluate_from_command(options, console=Console(file=said, width=160))
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written["images"] == 2
     assert written["scores"]["depth"]["RMSE"] == pytest.approx(scores["depth"]["RMSE"])
     assert "the papers' row" in said.getvalue()
+    assert "images resized to 64x64" in said.getvalue()
+    (table,) = (written["confusion"][task] for task in ("semseg",))
+    pixels = np.array(table["pixels"])
+    assert pixels.sum() == 2 * 64 * 64
+    assert 100 * pixels.trace() / pixels.sum() == pytest.approx(scores["semseg"]["pixel_acc"])
+    lines = list(csv.reader((tmp_path / "confusion/semseg.csv").read_text().splitlines()))
+    assert lines[0][1:] == [line[0] for line in lines[1:]] == table["classes"]
+    assert [[int(x) for x in line[1:]] for line in lines[1:]] == table["pixels"]
     rows = list(csv.DictReader((tmp_path / "images.csv").read_text().splitlines()))
     assert len(rows) == 2
     assert (tmp_path / "curve.png").stat().st_size > 5000
@@ -267,6 +313,18 @@ def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp
     label = next(truth[i]["depth"] for i in range(len(truth)) if truth.name(i) == rows[0]["image"]).numpy()
     assert float(rows[0]["depth/RMSE"]) == pytest.approx(np.sqrt(((saved - label) ** 2).mean()), rel=1e-4)
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {"semseg", "depth", "normals", "edge"}
+
+
+def test_depth_can_be_measured_where_the_classes_differ(nyud_root, tmp_path):
+    classes = {"semseg": ("room", "furniture", "thing")}
+    network = create_model("tiny", tasks=("semseg", "depth"), classes=classes, input_size=(64, 64))
+    network.save_pretrained(tmp_path / "model")
+    for data, root in (("nyud", str(nyud_root)), ("scenes", None)):
+        options = EvaluateOptions(str(tmp_path / "model"), data=data, root=root, limit=1)
+        with pytest.raises(MistakeError, match=r"semseg: the model has 3 classes, the data 40 .*--tasks"):
+            evaluate_from_command(options)
+        scores = evaluate_from_command(replace(options, tasks="depth"), console=Console(file=StringIO()))
+        assert scores.keys() == {"depth"}
 
 
 def test_images_are_shown_as_the_run_showed_them(tiny_run, tmp_path):
@@ -279,7 +337,12 @@ def test_images_are_shown_as_the_run_showed_them(tiny_run, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"limit": -1}, "--limit -1"), ({"size_hw": (0, 5)}, "--size 0 5"), ({"csv_path": "no/x.csv"}, "cannot write")],
+    [
+        ({"limit": -1}, "--limit -1"),
+        ({"size_hw": (0, 5)}, "--size 0 5"),
+        ({"csv_path": "no/x.csv"}, "cannot write"),
+        ({"confusion": __file__}, "cannot write"),
+    ],
 )
 def test_requests_that_cannot_be_met_are_refused_before_anything_is_loaded(changes, message):
     changes = {name: Path(x) if isinstance(x, str) else x for name, x in changes.items()}

@@ -3,14 +3,27 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from io import StringIO
 
 import pytest
+import torch
 from rich.console import Console
 
 from mtlsi.data.readers.nyud import NYUD
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.report import compare_single_task, introduce, paper_row, score_table, write_images, write_scores
+from mtlsi.evaluation.report import (
+    OF_READINGS,
+    compare_single_task,
+    introduce,
+    paper_row,
+    reading_table,
+    score_table,
+    tables,
+    write_images,
+    write_scores,
+)
+from mtlsi.metrics import DepthError
 
 SCORES = {"semseg": {"mIoU": 40.0, "pixel_acc": 70.0}, "depth": {"RMSE": 0.6, "abs_rel": float("nan")}}
 
@@ -86,9 +99,35 @@ def test_the_papers_row_has_one_figure_per_task_and_says_what_is_derived():
     assert cells == ["40.00", "0.6000", "-1.25"]
 
 
+def test_depth_has_a_row_for_every_reading():
+    draw, metric = torch.Generator().manual_seed(0), DepthError((0.5, 1.5))
+    label = 1 + torch.rand(2, 24, 32, generator=draw)
+    metric.update(label + 0.1, label, label > 0)
+    scores = {"depth": {name: float(value) for name, value in metric.compute().items()}}
+    said = StringIO()
+    Console(file=said, width=100).print(reading_table(scores, (0.5, 1.5)))
+    lines = said.getvalue().splitlines()[3:13]
+    rows = [re.split(r" {2,}", line.strip()) for line in lines]
+    names = ("", "capped", "eigen", "median", "scale_shift")
+    expected = [name for reading in names for name in (reading, f"{reading}_per_image".lstrip("_"))]
+    assert [row[0] for row in rows] == [(name or "pooled").replace("_", " ") for name in expected]
+    for row, name in zip(rows, expected, strict=True):
+        figures = (scores["depth"][f"{name}/{x}".lstrip("/")] for x in OF_READINGS)
+        assert row[1:] == [f"{value:.4g}" for value in figures]
+    assert "0.5 to 1.5 m" in said.getvalue()
+
+
+def test_every_table_says_how_the_images_were_shown():
+    said = StringIO()
+    for table in tables(SCORES, "images resized to 8x9", (), None, None):
+        Console(file=said, width=120).print(table)
+    assert " ".join(said.getvalue().split()).count("images resized to 8x9") == 2
+
+
 def test_images_are_written_line_by_line_with_undefined_figures_empty(tmp_path):
     other = {"semseg": {"mIoU": 12.5, "pixel_acc": 1 / 3}, "depth": {"RMSE": 2.0, "abs_rel": 0.25}}
-    write_images([("0001", SCORES), ("0, 2", other)], tmp_path / "images.csv")
+    first = {**SCORES, "depth": {**SCORES["depth"], "per_image/RMSE": 0.6}}  # says nothing new of one image
+    write_images([("0001", first), ("0, 2", other)], tmp_path / "images.csv")
     rows = list(csv.reader((tmp_path / "images.csv").read_text().splitlines()))
     assert rows == [
         ["image", "semseg/mIoU", "semseg/pixel_acc", "depth/RMSE", "depth/abs_rel"],

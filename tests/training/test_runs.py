@@ -87,6 +87,14 @@ def test_metrics_have_a_line_for_every_step_and_evaluation(tiny_run):
     assert rates == pytest.approx(expected)
 
 
+def test_the_last_evaluation_can_be_limited(two_steps, tmp_path):
+    config = replace(two_steps, data=replace(two_steps.data, num_val=3), train=replace(two_steps.train, final_images=2))
+    scores = train(config, tmp_path / "run", console=Console(file=StringIO()))
+    assert json.loads((tmp_path / "run" / "scores.json").read_text())["images"] == 2
+    model, dataset = MTLSINet.from_pretrained(tmp_path / "run"), open_dataset(config.data, "val")
+    assert scores["depth"] == pytest.approx(evaluate(model, dataset, config.data, indices=[0, 1])["depth"], rel=1e-5)
+
+
 def test_scores_are_those_of_the_saved_model_on_every_validation_image(tiny_run):
     stored = json.loads((tiny_run.out / "scores.json").read_text())
     assert (stored["data"], stored["split"], stored["images"]) == ("scenes", "val", 3)

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from mtlsi.config import DataConfig
 from mtlsi.data.datasets import LabelledImages
-from mtlsi.evaluation.evaluate import check_options, context_of, evaluate, open_subject, shared_tasks
+from mtlsi.evaluation.evaluate import evaluate, shared_tasks
 from mtlsi.evaluation.report import Scores, decimals, headline, write_figures
+from mtlsi.evaluation.subject import check_options, context_of, open_subject
 from mtlsi.evaluation.token_figures import TaskFigures, Watch
 from mtlsi.evaluation.without_parts import VARIANTS, changed, decoder_of, left_out, tokens_of_another_image
 from mtlsi.model.network import MTLSINet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +13,29 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mtlsi import kinds, run_folder
-from mtlsi.config import DataConfig
+from mtlsi import kinds
+from mtlsi.config import DataConfig, split_names
 from mtlsi.data.batches import evaluation_batches
-from mtlsi.data.datasets import LabelledImages, open_dataset, spread
-from mtlsi.data.scenes.dataset import label_set_of
-from mtlsi.data.transforms import Sample
-from mtlsi.device import find_device
+from mtlsi.data.datasets import LabelledImages
+from mtlsi.data.transforms import Box
 from mtlsi.drawing.plots import plot_precision_recall
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.field_files import save_for_field
+from mtlsi.evaluation.protocols import Showing, cut_back, cut_out, padded, showing_of
 from mtlsi.evaluation.report import (
     Scores,
+    check_folder,
     compare_single_task,
-    introduce,
-    paper_row,
-    score_table,
+    tables,
+    write_confusion,
     write_images,
     write_scores,
 )
-from mtlsi.io import check_writable
+from mtlsi.evaluation.subject import check_options, context_of, open_subject
 from mtlsi.kinds import decode
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
-from mtlsi.model.network import MTLSINet
 from mtlsi.nn.layout import resize_maps
-from mtlsi.options import EvaluateOptions, MeasureOptions
+from mtlsi.options import EvaluateOptions
 from mtlsi.tasks import NUM_THRESHOLDS, TASKS, check_tasks, num_channels
 
 OnImage = Callable[[int, dict[str, Tensor], Scores], None]
@@ -50,10 +48,13 @@ def evaluate(
     dataset: LabelledImages,
     config: DataConfig,
     *,
+    tasks: Sequence[str] | None = None,
     indices: Sequence[int] | None = None,
     batch_size: int = 4,
     num_thresholds: int = NUM_THRESHOLDS,
     legacy_saliency: bool = False,
+    depth_range_m: tuple[float, float] | None = None,
+    showing: Showing | None = None,
     device: torch.device | str = "cpu",
     console: Console | None = None,
     metrics: Mapping[str, Metric] | None = None,
@@ -61,13 +62,16 @@ def evaluate(
 ) -> Scores:
     """Scores of ``model`` on the images ``indices`` (None: all) of ``dataset``.
 
-    Images are resized to ``config.image_hw`` and batched where they have one size; predictions are upsampled bilinearly to
-    the labels' size before they are decoded and compared. ``num_thresholds``: of the boundary curve. ``legacy_saliency``:
-    see ``MaxF``. ``metrics``: by task, instead of the built-in ones. ``on_image``: called with every image's results.
-    Tasks are those that the model and the data set share. Raises ``MistakeError`` if there are none, if their classes
-    differ, or if a metric of ``metrics`` lacks its task's score.
+    Images are shown as ``showing`` says (None: resized to ``config.image_hw``) and batched where they have one size;
+    predictions are cut back to the image and upsampled bilinearly to the labels' size before they are decoded and compared.
+    ``tasks``: those to measure; None: all that the model and the data set share. ``num_thresholds``: of the boundary curve.
+    ``legacy_saliency``: see ``MaxF``. ``depth_range_m``: caps of the depth readings beside the raw one, in metres; see
+    ``mtlsi.metrics.dense.depth``. ``metrics``: by task, instead of the built-in ones. ``on_image``: called with every
+    image's results.
+    Raises ``MistakeError`` if there are no such tasks, if their classes differ, if an image is larger than ``showing`` pads
+    to, if a prediction is not finite, or if a metric of ``metrics`` lacks its task's score.
     """
-    tasks = shared_tasks(model, dataset)
+    tasks = shared_tasks(model, dataset, tasks)
     own = check_metrics(metrics or {}, tasks)
     settings = {
         task: MetricSettings(
@@ -75,6 +79,7 @@ def evaluate(
             boundary_tolerance=dataset.boundary_tolerance,
             num_thresholds=num_thresholds,
             legacy_saliency=legacy_saliency,
+            depth_range_m=depth_range_m,
         )
         for task in tasks
     }
@@ -83,14 +88,22 @@ def evaluate(
     }
     was_training = model.training
     model.eval()
+    showing = showing or Showing(config.image_hw)
+    config = replace(config, image_hw=showing.resize_hw)
     indices = range(len(dataset)) if indices is None else indices
     waiting = iter(indices)
     with Progress(console=console, disable=console is None, transient=True) as progress:
         bar = progress.add_task("evaluating", total=len(indices))
         for samples in evaluation_batches(dataset, config, indices, batch_size=batch_size):
-            for sample, raw in _predict(model, samples, tasks, device):
+            chunk = [next(waiting) for _ in samples]
+            samples = [cut_out(sample, showing) for sample in samples]
+            names = [_name(dataset, index) for index in chunk]
+            shown = [padded(x["image"], showing.pad_hw, name) for x, name in zip(samples, names, strict=True)]
+            predictions = _predict(model, shown, tasks, device)
+            for index, name, sample, raw in zip(chunk, names, samples, predictions, strict=True):
                 decoded, figures = {}, {}
                 for task, metric in meters.items():
+                    _check_finite(task, raw[task], name)
                     label = sample[task].to(device)[None]
                     decoded[task] = decode(task, resize_maps(raw[task].float(), label.shape[-2:]))
                     valid = kinds.of(task).valid(label)
@@ -98,8 +111,7 @@ def evaluate(
                         metric.update(decoded[task], label, valid)
                     else:
                         image_figures = metric(decoded[task], label, valid)
-                        figures[task] = {name: float(value) for name, value in image_figures.items()}
-                index = next(waiting)
+                        figures[task] = {figure: float(value) for figure, value in image_figures.items()}
                 if on_image is not None:
                     on_image(index, decoded, figures)
                 progress.advance(bar)
@@ -132,101 +144,69 @@ def _scores_of(task: str, metric: Metric, classes: Mapping[str, Sequence[str]]) 
 
 
 def _predict(
-    model: nn.Module, samples: Sequence[Sample], tasks: Sequence[str], device: torch.device | str
-) -> Iterator[tuple[Sample, dict[str, Tensor]]]:
-    """Each sample with its raw predictions (1 c h w); samples of one size are batched."""
-    one_size = len({sample["image"].shape for sample in samples}) == 1
-    for group in [samples] if one_size else [[sample] for sample in samples]:
-        images = torch.stack([sample["image"] for sample in group]).to(device)
-        at_stride_4 = all(side % 4 == 0 for side in images.shape[-2:])  # then the stride's grid fits the image
-        raw = model(images, tasks, full_size=not at_stride_4).final
-        for i, sample in enumerate(group):
-            yield sample, {task: x[i : i + 1] for task, x in raw.items()}
+    model: nn.Module, shown: Sequence[tuple[Tensor, Box]], tasks: Sequence[str], device: torch.device | str
+) -> Iterator[dict[str, Tensor]]:
+    """The raw predictions (1 c h w) of each image, for the part of it in its box; images of one size are batched."""
+    one_size = len({image.shape for image, _ in shown}) == 1
+    for group in [shown] if one_size else [[one] for one in shown]:
+        images = torch.stack([image for image, _ in group]).to(device)
+        size_hw = images.shape[-2:]
+        # the stride's grid fits an image of whole cells that fills the input
+        full_size = any(side % 4 for side in size_hw) or any(box[2:] != size_hw for _, box in group)
+        raw = model(images, tasks, full_size=full_size).final
+        for i, (_, box) in enumerate(group):
+            yield {task: cut_back(x[i : i + 1], box) if full_size else x[i : i + 1] for task, x in raw.items()}
 
 
-def shared_tasks(model: Any, dataset: LabelledImages) -> tuple[str, ...]:
-    """The tasks that both know, in the model's order; ``MistakeError`` if there are none or their classes differ."""
+def _check_finite(task: str, raw: Tensor, name: str) -> None:
+    if not torch.isfinite(raw).all():
+        raise MistakeError(
+            f"{task}: the prediction for image {name} holds NaN or infinite values; expected numbers: the "
+            "weights are damaged or their training diverged, give another model"
+        )
+
+
+def _name(dataset: LabelledImages, index: int) -> str:
+    """What the image is called; its number where a data set of one's own has no names."""
+    return dataset.name(index) if hasattr(dataset, "name") else str(index)
+
+
+def shared_tasks(model: Any, dataset: LabelledImages, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The tasks that both know, or those of them that are ``wanted``, in the model's order.
+
+    Raises ``MistakeError`` if there are none, if one that is wanted is not among them, or if their classes differ.
+    """
     tasks = tuple(task for task in model.tasks if task in dataset.tasks)
     if not tasks:
         raise MistakeError(
             f"the model predicts {', '.join(model.tasks)}, the data has labels for {', '.join(dataset.tasks)}; "
             "expected at least one task in common"
         )
+    if wanted is not None:
+        wanted = check_tasks(wanted, among=tasks)
+        tasks = tuple(task for task in tasks if task in wanted)
     for task in tasks:
         ours, theirs = model.classes.get(task), dataset.classes.get(task)
         if ours != theirs:
             raise MistakeError(
                 f"{task}: the model has {len(ours or ())} classes, the data {len(theirs or ())} or other names; "
-                "expected the classes the model was trained on"
+                "expected the classes the model was trained on, or other tasks alone (evaluate --tasks)"
             )
     return tasks
-
-
-def check_options(options: MeasureOptions, *files: Path | None) -> None:
-    """Refuse, in one line and before anything is computed, what cannot be done; ``files`` are to be written, too."""
-    for path in (options.json_path, *files):
-        if path is not None:
-            check_writable(path)
-    if options.limit < 0:
-        raise MistakeError(f"--limit {options.limit}; expected the number of images, or 0 for all")
-    if options.size_hw is not None and min(options.size_hw) < 1:
-        raise MistakeError(f"--size {options.size_hw[0]} {options.size_hw[1]}; expected a height and a width in pixels")
-
-
-def data_config(options: MeasureOptions, network: MTLSINet) -> DataConfig:
-    """The data, at the image size of the run, if ``options.model`` is a run folder, else at the network's own."""
-    size_hw: Any = network.input_size
-    if (Path(options.model) / "config.yaml").is_file():
-        size_hw = run_folder.load_config(Path(options.model)).data.image_hw
-    config = DataConfig(name=options.data, root=options.root, image_hw=options.size_hw or size_hw)
-    if options.data == "scenes":
-        label_set = label_set_of(network.classes, network.tasks)
-        config = replace(config, label_set=label_set, size_hw=config.image_hw or network.input_size)
-    return config
-
-
-@dataclass
-class Subject:
-    """A trained network and the images that it is measured on."""
-
-    network: MTLSINet
-    device: torch.device
-    config: DataConfig
-    dataset: LabelledImages
-    indices: list[int]
-
-
-def open_subject(options: MeasureOptions, console: Console) -> Subject:
-    """What the options name, loaded and introduced; ``MistakeError`` where it cannot be."""
-    run_folder.import_named_plugins(options.plugin, options.model)
-    network = MTLSINet.from_pretrained(options.model)
-    device = find_device(options.device)
-    network.to(device)
-    config = data_config(options, network)
-    dataset = open_dataset(config, options.split)
-    introduce(dataset, console)
-    return Subject(network, device, config, dataset, spread(options.limit, len(dataset)))
-
-
-def context_of(options: MeasureOptions, subject: Subject) -> dict[str, Any]:
-    """What a JSON file says of how its figures were measured."""
-    return {
-        "model": options.model,
-        "data": options.data,
-        "layout": getattr(subject.dataset, "layout", None),
-        "split": options.split,
-        "images": len(subject.indices),
-        "shown_at": subject.config.image_hw,
-        "derived_labels": subject.dataset.derived,
-    }
 
 
 def evaluate_from_command(options: EvaluateOptions, *, console: Console | None = None) -> Scores:
     """Load, measure, print, write: ``mtlsi evaluate``."""
     console = console or Console()
-    check_options(options, options.csv_path, options.curve_path)
-    subject = open_subject(options, console)
+    showing = check_evaluation(options)
+    tasks = None if options.tasks is None else split_names(options.tasks)
+    subject = open_subject(options, console, tasks=tasks, showing=showing)
     dataset = subject.dataset
+    of_classes = {
+        task: MeanIoU(num_channels(task, dataset.classes))
+        for task in shared_tasks(subject.network, dataset, tasks)
+        if TASKS[task].metric == "miou"
+    }
     rows: list[tuple[str, Scores]] = []
 
     def on_image(index: int, decoded: dict[str, Tensor], figures: Scores) -> None:
@@ -238,25 +218,47 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
         subject.network,
         dataset,
         subject.config,
+        tasks=tasks,
         indices=subject.indices,
         device=subject.device,
         console=console,
         legacy_saliency=options.legacy_saliency,
+        depth_range_m=options.depth_range_m,
+        showing=subject.showing,
+        metrics=of_classes,
         on_image=on_image if options.csv_path or options.save else None,
     )
-    console.print(score_table(scores, derived=dataset.derived))
-    context = context_of(options, subject)
     delta = None if options.single_task is None else compare_single_task(scores, options.single_task)
-    if delta is not None:
-        context["delta_m_percent"] = delta
-    console.print(paper_row(scores, derived=dataset.derived, delta_percent=delta))
+    for table in tables(scores, str(subject.showing), dataset.derived, options.depth_range_m, delta):
+        console.print(table)
+    pixels = {task: metric.pixels().tolist() for task, metric in of_classes.items()}
     if options.json_path is not None:
-        write_scores(scores, options.json_path, **context)
+        context = context_of(options, subject) | ({} if delta is None else {"delta_m_percent": delta})
+        classes = {task: dataset.classes[task] for task in pixels}
+        confusion = {task: {"classes": classes[task], "pixels": counts} for task, counts in pixels.items()}
+        write_scores(scores, options.json_path, **context, depth_range_m=options.depth_range_m, confusion=confusion)
+    if options.confusion is not None:
+        write_confusion(pixels, dataset.classes, options.confusion)
     if options.csv_path is not None:
         write_images(rows, options.csv_path)
     if options.curve_path is not None:
         draw_curve(scores, options.curve_path)
     return scores
+
+
+def check_evaluation(options: EvaluateOptions) -> Showing | None:
+    """Refuse, before anything is loaded, what cannot be done; how the protocol shows images, if one is asked for."""
+    check_options(options, options.csv_path, options.curve_path)
+    if options.depth_range_m is not None and not 0 <= options.depth_range_m[0] < options.depth_range_m[1]:
+        given = "{:g} {:g}".format(*options.depth_range_m)
+        raise MistakeError(f"--depth-range {given}; expected the least and the greatest depth in metres: 0.001 80")
+    if options.confusion is not None:
+        check_folder(options.confusion)
+    if options.protocol is None:
+        return None
+    if options.size_hw is not None:
+        raise MistakeError("--size and --protocol both say how large the images are shown; give one of them")
+    return showing_of(options.protocol, options.data)
 
 
 def draw_curve(scores: Scores, path: Path) -> None:

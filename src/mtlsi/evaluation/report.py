@@ -10,16 +10,22 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import check_writable, replace_text
 from mtlsi.metrics.delta import delta_m
+from mtlsi.metrics.dense.depth import NYUD_RANGE_M, Range
 from mtlsi.tasks import TASKS
 
 Scores = dict[str, dict[str, float]]
 """Every figure by task and name: the headline ``TASKS[task].score``, the others, ``IoU/<class>``; NaN: undefined."""
+
+
+OF_READINGS = ("RMSE", "abs_rel", "sq_rel", "RMSE_log", "silog", "delta1")
+"""The depth figures that are shown in every reading; the JSON file has all of them."""
 
 
 def headline(scores: Scores) -> dict[str, float]:
@@ -27,9 +33,18 @@ def headline(scores: Scores) -> dict[str, float]:
     return {task: values[TASKS[task].score] for task, values in scores.items()}
 
 
-def score_table(scores: Scores, *, derived: Sequence[str] = (), others: Mapping[str, Scores] | None = None) -> Table:
-    """All figures on one screen; ``derived`` marks tasks whose labels were computed, ``others`` adds columns to compare."""
-    table = Table(title="scores")
+def score_table(
+    scores: Scores,
+    *,
+    derived: Sequence[str] = (),
+    others: Mapping[str, Scores] | None = None,
+    caption: str | None = None,
+) -> Table:
+    """All figures on one screen; ``derived`` marks tasks whose labels were computed, ``others`` adds columns to compare.
+
+    ``caption``: how the images were shown.
+    """
+    table = Table(title="scores", caption=caption)
     table.add_column("task")
     table.add_column("figure")
     table.add_column("value", justify="right")
@@ -38,7 +53,7 @@ def score_table(scores: Scores, *, derived: Sequence[str] = (), others: Mapping[
     for task, values in scores.items():
         record = TASKS[task]
         for name, value in values.items():
-            if "/" in name:  # one class among many: for the JSON file
+            if "/" in name:  # one class or reading among many: for the JSON file
                 continue
             best = name == record.score
             arrow = ("^" if record.higher_is_better else "v") + f" {record.unit}" if best else ""
@@ -50,9 +65,50 @@ def score_table(scores: Scores, *, derived: Sequence[str] = (), others: Mapping[
     return table
 
 
-def paper_row(scores: Scores, *, derived: Sequence[str] = (), delta_percent: float | None = None) -> Table:
+def tables(
+    scores: Scores, showing: str, derived: Sequence[str], depth_range_m: Range | None, delta_percent: float | None
+) -> list[Table]:
+    """Everything that ``mtlsi evaluate`` shows; ``showing``: how the network saw the images."""
+    found = [score_table(scores, derived=derived, caption=showing)]
+    found += [reading_table(scores, depth_range_m)] if _with_readings(scores) else []
+    return [*found, paper_row(scores, derived=derived, delta_percent=delta_percent, caption=showing)]
+
+
+def _with_readings(scores: Scores) -> Scores:
+    return {task: values for task, values in scores.items() if f"eigen/{OF_READINGS[0]}" in values}
+
+
+def reading_table(scores: Scores, range_m: Range | None = None) -> Table:
+    """The depth figures that other benchmarks print, raw and pooled in the first row, in every other reading below it.
+
+    ``range_m``: the caps that the readings were given, in metres.
+    """
+    readings = _with_readings(scores)
+    low, high = range_m or NYUD_RANGE_M
+    caps = f"{low:g} to {high:g} m" + ("" if range_m is None else ", as in all but the raw rows")
+    caption = f"eigen: the crop of NYUDv2, {caps}; median, scale shift: each image aligned to its label"
+    table = Table(title="depth in several readings", caption=caption, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("reading", no_wrap=True)
+    for figure in OF_READINGS:
+        table.add_column(figure, justify="right", no_wrap=True)
+    for task, values in readings.items():
+        names = dict.fromkeys(name.rpartition("/")[0] for name in values)
+        for name in names:
+            figures = (values[f"{name}/{figure}".lstrip("/")] for figure in OF_READINGS)
+            label = (name or "pooled").replace("_", " ")
+            table.add_row(label if len(readings) == 1 else f"{task}: {label}", *(f"{x:.4g}" for x in figures))
+    return table
+
+
+def paper_row(
+    scores: Scores,
+    *,
+    derived: Sequence[str] = (),
+    delta_percent: float | None = None,
+    caption: str | None = None,
+) -> Table:
     """The row that papers print: one headline figure per task, and Delta_m where it is given."""
-    table = Table(title="the papers' row")
+    table = Table(title="the papers' row", caption=caption)
     cells = []
     for task, value in headline(scores).items():
         record = TASKS[task]
@@ -98,8 +154,12 @@ def _defined(value: Any) -> Any:
 
 
 def write_images(rows: Sequence[tuple[str, Scores]], path: Path) -> None:
-    """One line per image with every figure measured on it alone, as CSV; an undefined figure is an empty cell."""
+    """One line per image with every figure measured on it alone, as CSV; an undefined figure is an empty cell.
+
+    Means over images are left out: of one image they say the same as the pooled figures.
+    """
     names = [(task, name) for task, values in rows[0][1].items() for name in values] if rows else []
+    names = [(task, name) for task, name in names if "per_image" not in name]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *(f"{task}/{name}" for task, name in names)])
@@ -108,6 +168,27 @@ def write_images(rows: Sequence[tuple[str, Scores]], path: Path) -> None:
         writer.writerow([image, *("" if isnan(value) else f"{value:.6g}" for value in values)])
     check_writable(path)
     replace_text(path, text.getvalue())
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder where it is missing; ``MistakeError`` where it cannot be made or written into."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MistakeError(f"cannot write {folder} ({message_of(error)}); give another folder") from error
+    check_writable(folder / "file")
+
+
+def write_confusion(
+    pixels: Mapping[str, Sequence[Sequence[int]]], classes: Mapping[str, Sequence[str]], folder: Path
+) -> None:
+    """The confusion matrix of each task as ``folder``/TASK.csv: labels in rows, predictions in columns."""
+    for task, counts in pixels.items():
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["label", *classes[task]])
+        writer.writerows([name, *row] for name, row in zip(classes[task], counts, strict=True))
+        replace_text(folder / f"{task}.csv", text.getvalue())
 
 
 def compare_single_task(scores: Scores, path: Path) -> float:

@@ -15,20 +15,24 @@ if TYPE_CHECKING:
     from mtlsi.metrics.boundary.score import boundary_counts, count_pairs
     from mtlsi.metrics.build import METRICS, MetricSettings, build_metric
     from mtlsi.metrics.delta import delta_m
-    from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU, RegressionError
+    from mtlsi.metrics.dense.classes import MeanIoU
+    from mtlsi.metrics.dense.depth import DepthError
+    from mtlsi.metrics.dense.directions import AngularError
+    from mtlsi.metrics.dense.saliency import MaxF
+    from mtlsi.metrics.dense.values import RegressionError
 
 _HOMES = {
     "METRICS": "build",
-    "AngularError": "dense",
+    "AngularError": "dense.directions",
     "BoundaryCurve": "boundary.curve",
     "BoundaryF": "boundary.metric",
     "Counts": "boundary.curve",
-    "DepthError": "dense",
-    "MaxF": "dense",
-    "MeanIoU": "dense",
+    "DepthError": "dense.depth",
+    "MaxF": "dense.saliency",
+    "MeanIoU": "dense.classes",
     "MetricSettings": "build",
     "boundary_counts": "boundary.score",
-    "RegressionError": "dense",
+    "RegressionError": "dense.values",
     "build_metric": "build",
     "count_pairs": "boundary.score",
     "delta_m": "delta",

@@ -9,7 +9,11 @@ from torchmetrics import Metric
 
 from mtlsi.errors import MistakeError
 from mtlsi.metrics.boundary.metric import BoundaryF
-from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU, RegressionError
+from mtlsi.metrics.dense.classes import MeanIoU
+from mtlsi.metrics.dense.depth import DepthError
+from mtlsi.metrics.dense.directions import AngularError
+from mtlsi.metrics.dense.saliency import MaxF
+from mtlsi.metrics.dense.values import RegressionError
 from mtlsi.tasks import NUM_THRESHOLDS, TASK_SETS, Task
 
 
@@ -25,11 +29,13 @@ class MetricSettings:
     """Of the boundary curve."""
     legacy_saliency: bool = False
     """See ``MaxF``."""
+    depth_range_m: tuple[float, float] | None = None
+    """Caps of depth in metres; see ``mtlsi.metrics.dense.depth.readings``."""
 
 
 METRICS: dict[str, Callable[[MetricSettings], Metric]] = {
     "miou": lambda settings: MeanIoU(settings.num_classes or 0),
-    "depth_error": lambda _: DepthError(),
+    "depth_error": lambda settings: DepthError(settings.depth_range_m),
     "value_error": lambda _: RegressionError(),
     "angular_error": lambda _: AngularError(),
     "max_f": lambda settings: MaxF(legacy=settings.legacy_saliency),

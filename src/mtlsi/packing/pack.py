@@ -18,8 +18,9 @@ from mtlsi.data.scenes.dataset import render_scene
 from mtlsi.drawing.panels import panel
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.evaluation.constant import Constant
-from mtlsi.evaluation.evaluate import Subject, check_options, evaluate, open_subject
+from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.report import score_table
+from mtlsi.evaluation.subject import Subject, check_options, open_subject
 from mtlsi.options import PackOptions
 from mtlsi.packing.card import PICTURE, Measured, Trained, card
 from mtlsi.prediction.predictor import Predictor

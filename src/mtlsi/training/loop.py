@@ -90,7 +90,7 @@ def train(
                 told.on_save(position.step, out, run)
             if last or is_due(options.evaluate_every, position.step):
                 start = time.perf_counter()
-                scores = measure(run, 0 if last else options.evaluate_images)
+                scores = measure(run, options.final_images if last else options.evaluate_images)
                 log.validation(position.step, scores, time.perf_counter() - start)
                 told.on_evaluation(position.step, scores, run)
     next(batches, None)  # exhausted: ends the loader processes now, not whenever the iterator is collected
@@ -193,13 +193,14 @@ def measure_finished(run: TrainingRun) -> Scores:
         raise MistakeError(f"the run in {run.out} has ended at step {run.position.step} already; nothing is left to do")
     if run.accelerator.is_main_process:
         run_folder.save_model(run.network, run.average.state, run.out)
-    return measure(run, 0)
+    return measure(run, run.config.train.final_images)
 
 
 def finish(run: TrainingRun, scores: Scores, console: Console) -> None:
     """Scores, curves and sample panels, into the run folder."""
     out, data = run.out, run.config.data
-    write_scores(scores, out / "scores.json", data=data.name, split="val", images=len(run.val_set))
+    images = len(spread(run.config.train.final_images, len(run.val_set)))
+    write_scores(scores, out / "scores.json", data=data.name, split="val", images=images)
     plot_curves(out / run_folder.METRICS, out / "curves.png")
     draw_samples(run.network, run.val_set, data, out / "samples")
     console.print(f"run folder: {out}")
