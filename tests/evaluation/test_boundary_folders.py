@@ -87,7 +87,12 @@ def put(folder, name, content):
     [
         ("maps", "a.png", np.zeros((40, 59), np.uint8), "40x59 pixels, but .*a.mat has 40x60"),
         ("maps", "a.png", b"text", "a.png: not a whole image"),
-        ("maps", "a.png", np.zeros((40, 60, 3), np.uint8), "pixels of mode RGB"),
+        (
+            "maps",
+            "a.png",
+            np.eye(40, 60, dtype=np.uint8)[..., None] * np.array([9, 9, 8], np.uint8),
+            "a.png: coloured pixels",
+        ),
         ("maps", "b.npy", b"text", "b.npy: not a whole NumPy file"),
         ("truth", "a.mat", b"MATLAB 5.0", "a.mat: not a whole MATLAB file"),
         ("truth", "c.png", np.zeros((4, 6), np.uint8), "no map for 1 of the 3 images of .*such as c"),
@@ -105,7 +110,7 @@ def test_wrong_settings_and_folders_are_told(folders, tmp_path):
         score_folders(*folders, console=quiet())
     np.save(folders[0] / "b.npy", np.full((40, 60), 1.5))
     (folders[1] / "a.mat").unlink()
-    with pytest.raises(MistakeError, match=r"b.npy: .*values in 0..1"):
+    with pytest.raises(MistakeError, match=r"b.npy: values 1.5..1.5; expected 0..1"):
         score_folders(*folders, console=quiet())
     for options, message in (
         ({"max_dist": 0.0}, "--max-dist 0.0; expected a fraction"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from io import StringIO
 from math import isnan, sqrt
 from pathlib import Path
@@ -254,11 +255,18 @@ def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp
         save=tmp_path / "saved",
         curve_path=tmp_path / "curve.png",
     )
+    options = replace(options, boundary_protocol="seism")
     scores = evaluate_from_command(options, console=Console(file=said, width=160))
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written["images"] == 2
     assert written["scores"]["depth"]["RMSE"] == pytest.approx(scores["depth"]["RMSE"])
     assert "the papers' row" in said.getvalue()
+    how = written["boundaries"]
+    assert (how["protocol"], how["max_dist"], how["nms"], how["thresholds"]) == ("seism", 0.011, False, 99)
+    assert "boundaries: seism, not suppressed, 8-bit maps, 99 thresholds, within 0.011" in " ".join(
+        said.getvalue().split()
+    )
+    assert "higher is better, seism" in said.getvalue()
     rows = list(csv.DictReader((tmp_path / "images.csv").read_text().splitlines()))
     assert len(rows) == 2
     assert (tmp_path / "curve.png").stat().st_size > 5000
@@ -279,9 +287,14 @@ def test_images_are_shown_as_the_run_showed_them(tiny_run, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"limit": -1}, "--limit -1"), ({"size_hw": (0, 5)}, "--size 0 5"), ({"csv_path": "no/x.csv"}, "cannot write")],
+    [
+        ({"limit": -1}, "--limit -1"),
+        ({"size_hw": (0, 5)}, "--size 0 5"),
+        ({"csv_path": "no/x.csv"}, "cannot write"),
+        ({"boundary_protocol": "SEISM"}, "boundary protocol 'SEISM'; expected one of bsds"),
+    ],
 )
 def test_requests_that_cannot_be_met_are_refused_before_anything_is_loaded(changes, message):
-    changes = {name: Path(x) if isinstance(x, str) else x for name, x in changes.items()}
+    changes = {name: Path(x) if name.endswith("path") else x for name, x in changes.items()}
     with pytest.raises(MistakeError, match=message):
         evaluate_from_command(EvaluateOptions("no such model", **changes))

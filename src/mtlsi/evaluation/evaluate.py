@@ -35,10 +35,11 @@ from mtlsi.evaluation.report import (
 from mtlsi.io import check_writable
 from mtlsi.kinds import decode
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
+from mtlsi.metrics.boundary.protocols import Protocol, protocol_named
 from mtlsi.model.network import MTLSINet
 from mtlsi.nn.layout import resize_maps
 from mtlsi.options import EvaluateOptions, MeasureOptions
-from mtlsi.tasks import NUM_THRESHOLDS, TASKS, check_tasks, num_channels
+from mtlsi.tasks import BOUNDARY_PROTOCOL, TASKS, check_tasks, num_channels
 
 OnImage = Callable[[int, dict[str, Tensor], Scores], None]
 """Called with an image's index, its decoded predictions by task at the labels' size, and the image's own figures."""
@@ -52,7 +53,8 @@ def evaluate(
     *,
     indices: Sequence[int] | None = None,
     batch_size: int = 4,
-    num_thresholds: int = NUM_THRESHOLDS,
+    boundary_protocol: str | Protocol = BOUNDARY_PROTOCOL,
+    num_thresholds: int | None = None,
     legacy_saliency: bool = False,
     device: torch.device | str = "cpu",
     console: Console | None = None,
@@ -62,8 +64,10 @@ def evaluate(
     """Scores of ``model`` on the images ``indices`` (None: all) of ``dataset``.
 
     Images are resized to ``config.image_hw`` and batched where they have one size; predictions are upsampled bilinearly to
-    the labels' size before they are decoded and compared. ``num_thresholds``: of the boundary curve. ``legacy_saliency``:
-    see ``MaxF``. ``metrics``: by task, instead of the built-in ones. ``on_image``: called with every image's results.
+    the labels' size before they are decoded and compared. ``boundary_protocol``: a record, or its name in
+    ``mtlsi.metrics.boundary.protocols``; ``num_thresholds``: of the boundary curve, instead of the protocol's.
+    ``legacy_saliency``: see ``MaxF``. ``metrics``: by task, instead of the built-in ones. ``on_image``: called with every
+    image's results.
     Tasks are those that the model and the data set share. Raises ``MistakeError`` if there are none, if their classes
     differ, or if a metric of ``metrics`` lacks its task's score.
     """
@@ -73,6 +77,7 @@ def evaluate(
         task: MetricSettings(
             num_classes=num_channels(task, dataset.classes) if TASKS[task].kind == "classes" else None,
             boundary_tolerance=dataset.boundary_tolerance,
+            boundary_protocol=boundary_protocol,
             num_thresholds=num_thresholds,
             legacy_saliency=legacy_saliency,
         )
@@ -218,13 +223,23 @@ def context_of(options: MeasureOptions, subject: Subject) -> dict[str, Any]:
         "images": len(subject.indices),
         "shown_at": subject.config.image_hw,
         "derived_labels": subject.dataset.derived,
+        "boundaries": protocol_of(options).on_data(subject.dataset.boundary_tolerance).record(),
     }
+
+
+def protocol_of(options: MeasureOptions) -> Protocol:
+    """What the boundaries are measured by; ``MistakeError`` for a protocol that nobody knows."""
+    if not isinstance(options, EvaluateOptions):
+        return protocol_named(BOUNDARY_PROTOCOL)
+    mask_unknown = False if options.count_unknown_boundaries else None
+    return protocol_named(options.boundary_protocol).with_changes(mask_unknown=mask_unknown)
 
 
 def evaluate_from_command(options: EvaluateOptions, *, console: Console | None = None) -> Scores:
     """Load, measure, print, write: ``mtlsi evaluate``."""
     console = console or Console()
     check_options(options, options.csv_path, options.curve_path)
+    protocol = protocol_of(options)
     subject = open_subject(options, console)
     dataset = subject.dataset
     rows: list[tuple[str, Scores]] = []
@@ -241,15 +256,16 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
         indices=subject.indices,
         device=subject.device,
         console=console,
+        boundary_protocol=protocol,
         legacy_saliency=options.legacy_saliency,
         on_image=on_image if options.csv_path or options.save else None,
     )
-    console.print(score_table(scores, derived=dataset.derived))
+    console.print(score_table(scores, derived=dataset.derived, boundary=protocol.on_data(dataset.boundary_tolerance)))
     context = context_of(options, subject)
     delta = None if options.single_task is None else compare_single_task(scores, options.single_task)
     if delta is not None:
         context["delta_m_percent"] = delta
-    console.print(paper_row(scores, derived=dataset.derived, delta_percent=delta))
+    console.print(paper_row(scores, derived=dataset.derived, delta_percent=delta, boundary=protocol))
     if options.json_path is not None:
         write_scores(scores, options.json_path, **context)
     if options.csv_path is not None:

@@ -15,8 +15,9 @@ from rich.table import Table
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import check_writable, replace_text
+from mtlsi.metrics.boundary.protocols import Protocol, protocol_named
 from mtlsi.metrics.delta import delta_m
-from mtlsi.tasks import TASKS
+from mtlsi.tasks import BOUNDARY_PROTOCOL, TASKS
 
 Scores = dict[str, dict[str, float]]
 """Every figure by task and name: the headline ``TASKS[task].score``, the others, ``IoU/<class>``; NaN: undefined."""
@@ -27,9 +28,19 @@ def headline(scores: Scores) -> dict[str, float]:
     return {task: values[TASKS[task].score] for task, values in scores.items()}
 
 
-def score_table(scores: Scores, *, derived: Sequence[str] = (), others: Mapping[str, Scores] | None = None) -> Table:
-    """All figures on one screen; ``derived`` marks tasks whose labels were computed, ``others`` adds columns to compare."""
-    table = Table(title="scores")
+def score_table(
+    scores: Scores,
+    *,
+    derived: Sequence[str] = (),
+    others: Mapping[str, Scores] | None = None,
+    boundary: str | Protocol = BOUNDARY_PROTOCOL,
+) -> Table:
+    """All figures on one screen; ``derived`` marks tasks whose labels were computed, ``others`` adds columns to compare.
+
+    ``boundary``: what boundaries were measured by.
+    """
+    has_boundaries = any(TASKS[task].metric == "boundary_f" for task in scores)
+    table = Table(title="scores", caption=f"boundaries: {protocol_named(boundary)}" if has_boundaries else None)
     table.add_column("task")
     table.add_column("figure")
     table.add_column("value", justify="right")
@@ -50,14 +61,25 @@ def score_table(scores: Scores, *, derived: Sequence[str] = (), others: Mapping[
     return table
 
 
-def paper_row(scores: Scores, *, derived: Sequence[str] = (), delta_percent: float | None = None) -> Table:
-    """The row that papers print: one headline figure per task, and Delta_m where it is given."""
+def paper_row(
+    scores: Scores,
+    *,
+    derived: Sequence[str] = (),
+    delta_percent: float | None = None,
+    boundary: str | Protocol = BOUNDARY_PROTOCOL,
+) -> Table:
+    """The row that papers print: one headline figure per task, and Delta_m where it is given.
+
+    ``boundary``: what boundaries were measured by.
+    """
     table = Table(title="the papers' row")
     cells = []
     for task, value in headline(scores).items():
         record = TASKS[task]
         arrow = "higher is better" if record.higher_is_better else "lower is better"
         note = ", derived labels" if task in derived else ""
+        if record.metric == "boundary_f":
+            note += f", {protocol_named(boundary).name}"
         unit = f" ({record.unit})" if record.unit else ""
         table.add_column(f"{task} {record.score}{unit}\n{arrow}{note}", justify="right")
         cells.append(f"{value:.{decimals(task)}f}")

@@ -9,8 +9,9 @@ from torchmetrics import Metric
 
 from mtlsi.errors import MistakeError
 from mtlsi.metrics.boundary.metric import BoundaryF
+from mtlsi.metrics.boundary.protocols import Protocol
 from mtlsi.metrics.dense import AngularError, DepthError, MaxF, MeanIoU, RegressionError
-from mtlsi.tasks import NUM_THRESHOLDS, TASK_SETS, Task
+from mtlsi.tasks import BOUNDARY_PROTOCOL, TASK_SETS, Task
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,10 @@ class MetricSettings:
     """For tasks with classes."""
     boundary_tolerance: float = TASK_SETS["nyud"].boundary_tolerance
     """How far a boundary pixel may lie from its match, as a fraction of the image's diagonal."""
-    num_thresholds: int = NUM_THRESHOLDS
-    """Of the boundary curve."""
+    boundary_protocol: str | Protocol = BOUNDARY_PROTOCOL
+    """A record, or its name in ``mtlsi.metrics.boundary.protocols.PROTOCOLS``."""
+    num_thresholds: int | None = None
+    """Of the boundary curve; None: the protocol's."""
     legacy_saliency: bool = False
     """See ``MaxF``."""
 
@@ -33,7 +36,9 @@ METRICS: dict[str, Callable[[MetricSettings], Metric]] = {
     "value_error": lambda _: RegressionError(),
     "angular_error": lambda _: AngularError(),
     "max_f": lambda settings: MaxF(legacy=settings.legacy_saliency),
-    "boundary_f": lambda settings: BoundaryF(settings.boundary_tolerance, num_thresholds=settings.num_thresholds),
+    "boundary_f": lambda settings: BoundaryF(
+        settings.boundary_tolerance, protocol=settings.boundary_protocol, num_thresholds=settings.num_thresholds
+    ),
 }
 """By ``Task.metric``."""
 
