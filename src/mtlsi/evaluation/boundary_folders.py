@@ -131,20 +131,16 @@ def _read(files: dict[str, tuple[Path, Path]], protocol: Protocol, remarks: Rema
 
 def _table(curve: BoundaryCurve, protocol: Protocol, num_images: int) -> Table:
     table = Table(title=f"boundaries of {num_images} images", caption=str(protocol))
-    cells = {
-        "ODS": curve.ods,
-        "at threshold": curve.threshold,
-        "recall": curve.ods_recall,
-        "precision": curve.ods_precision,
-        "OIS": curve.ois,
-        "recall ": curve.ois_recall,
-        "precision ": curve.ois_precision,
-        "AP": curve.ap,
-        "R50": curve.r50,
+    for name in ("", "value", "recall", "precision", "threshold"):
+        table.add_column(name, justify="right")
+    rows = {
+        "ODS": (curve.ods, curve.ods_recall, curve.ods_precision, curve.threshold),
+        "OIS": (curve.ois, curve.ois_recall, curve.ois_precision),
+        "AP": (curve.ap,),
+        "R50": (curve.r50,),
     }
-    for name in cells:
-        table.add_column(name.strip(), justify="right")
-    table.add_row(*(f"{cell:.4f}" for cell in cells.values()))
+    for name, cells in rows.items():
+        table.add_row(name, *(f"{cell:.4f}" for cell in cells))
     return table
 
 
