@@ -12,7 +12,6 @@ minute for a single threshold.
 from __future__ import annotations
 
 import argparse
-from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
@@ -23,7 +22,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from mtlsi.metrics.boundary.curve import thresholds_of
-from mtlsi.metrics.boundary.matching import match_levels
+from mtlsi.metrics.boundary.matching import Matcher
 from mtlsi.metrics.boundary.score import boundary_counts, count_pairs
 from mtlsi.metrics.boundary.suppression import suppress_non_maxima
 from mtlsi.metrics.boundary.thinning import thin, thin_levels
@@ -83,18 +82,20 @@ def time_parts(soft: np.ndarray, label: np.ndarray, again: bool) -> dict[str, fl
     marks = {"": perf_counter()}
     ridges = suppress_non_maxima(soft, thresholds[0])
     marks["suppression"] = perf_counter()
-    pixels, starts = thin_levels(ridges.astype(np.float64), thresholds, rim, True)
+    candidates, levels = thin_levels(ridges.astype(np.float64), thresholds, rim, True)
+    levels = list(levels)
     truth = np.flatnonzero(np.pad(thin(label), rim)).astype(np.int32)
     marks["thinning"] = perf_counter()
-    matched = match_levels(pixels, starts, truth, stride, distance, nearest=False)
+    matcher = Matcher(candidates, truth, stride, distance, nearest=False)
+    kept = [matcher.match(level).sum() for level in levels]
     marks["matching"] = perf_counter()
     if again:
-        levels = [pixels[a:b] for a, b in pairwise(starts)]
-        own = [match_levels(x, np.array([0, len(x)]), truth, stride, distance, nearest=False).sum() for x in levels]
+        own = [
+            Matcher(candidates, truth, stride, distance, nearest=False).match(level).sum() for level in levels
+        ]
         marks["from scratch, ours"] = perf_counter()
         scipy = match_from_scratch(levels, truth, stride, distance)
         marks["from scratch, SciPy"] = perf_counter()
-        kept = [matched[a:b].sum() for a, b in pairwise(starts)]
         if not kept == own == scipy:
             raise SystemExit("the matchers differ")
     times = list(marks.values())

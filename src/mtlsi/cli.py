@@ -211,12 +211,15 @@ def _boundary(options: BoundaryOptions) -> int:
     score_folders(
         options.predictions,
         options.truth,
+        boundary_protocol=options.boundary_protocol,
         max_dist=options.max_dist,
         num_thresholds=options.num_thresholds,
-        nms=options.nms,
-        thin=options.thin,
+        nms=None if options.nms else False,
+        thin=None if options.thin else False,
+        mask_unknown=False if options.count_unknown else None,
         num_workers=options.num_workers,
         json_path=options.json_path,
+        csv_path=options.csv_path,
         curve_path=options.curve_path,
     )
     return 0

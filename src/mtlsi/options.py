@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlsi.config import PRECISIONS, DataConfig, ModelConfig, Names, RunConfig, TrainConfig, split_names
-from mtlsi.tasks import MAX_DIST, NUM_THRESHOLDS
+from mtlsi.tasks import BOUNDARY_PROTOCOL
 
 DEFAULT_MODEL = "nyud"
 REPEATED = {"repeated": True}
@@ -80,6 +80,10 @@ class EvaluateOptions(MeasureOptions):
     """Folder for the confusion matrix of each task with classes, as CSV: labels in rows, predictions in columns."""
     save: Path | None = None
     """Folder for the predictions, in the field's formats."""
+    boundary_protocol: str = BOUNDARY_PROTOCOL
+    """What boundaries are measured by: float, seism-nms (tables of the InvPT line), seism (MTI-Net's) or bsds."""
+    count_unknown_boundaries: bool = False
+    """Count boundaries predicted where the label is unknown as false."""
     legacy_saliency: bool = False
     """Apply one sigmoid too many to the saliency, as some older tables do."""
     single_task: Path | None = None
@@ -181,21 +185,27 @@ class BoundaryOptions:
     """One-to-one matching as in the BSDS benchmark; prints ODS, OIS and AP."""
 
     predictions: Path
-    """Folder of grey images, 255 = certainly a boundary."""
+    """Folder of NAME.png (grey, white = certainly a boundary), NAME.npy (0..1), NAME_boundary.npy or NAME.mat."""
     truth: Path
-    """Folder with the same names: grey images, or BSDS .mat files."""
-    max_dist: float = MAX_DIST
-    """Reach of a match, as a fraction of the image's diagonal."""
-    num_thresholds: int = NUM_THRESHOLDS
-    """Number of thresholds."""
+    """Folder with the same names: grey images (127 = unknown), NumPy files, or BSDS .mat files."""
+    boundary_protocol: str = BOUNDARY_PROTOCOL
+    """float, seism-nms (tables of the InvPT line), seism (MTI-Net's) or bsds; the flags below change it."""
+    max_dist: float | None = None
+    """Reach of a match, as a fraction of the image's diagonal; by default 0.0075, on NYUDv2 papers take 0.011."""
+    num_thresholds: int | None = None
+    """Number of thresholds, by default 99."""
     nms: bool = True
-    """The maps are thin already: no non-maximum suppression."""
+    """No non-maximum suppression."""
+    count_unknown: bool = False
+    """Count boundaries predicted where the truth is unknown as false."""
     thin: bool = True
     """Do not thin the binarised maps."""
     num_workers: int = field(default_factory=num_cpus)
     """Threads."""
     json_path: Path | None = None
     """Also write the scores to this file."""
+    csv_path: Path | None = None
+    """Also write the figures of every single image to this file."""
     curve_path: Path | None = None
     """Also draw the precision-recall curve, as PNG."""
 

@@ -292,6 +292,7 @@ def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp
         curve_path=tmp_path / "curve.png",
         confusion=tmp_path / "confusion",
     )
+    options = replace(options, boundary_protocol="seism")
     scores = evaluate_from_command(options, console=Console(file=said, width=160))
     written = json.loads((tmp_path / "scores.json").read_text())
     assert written["images"] == 2
@@ -305,6 +306,12 @@ def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp
     lines = list(csv.reader((tmp_path / "confusion/semseg.csv").read_text().splitlines()))
     assert lines[0][1:] == [line[0] for line in lines[1:]] == table["classes"]
     assert [[int(x) for x in line[1:]] for line in lines[1:]] == table["pixels"]
+    how = written["boundaries"]
+    assert (how["protocol"], how["max_dist"], how["nms"], how["thresholds"]) == ("seism", 0.011, False, 99)
+    assert "boundaries: seism, not suppressed, 8-bit maps, 99 thresholds, within 0.011" in " ".join(
+        said.getvalue().split()
+    )
+    assert "higher is better, seism" in said.getvalue()
     rows = list(csv.DictReader((tmp_path / "images.csv").read_text().splitlines()))
     assert len(rows) == 2
     assert (tmp_path / "curve.png").stat().st_size > 5000
@@ -342,9 +349,10 @@ def test_images_are_shown_as_the_run_showed_them(tiny_run, tmp_path):
         ({"size_hw": (0, 5)}, "--size 0 5"),
         ({"csv_path": "no/x.csv"}, "cannot write"),
         ({"confusion": __file__}, "cannot write"),
+        ({"boundary_protocol": "SEISM"}, "boundary protocol 'SEISM'; expected one of bsds"),
     ],
 )
 def test_requests_that_cannot_be_met_are_refused_before_anything_is_loaded(changes, message):
-    changes = {name: Path(x) if isinstance(x, str) else x for name, x in changes.items()}
+    changes = {name: x if name in ("limit", "size_hw", "boundary_protocol") else Path(x) for name, x in changes.items()}
     with pytest.raises(MistakeError, match=message):
         evaluate_from_command(EvaluateOptions("no such model", **changes))

@@ -89,8 +89,11 @@ def test_settings_reach_their_metrics():
     from mtlsi.metrics import BoundaryF, MaxF
 
     legacy = build_metric(TASKS["saliency"], MetricSettings(legacy_saliency=True))
-    boundary = build_metric(TASKS["boundary"], MetricSettings(boundary_tolerance=0.02, num_thresholds=7))
+    boundary = build_metric(
+        TASKS["boundary"], MetricSettings(boundary_tolerance=0.02, boundary_protocol="seism", num_thresholds=7)
+    )
     assert isinstance(legacy, MaxF)
     assert legacy.legacy
     assert isinstance(boundary, BoundaryF)
-    assert (boundary.options["max_dist"], boundary.options["num_thresholds"]) == (0.02, 7)
+    protocol = boundary.protocol
+    assert (protocol.name, protocol.max_dist, protocol.num_thresholds) == ("seism", 0.02, 7)

@@ -2,76 +2,112 @@
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mtlsi.data.readers.decoding import decode_grey, decode_mat, decode_npy, edges_npy, edges_png
 from mtlsi.errors import MistakeError
-from mtlsi.io import check_writable, holds, replace_text
-from mtlsi.metrics.boundary.curve import BoundaryCurve
+from mtlsi.evaluation.boundary_files import Truth, find_pairs, read_map, read_truth
+from mtlsi.evaluation.report import write_figures
+from mtlsi.io import check_writable, replace_text
+from mtlsi.metrics.boundary.curve import BoundaryCurve, Counts, best_point
+from mtlsi.metrics.boundary.protocols import Protocol, protocol_named
 from mtlsi.metrics.boundary.score import count_pairs
-from mtlsi.tasks import MAX_DIST, NUM_THRESHOLDS
+from mtlsi.tasks import BOUNDARY_PROTOCOL, MAX_DIST
 
-MAP_SUFFIXES, TRUTH_SUFFIXES = (".png", ".npy"), (".mat", ".png", ".npy")
-Pair = tuple[np.ndarray, list[np.ndarray]]
-"""A soft map (H W) in 0..1 and the boundaries (H W) bool of each annotator."""
+Pair = tuple[np.ndarray, list[np.ndarray], np.ndarray | None]
+"""A soft map (H W) in 0..1, the boundaries (H W) bool of each annotator, and where there are labels (None: everywhere)."""
+
+
+@dataclass
+class Remarks:
+    """What is odd about images that are scored all the same."""
+
+    found: dict[str, list[str]] = field(default_factory=dict)
+
+    def look(self, name: str, soft: np.ndarray, truth: Truth) -> None:
+        """Notes what is odd about one image."""
+        labelled = np.any(truth.annotators, axis=0)
+        background = ~labelled if truth.known is None else ~labelled & truth.known
+        if not labelled.any():
+            self.add("no boundary in the truth; whatever is predicted counts as false", name)
+        if soft.min() == soft.max():
+            self.add(f"the map is {soft.max():g} everywhere: it tells nothing", name)
+        elif not ((soft > 0) & (soft < 1)).any():
+            self.add(
+                "the map holds 0 and 1 alone: every threshold gives the same pixels, OIS is ODS and AP tells nothing",
+                name,
+            )
+        both = labelled.any() and background.any()
+        if both and soft.mean() > 0.5 and soft[labelled].mean() < soft[background].mean():
+            self.add("the map is bright beside the boundaries and dark on them: is it inverted?", name)
+
+    def add(self, remark: str, name: str) -> None:
+        """Notes ``remark`` on the image ``name``."""
+        self.found.setdefault(remark, []).append(name)
+
+    def lines(self, num_images: int) -> list[str]:
+        """One for each remark."""
+        return [
+            f"{names[0] if len(names) == 1 else f'{len(names)} of {num_images} images, such as {names[0]}'}: {remark}"
+            for remark, names in self.found.items()
+        ]
 
 
 def score_folders(
     predictions: Path,
     truth: Path,
     *,
-    max_dist: float = MAX_DIST,
-    num_thresholds: int = NUM_THRESHOLDS,
-    nms: bool = True,
-    thin: bool = True,
+    boundary_protocol: str | Protocol = BOUNDARY_PROTOCOL,
+    max_dist: float | None = None,
+    num_thresholds: int | None = None,
+    nms: bool | None = None,
+    thin: bool | None = None,
+    mask_unknown: bool | None = None,
     num_workers: int = 2,
     json_path: Path | None = None,
+    csv_path: Path | None = None,
     curve_path: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, float]:
-    """ODS, OIS and AP, in 0..1 as the benchmark prints them, of every image in ``truth``.
+    """ODS, OIS and AP, in 0..1 as the benchmark prints them, of every image in ``truth``; NaN where nothing is labelled.
 
-    ``predictions`` holds NAME.png (grey, 255: certainly a boundary) or NAME.npy (0..1); ``truth`` holds NAME.mat (BSDS, one
-    or more annotators), NAME.png or NAME.npy. ``max_dist``: how far a match may lie, over the image's diagonal. Raises
-    ``MistakeError`` where a prediction is missing, sizes differ, or a file cannot be read.
+    ``boundary_files`` says what the folders may hold. ``boundary_protocol``: one of ``PROTOCOLS``, which the options up to
+    ``mask_unknown`` change. ``max_dist``: how far a match may lie, over the image's diagonal. What is odd about images is
+    said in a line each. Raises ``MistakeError`` where a prediction is missing, sizes differ, or a file cannot be read.
     """
     console = console or Console()
-    for path in (json_path, curve_path):
+    for path in (json_path, csv_path, curve_path):
         if path is not None:
             check_writable(path)
-    if not 0 < max_dist < 1:
+    if max_dist is not None and not 0 < max_dist < 1:
         raise MistakeError(f"--max-dist {max_dist}; expected a fraction of the image's diagonal, such as {MAX_DIST}")
-    if num_thresholds < 1 or num_workers < 1:
+    if (num_thresholds is not None and num_thresholds < 1) or num_workers < 1:
         raise MistakeError(f"--thresholds {num_thresholds} --workers {num_workers}; expected 1 or more of each")
-    pairs = _find_pairs(predictions, truth)
-    counts = count_pairs(
-        _read(pairs), max_dist=max_dist, num_thresholds=num_thresholds, nms=nms, thin=thin, num_workers=num_workers
+    protocol = protocol_named(boundary_protocol).with_changes(
+        max_dist=max_dist, num_thresholds=num_thresholds, nms=nms, thin=thin, mask_unknown=mask_unknown
     )
-    curve = BoundaryCurve.of(list(track(counts, "matching", len(pairs), console=console, transient=True)))
+    protocol = protocol.on_data(MAX_DIST)
+    files, remarks = find_pairs(predictions, truth), Remarks()
+    counted = count_pairs(_read(files, protocol, remarks), **protocol.counting(), num_workers=num_workers)
+    counts = list(track(counted, "matching", len(files), console=console, transient=True))
+    curve = BoundaryCurve.of(counts)
+    console.print(_table(curve, protocol, len(files)))
+    for line in remarks.lines(len(files)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     scores = {"ods": curve.ods, "ois": curve.ois, "ap": curve.ap}
-    table = Table(title=f"boundaries of {len(pairs)} images")
-    for name in ("ODS", "at threshold", "recall", "precision", "OIS", "AP"):
-        table.add_column(name, justify="right")
-    cells = (curve.ods, curve.threshold, curve.ods_recall, curve.ods_precision, curve.ois, curve.ap)
-    table.add_row(*(f"{cell:.4f}" for cell in cells))
-    console.print(table)
     if json_path is not None:
-        settings = {
-            "images": len(pairs),
-            "max_dist": max_dist,
-            "thresholds": num_thresholds,
-            "nms": nms,
-            "thin": thin,
-        }
-        points = {name: getattr(curve, name).tolist() for name in ("thresholds", "recall", "precision")}
-        replace_text(json_path, json.dumps({**scores, **settings, "curve": points}, indent=2) + "\n")
+        write_figures(_figures(curve, protocol, len(files)) | {"remarks": remarks.found}, json_path)
+    if csv_path is not None:
+        replace_text(csv_path, _images(dict(zip(files, counts, strict=True))))
     if curve_path is not None:
         from mtlsi.drawing.plots import plot_precision_recall  # lazy: only this needs matplotlib
 
@@ -80,62 +116,51 @@ def score_folders(
     return scores
 
 
-def _find_pairs(predictions: Path, truth: Path) -> list[tuple[Path, Path]]:
-    """The files of each image in ``truth``, in the order of their names."""
-    found = []
-    for folder, suffixes in ((predictions, MAP_SUFFIXES), (truth, TRUTH_SUFFIXES)):
-        files = {path.stem: path for path in sorted(folder.glob("*")) if path.suffix.lower() in suffixes}
-        if not files:
-            raise MistakeError(f"{folder}: {holds(folder)}; expected files {', '.join('NAME' + s for s in suffixes)}")
-        found.append(files)
-    maps, truths = found
-    missing = [name for name in truths if name not in maps]
-    if missing:
-        raise MistakeError(
-            f"{predictions}: no map for {len(missing)} of the {len(truths)} images of {truth}, such as {missing[0]}; "
-            "add the maps or take the images out of the truth"
-        )
-    return [(maps[name], path) for name, path in truths.items()]
+def _read(files: dict[str, tuple[Path, Path]], protocol: Protocol, remarks: Remarks) -> Iterator[Pair]:
+    for name, (path, truth_path) in files.items():
+        soft, truth = read_map(path), read_truth(truth_path)
+        shape = truth.annotators[0].shape
+        if shape != soft.shape:
+            sizes = "{}x{} pixels, but {} has {}x{}".format(*soft.shape, truth_path, *shape)
+            raise MistakeError(f"{path}: {sizes}; give both the same size")
+        remarks.look(name, soft, truth)
+        if path.suffix.lower() != ".mat":  # which the benchmark reads as it is
+            soft = protocol.as_stored(soft)
+        yield soft, truth.annotators, truth.known if protocol.mask_unknown else None
 
 
-def _read(pairs: list[tuple[Path, Path]]) -> Iterator[Pair]:
-    for path, truth_path in pairs:
-        soft, annotators = read_map(path), read_truth(truth_path)
-        for boundary in annotators:
-            if boundary.shape != soft.shape:
-                sizes = "{}x{} pixels, but {} has {}x{}".format(*soft.shape, truth_path, *boundary.shape)
-                raise MistakeError(f"{path}: {sizes}; give both the same size")
-        yield soft, annotators
+def _table(curve: BoundaryCurve, protocol: Protocol, num_images: int) -> Table:
+    table = Table(title=f"boundaries of {num_images} images", caption=str(protocol))
+    for name in ("", "value", "recall", "precision", "threshold"):
+        table.add_column(name, justify="right")
+    rows = {
+        "ODS": (curve.ods, curve.ods_recall, curve.ods_precision, curve.threshold),
+        "OIS": (curve.ois, curve.ois_recall, curve.ois_precision),
+        "AP": (curve.ap,),
+        "R50": (curve.r50,),
+    }
+    for name, cells in rows.items():
+        table.add_row(name, *(f"{cell:.4f}" for cell in cells))
+    return table
 
 
-def read_map(path: Path) -> np.ndarray:
-    """A soft boundary map (H W) float64 in 0..1."""
-    content = _content(path)
-    if path.suffix.lower() == ".png":
-        return decode_grey(path, content) / 255
-    values = decode_npy(path, content).astype(np.float64)
-    if values.ndim != 2 or not np.isfinite(values).all() or values.min(initial=0) < 0 or values.max(initial=0) > 1:
-        raise MistakeError(f"{path}: shape {list(values.shape)}; expected a map (height, width) with values in 0..1")
-    return values
+def _figures(curve: BoundaryCurve, protocol: Protocol, num_images: int) -> dict[str, Any]:
+    """For the JSON file."""
+    names = ("ods", "ois", "ap", "threshold", "ods_recall", "ods_precision", "ois_recall", "ois_precision", "r50")
+    points = {name: getattr(curve, name).tolist() for name in ("thresholds", "recall", "precision")}
+    return {name: getattr(curve, name) for name in names} | {
+        "images": num_images,
+        **protocol.record(),
+        "curve": points,
+    }
 
 
-def read_truth(path: Path) -> list[np.ndarray]:
-    """The boundaries (H W) bool of each annotator."""
-    content = _content(path)
-    if path.suffix.lower() != ".mat":
-        return [(edges_png if path.suffix.lower() == ".png" else edges_npy)(path, content) == 1]
-    variables = decode_mat(path, content)
-    try:
-        annotators = [one["Boundaries"][0, 0] for one in variables["groundTruth"].ravel()]
-        return [np.asarray(boundary) > 0 for boundary in annotators]
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-        raise MistakeError(
-            f"{path}: no groundTruth{{k}}.Boundaries in it; expected a file of the BSDS benchmark"
-        ) from error
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise MistakeError(f"{path}: cannot be read ({error.strerror})") from error
+def _images(counts: dict[str, Counts]) -> str:
+    """A table, as CSV: each image at its own best threshold, as the benchmark gives it; empty where nothing is labelled."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "threshold", "recall", "precision", "f"])
+    for name, of_image in counts.items():
+        labelled = of_image.truth.any()
+        writer.writerow([name, *(f"{value:.6g}" if labelled else "" for value in best_point(of_image))])
+    return text.getvalue()

@@ -31,12 +31,13 @@ from mtlsi.evaluation.report import (
     write_images,
     write_scores,
 )
-from mtlsi.evaluation.subject import check_options, context_of, open_subject
+from mtlsi.evaluation.subject import check_options, context_of, open_subject, protocol_of
 from mtlsi.kinds import decode
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
+from mtlsi.metrics.boundary.protocols import Protocol
 from mtlsi.nn.layout import resize_maps
 from mtlsi.options import EvaluateOptions
-from mtlsi.tasks import NUM_THRESHOLDS, TASKS, check_tasks, num_channels
+from mtlsi.tasks import BOUNDARY_PROTOCOL, TASKS, check_tasks, num_channels
 
 OnImage = Callable[[int, dict[str, Tensor], Scores], None]
 """Called with an image's index, its decoded predictions by task at the labels' size, and the image's own figures."""
@@ -51,7 +52,8 @@ def evaluate(
     tasks: Sequence[str] | None = None,
     indices: Sequence[int] | None = None,
     batch_size: int = 4,
-    num_thresholds: int = NUM_THRESHOLDS,
+    boundary_protocol: str | Protocol = BOUNDARY_PROTOCOL,
+    num_thresholds: int | None = None,
     legacy_saliency: bool = False,
     depth_range_m: tuple[float, float] | None = None,
     showing: Showing | None = None,
@@ -64,7 +66,8 @@ def evaluate(
 
     Images are shown as ``showing`` says (None: resized to ``config.image_hw``) and batched where they have one size;
     predictions are cut back to the image and upsampled bilinearly to the labels' size before they are decoded and compared.
-    ``tasks``: those to measure; None: all that the model and the data set share. ``num_thresholds``: of the boundary curve.
+    ``tasks``: those to measure; None: all that the model and the data set share. ``boundary_protocol``: a record, or its
+    name in ``mtlsi.metrics.boundary.protocols``; ``num_thresholds``: of the boundary curve, instead of the protocol's.
     ``legacy_saliency``: see ``MaxF``. ``depth_range_m``: caps of the depth readings beside the raw one, in metres; see
     ``mtlsi.metrics.dense.depth``. ``metrics``: by task, instead of the built-in ones. ``on_image``: called with every
     image's results.
@@ -77,6 +80,7 @@ def evaluate(
         task: MetricSettings(
             num_classes=num_channels(task, dataset.classes) if TASKS[task].kind == "classes" else None,
             boundary_tolerance=dataset.boundary_tolerance,
+            boundary_protocol=boundary_protocol,
             num_thresholds=num_thresholds,
             legacy_saliency=legacy_saliency,
             depth_range_m=depth_range_m,
@@ -200,6 +204,7 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
     console = console or Console()
     showing = check_evaluation(options)
     tasks = None if options.tasks is None else split_names(options.tasks)
+    protocol = protocol_of(options)
     subject = open_subject(options, console, tasks=tasks, showing=showing)
     dataset = subject.dataset
     of_classes = {
@@ -222,6 +227,7 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
         indices=subject.indices,
         device=subject.device,
         console=console,
+        boundary_protocol=protocol,
         legacy_saliency=options.legacy_saliency,
         depth_range_m=options.depth_range_m,
         showing=subject.showing,
@@ -229,7 +235,9 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
         on_image=on_image if options.csv_path or options.save else None,
     )
     delta = None if options.single_task is None else compare_single_task(scores, options.single_task)
-    for table in tables(scores, str(subject.showing), dataset.derived, options.depth_range_m, delta):
+    boundary = protocol.on_data(dataset.boundary_tolerance)
+    shown = str(subject.showing)
+    for table in tables(scores, shown, dataset.derived, options.depth_range_m, delta, boundary=boundary):
         console.print(table)
     pixels = {task: metric.pixels().tolist() for task, metric in of_classes.items()}
     if options.json_path is not None:

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import check_writable, replace_text
+from mtlsi.metrics.boundary.protocols import Protocol, protocol_named
 from mtlsi.metrics.delta import delta_m
-from mtlsi.metrics.dense.depth import NYUD_RANGE_M, Range
-from mtlsi.tasks import TASKS
+from mtlsi.tasks import BOUNDARY_PROTOCOL, NYUD_RANGE_M, TASKS
 
 Scores = dict[str, dict[str, float]]
 """Every figure by task and name: the headline ``TASKS[task].score``, the others, ``IoU/<class>``; NaN: undefined."""
@@ -38,13 +38,16 @@ def score_table(
     *,
     derived: Sequence[str] = (),
     others: Mapping[str, Scores] | None = None,
+    boundary: str | Protocol = BOUNDARY_PROTOCOL,
     caption: str | None = None,
 ) -> Table:
     """All figures on one screen; ``derived`` marks tasks whose labels were computed, ``others`` adds columns to compare.
 
-    ``caption``: how the images were shown.
+    ``boundary``: what boundaries were measured by; ``caption``: how the images were shown.
     """
-    table = Table(title="scores", caption=caption)
+    has_boundaries = any(TASKS[task].metric == "boundary_f" for task in scores)
+    measured_by = f"boundaries: {protocol_named(boundary)}" if has_boundaries else None
+    table = Table(title="scores", caption="; ".join(x for x in (caption, measured_by) if x) or None)
     table.add_column("task")
     table.add_column("figure")
     table.add_column("value", justify="right")
@@ -66,19 +69,26 @@ def score_table(
 
 
 def tables(
-    scores: Scores, showing: str, derived: Sequence[str], depth_range_m: Range | None, delta_percent: float | None
+    scores: Scores,
+    showing: str,
+    derived: Sequence[str],
+    depth_range_m: tuple[float, float] | None,
+    delta_percent: float | None,
+    *,
+    boundary: str | Protocol = BOUNDARY_PROTOCOL,
 ) -> list[Table]:
     """Everything that ``mtlsi evaluate`` shows; ``showing``: how the network saw the images."""
-    found = [score_table(scores, derived=derived, caption=showing)]
+    found = [score_table(scores, derived=derived, boundary=boundary, caption=showing)]
     found += [reading_table(scores, depth_range_m)] if _with_readings(scores) else []
-    return [*found, paper_row(scores, derived=derived, delta_percent=delta_percent, caption=showing)]
+    row = paper_row(scores, derived=derived, delta_percent=delta_percent, boundary=boundary, caption=showing)
+    return [*found, row]
 
 
 def _with_readings(scores: Scores) -> Scores:
     return {task: values for task, values in scores.items() if f"eigen/{OF_READINGS[0]}" in values}
 
 
-def reading_table(scores: Scores, range_m: Range | None = None) -> Table:
+def reading_table(scores: Scores, range_m: tuple[float, float] | None = None) -> Table:
     """The depth figures that other benchmarks print, raw and pooled in the first row, in every other reading below it.
 
     ``range_m``: the caps that the readings were given, in metres.
@@ -105,15 +115,21 @@ def paper_row(
     *,
     derived: Sequence[str] = (),
     delta_percent: float | None = None,
+    boundary: str | Protocol = BOUNDARY_PROTOCOL,
     caption: str | None = None,
 ) -> Table:
-    """The row that papers print: one headline figure per task, and Delta_m where it is given."""
+    """The row that papers print: one headline figure per task, and Delta_m where it is given.
+
+    ``boundary``: what boundaries were measured by; ``caption``: how the images were shown.
+    """
     table = Table(title="the papers' row", caption=caption)
     cells = []
     for task, value in headline(scores).items():
         record = TASKS[task]
         arrow = "higher is better" if record.higher_is_better else "lower is better"
         note = ", derived labels" if task in derived else ""
+        if record.metric == "boundary_f":
+            note += f", {protocol_named(boundary).name}"
         unit = f" ({record.unit})" if record.unit else ""
         table.add_column(f"{task} {record.score}{unit}\n{arrow}{note}", justify="right")
         cells.append(f"{value:.{decimals(task)}f}")

@@ -18,9 +18,10 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.protocols import Showing
 from mtlsi.evaluation.report import introduce
 from mtlsi.io import check_writable
+from mtlsi.metrics.boundary.protocols import Protocol, protocol_named
 from mtlsi.model.network import MTLSINet
-from mtlsi.options import MeasureOptions
-from mtlsi.tasks import check_tasks
+from mtlsi.options import EvaluateOptions, MeasureOptions
+from mtlsi.tasks import BOUNDARY_PROTOCOL, check_tasks
 
 
 def check_options(options: MeasureOptions, *files: Path | None) -> None:
@@ -112,4 +113,13 @@ def context_of(options: MeasureOptions, subject: Subject) -> dict[str, Any]:
         "resized_to": showing.resize_hw,
         "padded_to": showing.pad_hw,
         "derived_labels": subject.dataset.derived,
+        "boundaries": protocol_of(options).on_data(subject.dataset.boundary_tolerance).record(),
     }
+
+
+def protocol_of(options: MeasureOptions) -> Protocol:
+    """What the boundaries are measured by; ``MistakeError`` for a protocol that nobody knows."""
+    if not isinstance(options, EvaluateOptions):
+        return protocol_named(BOUNDARY_PROTOCOL)
+    mask_unknown = False if options.count_unknown_boundaries else None
+    return protocol_named(options.boundary_protocol).with_changes(mask_unknown=mask_unknown)

@@ -9,12 +9,13 @@ from torchmetrics import Metric
 
 from mtlsi.errors import MistakeError
 from mtlsi.metrics.boundary.metric import BoundaryF
+from mtlsi.metrics.boundary.protocols import Protocol
 from mtlsi.metrics.dense.classes import MeanIoU
 from mtlsi.metrics.dense.depth import DepthError
 from mtlsi.metrics.dense.directions import AngularError
 from mtlsi.metrics.dense.saliency import MaxF
 from mtlsi.metrics.dense.values import RegressionError
-from mtlsi.tasks import NUM_THRESHOLDS, TASK_SETS, Task
+from mtlsi.tasks import BOUNDARY_PROTOCOL, TASK_SETS, Task
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class MetricSettings:
     """For tasks with classes."""
     boundary_tolerance: float = TASK_SETS["nyud"].boundary_tolerance
     """How far a boundary pixel may lie from its match, as a fraction of the image's diagonal."""
-    num_thresholds: int = NUM_THRESHOLDS
-    """Of the boundary curve."""
+    boundary_protocol: str | Protocol = BOUNDARY_PROTOCOL
+    """A record, or its name in ``mtlsi.metrics.boundary.protocols.PROTOCOLS``."""
+    num_thresholds: int | None = None
+    """Of the boundary curve; None: the protocol's."""
     legacy_saliency: bool = False
     """See ``MaxF``."""
     depth_range_m: tuple[float, float] | None = None
@@ -39,7 +42,9 @@ METRICS: dict[str, Callable[[MetricSettings], Metric]] = {
     "value_error": lambda _: RegressionError(),
     "angular_error": lambda _: AngularError(),
     "max_f": lambda settings: MaxF(legacy=settings.legacy_saliency),
-    "boundary_f": lambda settings: BoundaryF(settings.boundary_tolerance, num_thresholds=settings.num_thresholds),
+    "boundary_f": lambda settings: BoundaryF(
+        settings.boundary_tolerance, protocol=settings.boundary_protocol, num_thresholds=settings.num_thresholds
+    ),
 }
 """By ``Task.metric``."""
 

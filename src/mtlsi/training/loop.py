@@ -24,9 +24,11 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.report import Scores, introduce, write_scores
+from mtlsi.metrics.boundary.protocols import PROTOCOLS
 from mtlsi.model.inherit import describe
 from mtlsi.model.network import MTLSINet
 from mtlsi.plugins import import_plugins
+from mtlsi.tasks import BOUNDARY_PROTOCOL
 from mtlsi.training.callbacks import Callbacks
 from mtlsi.training.log import Log, Step
 from mtlsi.training.passes import forward_backward, losses_again
@@ -199,8 +201,10 @@ def measure_finished(run: TrainingRun) -> Scores:
 def finish(run: TrainingRun, scores: Scores, console: Console) -> None:
     """Scores, curves and sample panels, into the run folder."""
     out, data = run.out, run.config.data
+    measured_by = PROTOCOLS[BOUNDARY_PROTOCOL].on_data(run.val_set.boundary_tolerance).record()
     images = len(spread(run.config.train.final_images, len(run.val_set)))
-    write_scores(scores, out / "scores.json", data=data.name, split="val", images=images)
+    context = {"data": data.name, "split": "val", "images": images, "boundaries": measured_by}
+    write_scores(scores, out / "scores.json", **context)
     plot_curves(out / run_folder.METRICS, out / "curves.png")
     draw_samples(run.network, run.val_set, data, out / "samples")
     console.print(f"run folder: {out}")

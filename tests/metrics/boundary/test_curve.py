@@ -8,6 +8,7 @@ from mtlsi.metrics.boundary.curve import (
     at_own_best,
     average_precision,
     best_point,
+    recall_at_half_precision,
     thresholds_of,
 )
 
@@ -61,7 +62,15 @@ def test_average_precision_is_the_area_under_straight_lines():
     assert average_precision(np.array([1.0, 0.0, 0.0]), np.array([1.0, 1.0, 0.0])) == pytest.approx(1.01)
 
 
+def test_r50_is_the_recall_at_which_half_of_what_is_predicted_is_right():
+    recall, precision = np.array([0.9, 0.7, 0.2]), np.array([0.3, 0.4, 0.9])
+    assert recall_at_half_precision(recall, precision) == pytest.approx(0.6)  # a fifth of the way from 0.7 to 0.2
+    assert recall_at_half_precision(recall, precision / 2) == 0  # never reached
+    assert recall_at_half_precision(recall, np.array([0.6, 0.7, 0.8])) == pytest.approx(0.9)  # always passed
+    assert recall_at_half_precision(recall, np.array([0.5, 0.5, 0.5])) == pytest.approx(0.9)
+
+
 def test_nothing_labelled_has_no_score():
     curve = BoundaryCurve.of([counts_of([0, 0], [0, 0], [0, 0], [5, 2])])
-    assert np.isnan([curve.ods, curve.threshold, curve.ois, curve.ap]).all()
+    assert np.isnan([curve.ods, curve.threshold, curve.ois, curve.ap, curve.r50]).all()
     assert curve.precision.tolist() == [0, 0]

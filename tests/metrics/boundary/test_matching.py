@@ -6,7 +6,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from mtlsi.metrics.boundary.matching import match_levels
+from mtlsi.metrics.boundary.matching import Matcher
 
 
 def flat(mask, rim):
@@ -18,10 +18,8 @@ def match(maps, truth, distance, nearest):
     rim = max(1, int(distance))
     stride = truth.shape[1] + 2 * rim
     pixels = [flat(mask, rim) for mask in maps]
-    starts = np.cumsum([0, *(len(level) for level in pixels)])
-    matched = match_levels(np.concatenate(pixels), starts, flat(truth, rim), stride, distance, nearest=nearest)
-    assert matched.shape == (starts[-1],)
-    return [(np.argwhere(mask), matched[a:b]) for mask, a, b in zip(maps, starts[:-1], starts[1:], strict=True)]
+    matcher = Matcher(np.unique(np.concatenate(pixels)), flat(truth, rim), stride, distance, nearest=nearest)
+    return [(np.argwhere(mask), matcher.match(level)) for mask, level in zip(maps, pixels, strict=True)]
 
 
 def distances(points, truth):

@@ -181,6 +181,7 @@ def test_extremes(nms):
     empty, full, label = np.zeros((40, 60)), np.ones((40, 60)), line(30)
     assert score(BoundaryF(0.02, nms=nms), empty, label) == {
         "odsF": 0, "oisF": 0, "AP": 0, "precision": 0, "recall": 0, "threshold": pytest.approx(0.01),
+        "R50": 0, "ois_precision": 0, "ois_recall": 0,
     }  # fmt: skip
     for soft in (empty, full, label):
         assert all(np.isnan(value) for value in score(BoundaryF(0.02, nms=nms), soft, empty).values())

@@ -102,11 +102,11 @@ def test_levels_hold_the_thinned_map_of_every_threshold_from_the_highest(margin,
     soft = ndimage.gaussian_filter(np.random.default_rng(5).random((30, 41)), 2)
     soft = np.round((soft - soft.min()) / np.ptp(soft), 2)  # values that equal thresholds
     thresholds = np.arange(1, 10) / 10
-    pixels, starts = thin_levels(soft, thresholds, margin, thinned)
-    assert len(starts) == 10
-    for threshold, begin, end in zip(thresholds[::-1], starts[:-1], starts[1:], strict=True):
+    candidates, levels = thin_levels(soft, thresholds, margin, thinned)
+    assert np.array_equal(candidates, np.flatnonzero(np.pad(soft >= 0.1, margin)))
+    for threshold, pixels in zip(thresholds[::-1], levels, strict=True):
         found = np.zeros((30 + 2 * margin, 41 + 2 * margin), dtype=bool)
-        found.reshape(-1)[pixels[begin:end]] = True
+        found.reshape(-1)[pixels] = True
         above = soft >= threshold
         assert np.array_equal(found, np.pad(loop_thin(above) if thinned else above, margin))
-        assert found.sum() == end - begin
+        assert found.sum() == len(pixels)

@@ -79,6 +79,17 @@ def average_precision(recall: np.ndarray, precision: np.ndarray) -> float:
     return float(np.interp(np.linspace(0, 1, 101), recall, precision[first], left=0, right=0).sum() / 100)
 
 
+def recall_at_half_precision(recall: np.ndarray, precision: np.ndarray) -> float:
+    """R50: the recall where the precision is a half, on straight lines between the points; 0 if it is always lower.
+
+    Where it is always higher: the recall at the lowest precision. Of points with one precision the highest recall counts.
+    Paper: Dollar and Zitnick, Fast Edge Detection Using Structured Forests (2015).
+    """
+    recall, first = np.unique(recall, return_index=True)
+    levels, at = np.unique(precision[first][::-1], return_index=True)
+    return float(np.interp(max(levels[0], 0.5), levels, recall[::-1][at], right=0))
+
+
 @dataclass(frozen=True)
 class BoundaryCurve:
     """The precision-recall curve of a set of images and its scores, all in 0..1; scores NaN if nothing is labelled."""
@@ -96,6 +107,8 @@ class BoundaryCurve:
     ois_recall: float
     ois_precision: float
     ap: float
+    r50: float
+    """The recall at which the precision is a half."""
 
     @classmethod
     def of(cls, counts: Sequence[Counts]) -> BoundaryCurve:
@@ -110,7 +123,7 @@ class BoundaryCurve:
         recall, precision = recall_precision(total)
         best, (ois_recall, ois_precision) = best_point(total), (x[0] for x in recall_precision(own_best))
         scores = (best.f, *best[:3], f_measure(ois_recall, ois_precision), ois_recall, ois_precision)
-        figures = np.array([*scores, average_precision(recall, precision)])
+        figures = np.array([*scores, average_precision(recall, precision), recall_at_half_precision(recall, precision)])
         if not total.truth.any():
             figures[:] = np.nan
         return cls(thresholds_of(len(recall)), recall, precision, *figures.tolist())

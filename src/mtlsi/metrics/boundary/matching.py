@@ -24,11 +24,12 @@ UNREACHED = np.iinfo(np.int64).max
 
 
 class Side(NamedTuple):
-    """The pixels of one map and their possible partners on the other; row i of the list is ``begin[i]:begin[i + 1]``."""
+    """The pixels of one map."""
 
-    begin: np.ndarray
-    partner: np.ndarray
-    cost: np.ndarray
+    pixels: np.ndarray
+    """Flat indices, rising; a pixel's number is its place here."""
+    rank: np.ndarray
+    """Of each flat index, how many of ``pixels`` come before it."""
     mate: np.ndarray
     price: np.ndarray
     reached: np.ndarray
@@ -36,112 +37,68 @@ class Side(NamedTuple):
     came_from: np.ndarray
 
 
-def match_levels(
-    pixels: np.ndarray, starts: np.ndarray, truth: np.ndarray, stride: int, max_distance: float, *, nearest: bool
-) -> np.ndarray:
-    """For each of ``pixels``: is it matched (bool) with one of ``truth``, at its own level?
+class Reach(NamedTuple):
+    """The disc around a pixel, row by row, the nearest row first.
 
-    ``pixels`` (n,) int32 flat indices, level by level as ``starts`` (k + 1,) divides them; ``truth`` (m,) int32 flat
-    indices. ``stride`` is the width of the image with its rim, which must be at least ``max_distance`` (pixels,
+    The numbers of the pixels in one row of it are consecutive. So partners are looked up and never stored: on a large
+    image a single pixel has thousands.
+    """
+
+    steps: np.ndarray
+    """From the pixel to the middle of each row, in flat indices."""
+    widths: np.ndarray
+    """How far each row extends to either side."""
+    squares: np.ndarray
+    """Squared distance to the middle of each row."""
+    costs: np.ndarray
+    """By squared distance."""
+
+
+class Matcher:
+    """The matching of one annotator's map, kept from one level to the next.
+
+    ``candidates`` (n,) and ``truth`` (m,): rising flat indices of all pixels that may be predicted at any level, and of
+    the labelled ones. ``stride`` is the width of the image with its rim, which must be at least ``max_distance`` (pixels,
     Euclidean) wide. At each level the number of pairs is the largest possible; with ``nearest`` their summed distance is
     the least possible besides, in steps of 0.01 pixel as in the benchmark.
     """
-    reach = int(max_distance)
-    rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    squared = rows**2 + columns**2
-    inside = squared <= max_distance**2
-    order = np.argsort(squared[inside], kind="stable")
-    steps = (rows * stride + columns)[inside][order].astype(np.int32)
-    costs = np.rint(100 * np.sqrt(squared[inside][order])).astype(np.int64) * nearest
-    return _match_levels(pixels, starts, truth, steps, costs)
 
+    def __init__(
+        self, candidates: np.ndarray, truth: np.ndarray, stride: int, max_distance: float, *, nearest: bool
+    ) -> None:
+        self._reach = reach = _reach(stride, max_distance, nearest)
+        size = int(max(candidates.max(initial=0), truth.max(initial=0)) + reach.steps.max() + reach.widths.max()) + 1
+        self._labels = _side(truth, size, FREE)
+        self._predictions = _side(candidates[_near(candidates, self._labels, reach)], size, ABSENT)
+        # so dear that no sum of distances makes up for a pair less
+        fewer = min(len(truth), len(self._predictions.pixels))
+        self._unmatched = (fewer + 1) * (int(reach.costs.max()) + 1)
+        self._level_of = np.full(len(self._predictions.pixels), -1, dtype=np.int32)
+        self._before, self._level = candidates[:0], 0
 
-@compiled
-def _match_levels(
-    pixels: np.ndarray, starts: np.ndarray, truth: np.ndarray, steps: np.ndarray, costs: np.ndarray
-) -> np.ndarray:
-    matched = np.zeros(len(pixels), dtype=np.bool_)
-    if len(pixels) == 0 or len(truth) == 0:
+    def match(self, pixels: np.ndarray) -> np.ndarray:
+        """For each of ``pixels`` (k,) int32, those of the next level: is it matched? (k,) bool."""
+        settings = (self._level, self._level_of, self._predictions, self._labels, self._reach, self._unmatched)
+        matched = _match_level(pixels, self._before, *settings)
+        self._before, self._level = pixels, self._level + 1
         return matched
-    size = max(pixels.max(), truth.max()) + steps.max() + 1
-    truth_at = np.full(size, -1, dtype=np.int32)
-    truth_at[truth] = np.arange(len(truth))
-    number, distinct = _number(pixels, truth_at, steps)
-    predictions = _side(distinct, truth_at, steps, costs, ABSENT)
-    labels = _side(truth, number, steps, costs, FREE)
-    # so dear that no sum of distances makes up for a pair less
-    unmatched = (min(len(truth), len(distinct)) + 1) * (costs.max() + 1)
-    level_of = np.full(len(distinct), -1, dtype=np.int32)
-    loose = np.empty(len(truth), dtype=np.int32)
-    for level in range(len(starts) - 1):
-        here = pixels[starts[level] : starts[level + 1]]
-        for pixel in here:
-            if number[pixel] >= 0:
-                level_of[number[pixel]] = level
-        num_loose = 0
-        if level > 0:
-            for pixel in pixels[starts[level - 1] : starts[level]]:
-                gone = number[pixel]
-                if gone >= 0 and level_of[gone] < level:
-                    mate = predictions.mate[gone]
-                    predictions.mate[gone] = ABSENT
-                    if mate >= 0:
-                        labels.mate[mate] = FREE
-                        loose[num_loose] = mate
-                        num_loose += 1
-        for pixel in here:
-            new = number[pixel]
-            if new >= 0 and predictions.mate[new] == ABSENT:
-                predictions.mate[new] = FREE
-                _settle(new, predictions, unmatched, labels)
-        for i in range(num_loose):  # last, for most have found a partner among the new pixels by now
-            if labels.mate[loose[i]] == FREE:
-                _settle(loose[i], labels, 0, predictions)
-        for i in range(starts[level], starts[level + 1]):
-            matched[i] = number[pixels[i]] >= 0 and predictions.mate[number[pixels[i]]] >= 0
-    return matched
 
 
-@compiled
-def _number(pixels: np.ndarray, truth_at: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A number for each pixel (by flat index, else -1) that has a labelled one in reach, and the pixel by number."""
-    number = np.full(len(truth_at), -1, dtype=np.int32)
-    distinct = np.empty(len(pixels), dtype=np.int32)
-    num_distinct = 0
-    for pixel in pixels:
-        if number[pixel] == -1:
-            number[pixel] = -2
-            for step in steps:
-                if truth_at[pixel + step] >= 0:
-                    number[pixel] = num_distinct
-                    distinct[num_distinct] = pixel
-                    num_distinct += 1
-                    break
-    return number, distinct[:num_distinct].copy()
+def _reach(stride: int, max_distance: float, nearest: bool) -> Reach:
+    rows = np.array(sorted(range(-int(max_distance), int(max_distance) + 1), key=abs), dtype=np.int64)
+    columns = np.arange(int(max_distance) + 1)
+    widths = (rows[:, None] ** 2 + columns**2 <= max_distance**2).sum(1) - 1
+    costs = np.rint(100 * np.sqrt(np.arange(int(max_distance**2) + 1))).astype(np.int64) * nearest
+    return Reach(rows * stride, widths.astype(np.int64), rows**2, costs)
 
 
-@compiled
-def _side(pixels: np.ndarray, other_at: np.ndarray, steps: np.ndarray, costs: np.ndarray, mate: int) -> Side:
-    begin = np.zeros(len(pixels) + 1, dtype=np.int32)
-    for i in range(len(pixels)):
-        degree = 0
-        for step in steps:
-            degree += other_at[pixels[i] + step] >= 0
-        begin[i + 1] = begin[i] + degree
-    partner = np.empty(begin[-1], dtype=np.int32)
-    cost = np.empty(begin[-1], dtype=np.int64)
-    edge = 0
-    for pixel in pixels:
-        for s in range(len(steps)):
-            other = other_at[pixel + steps[s]]
-            if other >= 0:
-                partner[edge] = other
-                cost[edge] = costs[s]
-                edge += 1
+def _side(pixels: np.ndarray, size: int, mate: int) -> Side:
+    rank = np.zeros(size + 1, dtype=np.int32)
+    rank[pixels + 1] = 1
+    np.cumsum(rank, out=rank)
     return Side(
-        begin,
-        partner,
-        cost,
+        pixels,
+        rank,
         np.full(len(pixels), mate, dtype=np.int32),
         np.zeros(len(pixels), dtype=np.int64),
         np.full(len(pixels), UNREACHED, dtype=np.int64),
@@ -150,17 +107,81 @@ def _side(pixels: np.ndarray, other_at: np.ndarray, steps: np.ndarray, costs: np
 
 
 @compiled
-def _settle(root: int, side: Side, highest: int, other: Side) -> None:
+def _near(pixels: np.ndarray, other: Side, reach: Reach) -> np.ndarray:
+    """Which of ``pixels`` have one of the other side in reach."""
+    near = np.zeros(len(pixels), dtype=np.bool_)
+    for i in range(len(pixels)):
+        for row in range(len(reach.steps)):
+            middle, width = pixels[i] + reach.steps[row], reach.widths[row]
+            if other.rank[middle + width + 1] > other.rank[middle - width]:
+                near[i] = True
+                break
+    return near
+
+
+@compiled
+def _match_level(
+    pixels: np.ndarray,
+    before: np.ndarray,
+    level: int,
+    level_of: np.ndarray,
+    predictions: Side,
+    labels: Side,
+    reach: Reach,
+    unmatched: int,
+) -> np.ndarray:
+    """Mend the matching of the pixels ``before`` to that of ``pixels``."""
+    rank = predictions.rank
+    # All labelled pixels have a partner, and distances do not matter: more pixels cannot change that, and these prices
+    # say so at once. It is the rule on a noisy map, where looking at every new pixel's partners would take minutes.
+    saturated = reach.costs.max() == 0 and len(labels.pixels) > 0 and labels.mate.min() >= 0
+    if saturated:
+        labels.price[:] = -unmatched
+        predictions.price[:] = unmatched
+    for pixel in pixels:
+        if rank[pixel + 1] > rank[pixel]:
+            level_of[rank[pixel]] = level
+    loose = np.empty(len(labels.pixels), dtype=np.int32)
+    num_loose = 0
+    for pixel in before:
+        gone = rank[pixel]
+        if rank[pixel + 1] > gone and level_of[gone] < level:
+            mate = predictions.mate[gone]
+            predictions.mate[gone] = ABSENT
+            if mate >= 0:
+                labels.mate[mate] = FREE
+                loose[num_loose] = mate
+                num_loose += 1
+    for pixel in pixels:
+        new = rank[pixel]
+        if rank[pixel + 1] > new and predictions.mate[new] == ABSENT:
+            predictions.mate[new] = FREE
+            if not saturated:
+                _settle(int(new), predictions, unmatched, labels, reach)
+    for i in range(num_loose):  # last, for most have found a partner among the new pixels by now
+        if labels.mate[loose[i]] == FREE:
+            _settle(int(loose[i]), labels, 0, predictions, reach)
+    matched = np.zeros(len(pixels), dtype=np.bool_)
+    for i in range(len(pixels)):
+        number = rank[pixels[i]]
+        matched[i] = rank[pixels[i] + 1] > number and predictions.mate[number] >= 0
+    return matched
+
+
+@compiled
+def _settle(root: int, side: Side, highest: int, other: Side, reach: Reach) -> None:
     """Make the matching optimal again after ``root``, a pixel of ``side``, came to be free.
 
     The cheapest alternating path from ``root`` is sought (Dijkstra). It ends at a free pixel of the other side, or at a
     pixel of this side that is given up; an unmatched pixel of this side has the price ``highest``.
     """
     price = highest
-    for edge in range(side.begin[root], side.begin[root + 1]):
-        partner = side.partner[edge]
-        if other.mate[partner] != ABSENT:
-            price = min(price, side.cost[edge] - other.price[partner])
+    for row in range(len(reach.steps)):
+        middle, width = side.pixels[root] + reach.steps[row], reach.widths[row]
+        for partner in range(other.rank[middle - width], other.rank[middle + width + 1]):
+            if other.mate[partner] != ABSENT:
+                cost = reach.costs[reach.squares[row] + (other.pixels[partner] - middle) ** 2]
+                price = min(price, cost - other.price[partner])
     side.price[root] = price
     if price == highest:
         return
@@ -180,27 +201,31 @@ def _settle(root: int, side: Side, highest: int, other: Side) -> None:
         if num_done > 0:
             done.append(pixel)
         num_done += 1
-        for edge in range(side.begin[pixel], side.begin[pixel + 1]):
-            partner = side.partner[edge]
-            holder = int(other.mate[partner])
-            if holder == ABSENT:
-                continue
-            further = distance + side.cost[edge] - side.price[pixel] - other.price[partner]
-            if further >= best:
-                continue
-            if holder == FREE:
-                best, last, last_partner = further, pixel, partner
-                if best == distance:
-                    break
-            elif further < side.reached[holder]:
-                if side.reached[holder] == UNREACHED:
-                    touched.append(holder)
-                side.reached[holder] = further
-                side.came_from[holder] = pixel
-                heappush(heap, (further, holder))
-                given_up = further + highest - side.price[holder]
-                if given_up < best:
-                    best, last, last_partner = given_up, holder, FREE
+        for row in range(len(reach.steps)):
+            middle, width = side.pixels[pixel] + reach.steps[row], reach.widths[row]
+            for partner in range(other.rank[middle - width], other.rank[middle + width + 1]):
+                holder = int(other.mate[partner])
+                if holder == ABSENT:
+                    continue
+                cost = reach.costs[reach.squares[row] + (other.pixels[partner] - middle) ** 2]
+                further = distance + cost - side.price[pixel] - other.price[partner]
+                if further >= best:
+                    continue
+                if holder == FREE:
+                    best, last, last_partner = further, pixel, partner
+                    if best == distance:
+                        break
+                elif further < side.reached[holder]:
+                    if side.reached[holder] == UNREACHED:
+                        touched.append(holder)
+                    side.reached[holder] = further
+                    side.came_from[holder] = pixel
+                    heappush(heap, (further, holder))
+                    given_up = further + highest - side.price[holder]
+                    if given_up < best:
+                        best, last, last_partner = given_up, holder, FREE
+            if best == distance:
+                break
     for pixel in done:
         gain = best - side.reached[pixel]
         if gain > 0:

@@ -40,7 +40,7 @@ def boundary_counts(
     of BSDS are thin already and stay as they are.
     Raises ``MistakeError`` for maps of other sizes, values outside 0..1, or a ``max_dist`` outside 0..1.
     """
-    from mtlsi.metrics.boundary.matching import match_levels  # lazy: numba takes a second to import
+    from mtlsi.metrics.boundary.matching import Matcher  # lazy: numba takes a second to import
     from mtlsi.metrics.boundary.thinning import thin as thinned
     from mtlsi.metrics.boundary.thinning import thin_levels
 
@@ -51,19 +51,20 @@ def boundary_counts(
         ridges, annotators = np.where(valid, ridges, 0), [boundary & valid for boundary in annotators]
     distance = max_dist * float(np.hypot(*soft.shape))
     rim = max(1, int(distance))
-    pixels, starts = thin_levels(ridges.astype(np.float64), thresholds, rim, thin)
-    matched_truth, num_truth = np.zeros(num_thresholds, dtype=np.int64), 0
-    matched = np.zeros(len(pixels), dtype=bool)
+    candidates, levels = thin_levels(np.asarray(ridges, dtype=np.float64), thresholds, rim, thin)
+    # which pixels are matched matters only where several annotators share the predicted ones
+    nearest = len(annotators) > 1
+    matchers, num_truth = [], 0
     for boundary in annotators:
         truth = np.flatnonzero(np.pad(thinned(boundary) if thin else boundary, rim)).astype(np.int32)
-        # which pixels are matched matters only where several annotators share the predicted ones
-        nearest = len(annotators) > 1
-        own = match_levels(pixels, starts, truth, soft.shape[1] + 2 * rim, distance, nearest=nearest)
-        matched_truth += _sums(own, starts)
-        matched |= own
+        matchers.append(Matcher(candidates, truth, soft.shape[1] + 2 * rim, distance, nearest=nearest))
         num_truth += len(truth)
-    falling = (matched_truth, np.full(num_thresholds, num_truth), _sums(matched, starts), np.diff(starts))
-    return Counts(*(count[::-1].astype(np.int64) for count in falling))
+    falling = []
+    for pixels in levels:  # one at a time: together they fill gigabytes on a large and noisy map
+        matched = [matcher.match(pixels) for matcher in matchers]
+        by_any = int(np.any(matched, axis=0).sum())
+        falling.append((sum(int(own.sum()) for own in matched), num_truth, by_any, len(pixels)))
+    return Counts(*np.array(falling[::-1], dtype=np.int64).T)
 
 
 def _check(soft: np.ndarray, annotators: Sequence[np.ndarray], max_dist: float) -> None:
@@ -76,11 +77,6 @@ def _check(soft: np.ndarray, annotators: Sequence[np.ndarray], max_dist: float) 
             raise MistakeError(f"boundary map {soft.shape}, label {boundary.shape}; expected one size: resize the map")
     if not (soft.min(initial=0) >= 0 and soft.max(initial=0) <= 1):  # false for NaN too
         raise MistakeError(f"boundary map with values {soft.min():g}..{soft.max():g}; expected probabilities in 0..1")
-
-
-def _sums(flags: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """How many are set between each of ``starts`` and the next."""
-    return np.diff(np.concatenate([[0], np.cumsum(flags)])[starts])
 
 
 def count_pairs(

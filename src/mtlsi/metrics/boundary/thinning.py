@@ -5,6 +5,8 @@ Paper: Guo and Hall 1989 (algorithm A1); Lam, Lee and Suen 1992, whose condition
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from mtlsi.metrics.boundary.compiling import compiled
@@ -39,21 +41,35 @@ def thin(mask: np.ndarray) -> np.ndarray:
     return padded[1:-1, 1:-1]
 
 
-def thin_levels(values: np.ndarray, thresholds: np.ndarray, margin: int, thinned: bool) -> tuple[np.ndarray, ...]:
-    """The pixels of ``values >= threshold``, thinned, for every threshold.
+def thin_levels(
+    values: np.ndarray, thresholds: np.ndarray, margin: int, thinned: bool
+) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+    """The pixels of ``values >= threshold``, thinned, for every threshold, the highest first.
 
     ``values`` (H W) float, ``thresholds`` (k,) rising, ``margin`` >= 1 (pixels) the empty rim that is put around the
-    image. Gives the pixels as flat indices into the image with its rim, those of one threshold after those of the
-    next lower one, and where each threshold begins (k + 1,), the highest first. With ``thinned`` off nothing is thinned.
+    image. Gives all pixels of the lowest threshold before thinning, rising, and the pixels of each threshold one after
+    the other, as int32 flat indices into the image with its rim. With ``thinned`` off nothing is thinned.
     """
     stride = values.shape[1] + 2 * margin
-    rows, columns = np.nonzero(values >= thresholds[0])
-    chosen = values[rows, columns]
-    order = np.argsort(-chosen, kind="stable")
-    pixels = ((rows + margin) * stride + columns + margin).astype(np.int32)[order]
-    ends = np.searchsorted(-chosen[order], -thresholds[::-1], side="right")
+    inside = np.flatnonzero(values >= thresholds[0])
+    chosen = values.reshape(-1)[inside]
+    candidates = inside.astype(np.int32)
+    candidates += candidates // values.shape[1] * np.int32(2 * margin) + np.int32(margin * stride + margin)
     grid = np.zeros((values.shape[0] + 2 * margin) * stride, dtype=np.uint8)
-    return _thin_prefixes(grid, pixels, ends, _around(stride), thinned)
+    return candidates, _levels(grid, candidates, chosen, thresholds, _around(stride), thinned)
+
+
+def _levels(
+    grid: np.ndarray,
+    candidates: np.ndarray,
+    values: np.ndarray,
+    thresholds: np.ndarray,
+    around: np.ndarray,
+    thinned: bool,
+) -> Iterator[np.ndarray]:
+    for threshold in thresholds[::-1]:
+        pixels = candidates[values >= threshold]  # in the order of memory, which thinning walks through much faster
+        yield _thin_pixels(grid, pixels, around) if thinned else pixels
 
 
 def _around(stride: int) -> np.ndarray:
@@ -62,25 +78,19 @@ def _around(stride: int) -> np.ndarray:
 
 
 @compiled
-def _thin_prefixes(
-    grid: np.ndarray, pixels: np.ndarray, ends: np.ndarray, around: np.ndarray, thinned: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    starts = np.zeros(len(ends) + 1, dtype=np.int64)
-    kept = np.empty(ends.sum(), dtype=np.int32)
+def _thin_pixels(grid: np.ndarray, pixels: np.ndarray, around: np.ndarray) -> np.ndarray:
+    """Those of ``pixels`` that thinning leaves; ``grid`` is empty before and after."""
+    for pixel in pixels:
+        grid[pixel] = 1
+    thin_grid(grid, pixels, around)
+    kept = np.empty(len(pixels), dtype=np.int32)
     num_kept = 0
-    for level in range(len(ends)):
-        end = ends[level]
-        for i in range(end):
-            grid[pixels[i]] = 1
-        if thinned:
-            thin_grid(grid, pixels[:end], around)
-        for i in range(end):
-            if grid[pixels[i]]:
-                kept[num_kept] = pixels[i]
-                num_kept += 1
-                grid[pixels[i]] = 0
-        starts[level + 1] = num_kept
-    return kept[:num_kept].copy(), starts
+    for pixel in pixels:
+        if grid[pixel]:
+            kept[num_kept] = pixel
+            num_kept += 1
+            grid[pixel] = 0
+    return kept[:num_kept].copy()
 
 
 @compiled

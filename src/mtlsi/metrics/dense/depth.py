@@ -20,11 +20,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mtlsi.metrics.dense.finite import check_finite
+from mtlsi.tasks import NYUD_RANGE_M
 
 FIGURES = ("RMSE", "abs_rel", "log10", "delta1", "delta2", "delta3", "sq_rel", "RMSE_log", "silog")
 Range = tuple[float, float]
-NYUD_RANGE_M: Range = (1e-3, 10.0)
-"""Caps of depth on NYUDv2, in metres."""
 LEAST_M = 1e-3
 """Ratios and logarithms need positive depths: for them a prediction below a millimetre counts as a millimetre."""
 NYUD_HW = (480, 640)

@@ -1,0 +1,248 @@
+"""The files that ``mtlsi boundary`` scores, as people have them: soft maps and the boundaries of one or more annotators."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtlsi.data.readers.decoding import UNKNOWN, decode_mat, decode_npy
+from mtlsi.errors import MistakeError
+from mtlsi.images import open_image
+from mtlsi.io import holds
+
+SUFFIXES = (".png", ".npy", ".mat")
+ENDINGS = ("", "_boundary", "_edge", "_edges")
+"""What may follow an image's name; ``mtlsi predict`` writes NAME_boundary.npy."""
+EXPECTED = "NAME.png, NAME.npy, NAME.mat or NAME_boundary.npy"
+LEVELS = {1: 255, 2: 65535}
+"""The brightest value, by the number of bytes."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is labelled on one image."""
+
+    annotators: list[np.ndarray]
+    """The boundaries (H W) bool of each."""
+    known: np.ndarray | None
+    """Where there is a label, (H W) bool; None: everywhere."""
+
+
+def find_pairs(predictions: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
+    """By name, the map and the truth of every image of the folder ``truth``.
+
+    Both may end as ``ENDINGS`` says, the two folders each in its own way. Raises ``MistakeError`` for a folder without
+    such files, a missing map, and an image of which there are two files.
+    """
+    maps = _files(predictions)
+    found: dict[str, tuple[Path, Path]] = {}
+    missing, taken = [], {}
+    truths = _files(truth)
+    for stem, paths in truths.items():
+        names = next(filter(None, ([n for n in _spellings(base) if n in maps] for base in _bases(stem))), [])
+        if not names:
+            missing.append(stem)
+            continue
+        chosen = _only(predictions, [path for name in names for path in maps[name]])
+        found[stem] = chosen, _only(truth, paths)
+        if taken.setdefault(chosen, stem) != stem:
+            raise MistakeError(f"{truth}: both {taken[chosen]} and {stem} fit {chosen.name}; keep one of them")
+    if missing:
+        raise MistakeError(
+            f"{predictions}: no map for {len(missing)} of the {len(truths)} images of {truth}, such as {missing[0]}; "
+            f"add the maps, {EXPECTED}, or take the images out of the truth"
+        )
+    return found
+
+
+def _files(folder: Path) -> dict[str, list[Path]]:
+    """By stem."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*")):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            found.setdefault(path.stem, []).append(path)
+    if not found:
+        raise MistakeError(f"{folder}: {holds(folder)}; expected files {EXPECTED}")
+    return found
+
+
+def _bases(stem: str) -> list[str]:
+    """The name as it is, then without what may follow an image's name."""
+    return [stem, *(stem.removesuffix(ending) for ending in ENDINGS[1:] if stem.endswith(ending))]
+
+
+def _spellings(base: str) -> list[str]:
+    return [base + ending for ending in ENDINGS]
+
+
+def _only(folder: Path, paths: list[Path]) -> Path:
+    """Of ``mtlsi predict``'s NAME_boundary.npy and NAME_boundary.png the first: the other is to be looked at."""
+    if len({path.stem for path in paths}) == 1 and paths[0].stem.endswith("_boundary"):
+        paths = [path for path in paths if path.suffix == ".npy"] or paths
+    if len(paths) > 1:
+        raise MistakeError(f"{folder}: both {paths[0].name} and {paths[1].name}; keep one of them")
+    return paths[0]
+
+
+# ---- soft maps
+
+
+def read_map(path: Path) -> np.ndarray:
+    """A soft boundary map (H W) in 0..1: float64 of whole numbers, else as it is stored.
+
+    Images are grey, of 1, 8 or 16 bits, in one channel or in equal ones. A MATLAB file holds one map, or ``ucm2`` (the
+    ultrametric contour map of BSDS, twice the size plus one), whose every second value is taken from the third on, as
+    the benchmark does. An image or array of the values 0 and 1 alone means no and yes.
+    """
+    values = _values(path)
+    if values.dtype.kind == "f":
+        if not _inside(values, 1):
+            raise MistakeError(f"{path}: values {_range(values)}; expected 0..1, or whole numbers 0..255")
+        return values
+    return _scaled(path, values)
+
+
+def _scaled(path: Path, values: np.ndarray) -> np.ndarray:
+    """Whole numbers as 0..1; those of 8 bits may be stored in more."""
+    highest = values.max(initial=0)
+    if values.min(initial=0) < 0 or highest > LEVELS[2]:
+        raise MistakeError(f"{path}: values {_range(values)}; expected 0..1, 0..255 or 0..65535")
+    return values / (1 if highest <= 1 else LEVELS[1] if highest <= LEVELS[1] else LEVELS[2])
+
+
+def _values(path: Path) -> np.ndarray:
+    """What a file holds: numbers (H W), not empty."""
+    content, suffix = _content(path), path.suffix.lower()
+    if suffix == ".mat":
+        values = _map_of_mat(path, _variables(path, content))
+    else:
+        values = _grey(path, content) if suffix == ".png" else decode_npy(path, content)
+    if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
+        values = values[0] if values.shape[0] == 1 else values[..., 0]
+    if values.ndim != 2 or 0 in values.shape:
+        raise MistakeError(f"{path}: an array of shape {list(values.shape)}; expected a map (height, width)")
+    return values.astype(np.uint8) if values.dtype.kind == "b" else values
+
+
+def _grey(path: Path, content: bytes) -> np.ndarray:
+    """The grey values (H W) of an image: uint8, or int32 for 16 bits; an opacity is passed over."""
+    with open_image(path, io.BytesIO(content)) as image:
+        if image.mode == "1":
+            return np.array(image.convert("L"))
+        if image.mode in ("L", "I") or image.mode.startswith("I;16"):
+            return np.array(image).astype(np.uint8 if image.mode == "L" else np.int32)
+        if image.mode not in ("P", "PA", "LA", "RGB", "RGBA"):
+            raise MistakeError(f"pixels of mode {image.mode}; expected grey ones; convert the file")
+        pixels = np.array(image.convert("RGB"))
+    if (pixels != pixels[..., :1]).any():
+        raise MistakeError(f"{path}: coloured pixels; expected grey ones, white = certainly a boundary")
+    return pixels[..., 0]
+
+
+def _map_of_mat(path: Path, variables: dict[str, Any]) -> np.ndarray:
+    arrays = {name: _dense(value) for name, value in variables.items() if not name.startswith("__")}
+    if "ucm2" in arrays:
+        ucm2 = arrays["ucm2"]
+        if ucm2.ndim != 2 or min(ucm2.shape) < 3 or not all(side % 2 for side in ucm2.shape):
+            raise MistakeError(f"{path}: ucm2 of shape {list(ucm2.shape)}; expected twice the image's size plus one")
+        return _numbers(path, ucm2[2::2, 2::2])
+    maps = {name: value for name, value in arrays.items() if value.ndim == 2 and value.dtype.kind in "fiub"}
+    maps = {name: value for name, value in maps.items() if value.size > 1}
+    if len(maps) != 1:
+        raise MistakeError(
+            f"{path}: {len(maps)} maps in it ({', '.join(arrays) or 'no variables'}); expected one, or ucm2, the map of "
+            "the BSDS benchmark"
+        )
+    return _numbers(path, next(iter(maps.values())))
+
+
+# ---- truth
+
+
+def read_truth(path: Path) -> Truth:
+    """The labels of one image: boundary, none, or, at 127 of an image of 8 bits, unknown.
+
+    Images and arrays hold 0..1, a boundary from 0.5 on, or 0..255, a boundary above 127. A MATLAB file is one of BSDS.
+    """
+    if path.suffix.lower() == ".mat":
+        return Truth(_annotators(path, _variables(path, _content(path))), None)
+    values = _values(path)
+    if not _inside(values, LEVELS[2] if values.dtype.kind != "f" else LEVELS[1]):
+        raise MistakeError(f"{path}: values {_range(values)}; expected boundaries in 0..1 or 0..255")
+    highest = values.max()
+    if highest <= 1:
+        return Truth([values >= 0.5], None)
+    if highest > LEVELS[1]:
+        values = np.rint(values / (LEVELS[2] // LEVELS[1]))
+    known = values != UNKNOWN
+    return Truth([values > UNKNOWN], None if known.all() else known)
+
+
+def _annotators(path: Path, variables: dict[str, Any]) -> list[np.ndarray]:
+    """``groundTruth{k}.Boundaries`` of every k."""
+    try:
+        cells = np.ravel(variables["groundTruth"])
+        maps = [_dense(_unwrapped(cell["Boundaries"])) for cell in cells]
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        there = ", ".join(name for name in variables if not name.startswith("__")) or "no variables"
+        raise MistakeError(
+            f"{path}: no groundTruth{{k}}.Boundaries in it ({there}); expected a file of the BSDS benchmark"
+        ) from error
+    if not maps:
+        raise MistakeError(f"{path}: groundTruth is empty; expected the boundaries of at least one annotator")
+    for number, values in enumerate(maps, 1):
+        if values.ndim != 2 or 0 in values.shape or values.dtype.kind not in "fiub" or values.shape != maps[0].shape:
+            raise MistakeError(
+                f"{path}: Boundaries of annotator {number}: {values.dtype} of shape {list(values.shape)}; expected a map "
+                "of 0 and 1 of the image's size"
+            )
+        if not np.isfinite(values).all():
+            raise MistakeError(f"{path}: Boundaries of annotator {number} are not finite; expected 0 and 1")
+    return [values > 0 for values in maps]
+
+
+def _unwrapped(value: Any) -> Any:
+    """Out of the cells of one element that MATLAB's structures come in."""
+    while isinstance(value, np.ndarray) and value.dtype == object and value.size == 1:
+        value = value.ravel()[0]
+    return value
+
+
+# ---- what both need
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MistakeError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _variables(path: Path, content: bytes) -> dict[str, Any]:
+    if b"HDF" in content[:1024] and b"MATLAB 7.3" in content[:128]:
+        raise MistakeError(f"{path}: a MATLAB file of version 7.3; expected an older one: save it with -v7")
+    return decode_mat(path, content)
+
+
+def _dense(value: Any) -> np.ndarray:
+    return np.asarray(value.toarray() if hasattr(value, "toarray") else value)
+
+
+def _numbers(path: Path, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "fiub":
+        raise MistakeError(f"{path}: holds {values.dtype}; expected a map of numbers")
+    return values
+
+
+def _inside(values: np.ndarray, highest: float) -> bool:
+    return bool(np.isfinite(values).all()) and values.min() >= 0 and values.max() <= highest
+
+
+def _range(values: np.ndarray) -> str:
+    if not np.isfinite(values).all():
+        return "that are not finite"
+    return f"{values.min():g}..{values.max():g}"
