@@ -95,7 +95,7 @@ def plain_counts(soft, label, valid, max_dist, thresholds, nms):
 @pytest.mark.parametrize("nms", [True, False])
 def test_scores_equal_a_plain_calculation_threshold_by_threshold(nms):
     soft, labels, valid = random_images(2, 4)
-    metric = BoundaryF(0.04, num_thresholds=9, nms=nms)
+    metric = BoundaryF(0.04, protocol="float", num_thresholds=9, nms=nms)
     metric.update(*map(torch.from_numpy, (soft, labels, valid)))
     thresholds = np.arange(1, 10) / 10
     counts = [plain_counts(*one, 0.04, thresholds, nms) for one in zip(soft, labels, valid, strict=True)]
