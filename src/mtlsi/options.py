@@ -282,9 +282,9 @@ class DeriveOptions:
     saliency: list[str] = field(default_factory=list)
     """Saliency: the pixels of these classes."""
     focal_xy: Point | None = None
-    """Focal length, in pixels."""
+    """Focal length in pixels of the depth maps; by default that of dataset.yaml."""
     centre_xy: Point | None = None
-    """Principal point, in pixels."""
+    """Principal point in pixels of the depth maps; by default that of dataset.yaml."""
     depth_step_m: float | None = None
     """Quantisation step of the depth in metres, where it is coarse."""
     num_workers: int = field(default_factory=num_cpus)
