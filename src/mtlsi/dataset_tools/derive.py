@@ -123,7 +123,7 @@ def camera_of(root: Path) -> Camera:
     keys = read_settings(root, ("depth",)).tasks["depth"] if (root / SETTINGS).is_file() else {}
     if not keys.get("intrinsics"):
         raise MistakeError(
-            "normals follow from depth and the camera; give --focal FX FY and --centre CX CY in pixels of the depth maps, or "
+            "normals follow from depth and the camera; give --focal FX FY and --centre CX CY in pixels of its maps, or "
             f"write tasks.depth.intrinsics into {root / SETTINGS}"
         )
     return Camera(**keys["intrinsics"])

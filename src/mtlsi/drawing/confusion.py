@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from mtlsi.drawing.plots import save_figure
 
-CELL_INCHES, WIDEST_INCHES = 0.34, 24.0
+CELL_INCHES, WIDEST_INCHES = 0.34, 14.0
 SAID_FROM = 0.005
 """Shares below this are left blank."""
 
@@ -22,7 +22,7 @@ def plot_confusion(
 ) -> Path:
     """The matrix ``pixels`` (label, prediction) with each label's row in percent of its pixels, as PNG, PDF or SVG.
 
-    A class without a labelled pixel has an empty row, marked by a dash. Up to about eighty classes every cell says its
+    A class without a labelled pixel has an empty row, marked by a dash. Up to about fifty classes every cell says its
     number; with more of them the cells are only coloured.
     """
     counts = np.asarray(pixels, np.float64)
@@ -36,6 +36,9 @@ def plot_confusion(
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    between = [i - 0.5 for i in range(1, num_classes)]
+    axes.hlines(between, -0.5, num_classes - 0.5, color="0.9", lw=0.5)
+    axes.vlines(between, -0.5, num_classes - 0.5, color="0.9", lw=0.5)
     size = min(9.0, 0.55 * points)
     marks = range(num_classes)
     axes.set_xticks(marks, list(classes), rotation=90, fontsize=size)
@@ -47,13 +50,10 @@ def plot_confusion(
     axes.tick_params(length=2, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.set(xlabel="predicted", ylabel="labelled", title=f"{title}: percent of each label's pixels".lstrip(": "))
     axes.xaxis.set_label_position("top")
-    axes.set_xticks([i - 0.5 for i in range(1, num_classes)], minor=True)
-    axes.set_yticks([i - 0.5 for i in range(1, num_classes)], minor=True)
-    axes.grid(which="minor", color="0.9", lw=0.5)
-    axes.tick_params(which="minor", length=0)
     if points > 20:  # two digits are legible
         for row, column in zip(*np.nonzero(shares >= SAID_FROM), strict=True):
             share = shares[row, column]
             ink = "white" if share > 0.55 else "0.15"
-            axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=0.75 * size, color=ink)
+            where = {"ha": "center", "va": "center", "in_layout": False}
+            axes.text(column, row, f"{100 * share:.0f}", fontsize=0.75 * size, color=ink, **where)
     return save_figure(figure, Path(out))

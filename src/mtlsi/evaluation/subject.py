@@ -119,6 +119,7 @@ def context_of(options: MeasureOptions, subject: Subject) -> dict[str, Any]:
         "shown": str(showing),
         "shown_at": showing.pad_hw or showing.resize_hw,
         "resized_to": showing.resize_hw,
+        "resize": showing.resize,
         "padded_to": showing.pad_hw,
         "derived_labels": subject.dataset.derived,
         "boundaries": protocol_of(options).on_data(subject.dataset.boundary_tolerance).record(),
