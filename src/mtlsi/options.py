@@ -138,6 +138,8 @@ class StudyOptions:
     """Leave out ms per image, which is measured when the table is made."""
     sheet: Names | None = None
     """Names of validation images: draw what every variant predicts for them."""
+    pdf: bool = False
+    """Write plots and sheets as PDF too, for a paper."""
     seeds: tuple[int, ...] = ()
     """Instead of the file's, such as 0,1."""
     plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)

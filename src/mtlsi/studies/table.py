@@ -31,8 +31,11 @@ LATEX = {
 }  # fmt: skip
 
 
-def write_all(plan: Plan, rows: Sequence[Row], out: Path) -> None:
-    """``table.md``, ``.csv``, ``.tex`` and ``.json``, the plots, and ``baseline.json`` if its runs are done."""
+def write_all(plan: Plan, rows: Sequence[Row], out: Path, pictures: Sequence[str] = (".png",)) -> None:
+    """``table.md``, ``.csv``, ``.tex`` and ``.json``, the plots, and ``baseline.json`` if its runs are done.
+
+    ``pictures``: the endings of the plots' files.
+    """
     for ending, text in (
         ("md", as_markdown(plan, rows)),
         ("csv", as_csv(rows)),
@@ -48,8 +51,8 @@ def write_all(plan: Plan, rows: Sequence[Row], out: Path) -> None:
         points, levels = points_of(plot, rows)
         shown = [row for row in rows if row.variant in {point.name for point in points}]
         tasks = [task for task in tasks_of(shown) if task in (plot.tasks or (task,))]
-        if tasks:
-            path = out / ("_".join([plot.x, *plot.tasks]) + ".png")
+        for ending in pictures if tasks else ():
+            path = out / ("_".join([plot.x, *plot.tasks]) + ending)
             plot_scores(points, tasks, X_TITLES[plot.x], path, levels=levels, joined=plot.x == "num_tokens")
 
 
