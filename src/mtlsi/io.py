@@ -29,13 +29,25 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def replace_array(path: Path, content: np.ndarray | Image.Image) -> None:
-    """Write an array as a NumPy file, or an image as a PNG file, atomically."""
+    """Write an array as a NumPy file, or an image as a PNG file (PDF where ``path`` says so), atomically."""
     buffer = io.BytesIO()
-    if isinstance(content, Image.Image):
+    if isinstance(content, Image.Image) and path.suffix.lower() == ".pdf":
+        content.convert("RGB").save(buffer, format="PDF", resolution=130)
+    elif isinstance(content, Image.Image):
         content.save(buffer, format="PNG", compress_level=3)
     else:
         np.save(buffer, content)
     replace_bytes(path, buffer.getvalue())
+
+
+PICTURES = (".png", ".pdf", ".svg")
+"""What plots can be written as; the end of the name says which."""
+
+
+def check_picture(path: Path) -> None:
+    """Raises ``MistakeError`` where the end of a plot's name is none of ``PICTURES``."""
+    if path.suffix.lower() not in PICTURES:
+        raise MistakeError(f"picture {path}: of no known kind; expected a name that ends in {', '.join(PICTURES)}")
 
 
 def check_writable(path: Path) -> None:

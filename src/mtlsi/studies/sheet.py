@@ -21,19 +21,24 @@ from mtlsi.studies.runs import FINISHED, state_of
 from mtlsi.tasks import TASKS
 
 
-def write_sheets(plan: Plan, out: Path, names: Sequence[str], console: Console) -> None:
+def write_sheets(
+    plan: Plan, out: Path, names: Sequence[str], console: Console, pictures: Sequence[str] = (".png",)
+) -> None:
     """``sheet_NAME.png`` in ``out`` for each validation image: its truth, and below a row per variant, a column per task.
 
     Every variant is shown with the first seed of the study (the seed decides which scenes are generated); those that have
     not finished it are left out. Raises ``MistakeError`` for a name that is not among the validation images.
+    ``pictures``: the endings of a sheet's files.
     """
     runs = {run.variant.name: run for run in plan.runs(out) if run.seed == plan.seeds[0] and state_of(run) == FINISHED}
     if not runs:
         raise MistakeError(f"--sheet: no variant has finished seed {plan.seeds[0]}; train one first")
     for name in dict.fromkeys(names):
-        path = out / f"sheet_{name.replace('/', '_')}.png"
-        replace_array(path, Image.fromarray(draw_sheet(runs, name, tuple(plan.baseline.values()))))
-        console.print(f"sheet: {path}", markup=False, highlight=False, soft_wrap=True)
+        sheet = Image.fromarray(draw_sheet(runs, name, tuple(plan.baseline.values())))
+        for ending in pictures:
+            path = out / f"sheet_{name.replace('/', '_')}{ending}"
+            replace_array(path, sheet)
+            console.print(f"sheet: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def check_names(plan: Plan, names: Sequence[str]) -> None:
