@@ -19,9 +19,10 @@ from rich.progress import track
 from mtlsi import kinds
 from mtlsi.drawing.panels import draw_task, panel
 from mtlsi.errors import MistakeError
+from mtlsi.images import IMAGE_ENDINGS, FilePath
 from mtlsi.io import replace_array
 from mtlsi.kinds.palette import palette
-from mtlsi.prediction.images import IMAGE_ENDINGS, FilePath, ImageLike, as_pixels, check_file, read_image
+from mtlsi.prediction.images import ImageLike, as_pixels, check_file, read_image
 from mtlsi.prediction.predictor import Predictor
 from mtlsi.tasks import check_tasks
 

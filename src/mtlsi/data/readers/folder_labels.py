@@ -9,34 +9,36 @@ from typing import Any
 
 import numpy as np
 
+from mtlsi.data.readers.class_maps import ClassMap, decode_class_map
 from mtlsi.data.readers.decoding import (
     UNKNOWN,
     Decoder,
     check_strength,
     checked_depth,
-    decode_classes,
-    decode_grey,
-    decode_image,
     decode_npy,
     edges_npy,
     edges_png,
     is_npy,
-    normals_npy,
-    normals_png,
+    without_axis_of_one,
 )
 from mtlsi.data.readers.derive import boundaries_from_labels, normals_from_depth
 from mtlsi.data.readers.folder_settings import METRES, SETTINGS
+from mtlsi.data.readers.folder_vectors import decode_vectors
+from mtlsi.data.readers.label_pixels import label_image, strength_pixels
 from mtlsi.errors import MistakeError
 from mtlsi.tasks import Task
 
+LOSSLESS = (".png", ".npy", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+JPEG = (".jpg", ".jpeg")
 SUFFIXES = {
-    "classes": (".png", ".npy"),
-    "strength": (".png", ".npy"),
-    "value": (".png", ".npy", ".tif", ".tiff"),
-    "distance": (".png", ".npy", ".tif", ".tiff"),
-    "direction": (".png", ".npy"),
+    "classes": (*LOSSLESS, *JPEG),
+    "strength": (*LOSSLESS, *JPEG),
+    "value": (".png", ".npy", ".tif", ".tiff", *JPEG),
+    "distance": (".png", ".npy", ".tif", ".tiff", *JPEG),
+    "direction": (".png", ".npy", ".tif", ".tiff", *JPEG),
 }
-"""The kinds of files that are read, by kind of task, in either case; in every folder they may be mixed."""
+"""The kinds of files that are looked for, by kind of task, in either case; in every folder they may be mixed. JPEG is found
+so that the reader can say why it takes none."""
 
 ONE_CHANNEL = ("L", "I", "F", "I;16", "I;16B", "I;16L")
 """Pillow's modes of images with one channel of numbers."""
@@ -47,21 +49,21 @@ def decoder_of(task: Task, keys: dict[str, Any]) -> Decoder:
     if task.name == "boundary":
         return decode_edges
     if task.kind == "classes":
-        return partial(decode_classes, **class_map(keys))
+        return partial(decode_class_map, **class_map(keys))
     if task.kind == "strength":
         return partial(decode_strength, threshold=keys["threshold"])
     if task.kind == "distance":
         return partial(decode_depth, **depth_map(keys))
     if task.kind == "direction":
-        return partial(decode_vectors, axes=keys["axes"])
+        return partial(decode_vectors, axes=keys["axes"], key=f"tasks.{task.name}.axes", facing=task.name == "normals")
     return partial(
         decode_value, channels=task.channels or 1, span=task.range, scale=keys["scale"], invalid=keys["invalid"]
     )
 
 
 def class_map(keys: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of ``decode_classes``."""
-    return {"num_classes": len(keys["classes"]), "first": keys["first"], "invalid": keys["invalid"]}
+    """The arguments of ``decode_class_map``."""
+    return {"classes": keys["map"]}
 
 
 def depth_map(keys: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def _depth_and_step(
     if is_npy(path):
         values = decode_npy(path, content)
     else:
-        image = decode_image(path, content)
+        image = label_image(path, content)
         if image.mode not in ONE_CHANNEL:
             raise MistakeError(f"{path}: pixels of mode {image.mode}; expected one channel of depth; convert the file")
         values = np.array(image)
@@ -100,19 +102,19 @@ def decode_depth(path: Path, content: bytes, *, scale: float | None, invalid: Se
     return _depth_and_step(path, content, scale, invalid)[0]
 
 
-def decode_vectors(path: Path, content: bytes, *, axes: Sequence[int]) -> np.ndarray:
-    """Directions (3 H W), each axis times its sign in ``axes``."""
-    normals = normals_npy(path, content) if is_npy(path) else normals_png(path, content)
-    return normals * np.array(axes, np.float32)[:, None, None]
-
-
 def decode_strength(path: Path, content: bytes, *, threshold: float) -> np.ndarray:
-    """(H W) uint8: 1 above ``threshold``, of values in 0..1 or, if one is above 1, 0..255; of these 127 is unknown: 255."""
-    values = decode_npy(path, content) if is_npy(path) else decode_grey(path, content)
+    """(H W) uint8: 1 above ``threshold``, of values in 0..1 or, if one is above 1, 0..255; of these 127 is unknown: 255.
+
+    So are pixels of opacity 0.
+    """
+    values, known = (decode_npy(path, content), None) if is_npy(path) else strength_pixels(path, content)
+    values = without_axis_of_one(values)
     check_strength(path, values, path.parent.name)
     if values.max(initial=0) <= 1:
-        return (values > threshold).astype(np.uint8)
-    return np.where(values == UNKNOWN, 255, values > threshold * 255).astype(np.uint8)
+        found = (values > threshold).astype(np.uint8)
+    else:
+        found = np.where(values == UNKNOWN, 255, values > threshold * 255).astype(np.uint8)
+    return found if known is None else np.where(known, found, np.uint8(255))
 
 
 def decode_edges(path: Path, content: bytes) -> np.ndarray:
@@ -160,7 +162,7 @@ def decode_value(
 
 def _pixels(path: Path, content: bytes) -> np.ndarray:
     """(H W) of an image with one channel, (H W 3) of one in RGB."""
-    image = decode_image(path, content)
+    image = label_image(path, content)
     if image.mode not in (*ONE_CHANNEL, "RGB"):
         raise MistakeError(f"{path}: pixels of mode {image.mode}; expected grey or RGB; convert the file")
     return np.array(image)
@@ -180,8 +182,6 @@ def derive_normals(
     return normals_from_depth(depth_m, focal_xy=focal_xy, centre_xy=centre_xy, step_m=step_m)
 
 
-def derive_boundaries(
-    path: Path, content: bytes, *, num_classes: int, first: int, invalid: Sequence[int]
-) -> np.ndarray:
+def derive_boundaries(path: Path, content: bytes, *, classes: ClassMap) -> np.ndarray:
     """Boundaries (H W) of a label map file."""
-    return boundaries_from_labels(decode_classes(path, content, num_classes=num_classes, first=first, invalid=invalid))
+    return boundaries_from_labels(decode_class_map(path, content, classes=classes))
