@@ -53,8 +53,8 @@ class ClassMap:
 def decode_class_map(path: Path, content: bytes, *, classes: ClassMap) -> np.ndarray:
     """Class indices (H W), uint8 with 255 where unlabelled, int32 with 65535 where there are more than 255 classes.
 
-    Choice: where classes have colours, a coloured image is read by them. Grey ones in RGB, and palettes by their indices, are
-    read by value, unless a value stands for another class than its colour does: a tool that made the palette numbers
+    Choice: where classes have colours, a coloured image is read by them. Grey ones in RGB, and palettes by their indices,
+    are read by value, unless a value stands for another class than its colour does: a tool that made the palette numbers
     colours as it likes. An image of one bit holds 0 and 1, or 0 and 255 where 255 stands for something and 1 does not.
     Raises ``MistakeError`` for a value and a colour that stand for nothing.
     """
