@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mtlsi.data.readers.decoding import decode_npy, is_npy, look_up, ranges_of, whole_numbers
-from mtlsi.data.readers.label_pixels import STEPS, Pixels, grey_values, read_pixels
+from mtlsi.data.readers.label_pixels import STEPS, Pixels, grey_values, percent, read_pixels
 from mtlsi.errors import MistakeError
 from mtlsi.kinds.colouring import Colour
 from mtlsi.tasks import class_dtype, invalid_class
@@ -131,7 +131,7 @@ def _by_colour(path: Path, rgb: np.ndarray, known: np.ndarray | None, classes: C
 
 def _refuse_colours(path: Path, stored: np.ndarray, strange: np.ndarray, classes: ClassMap) -> None:
     codes, counts = np.unique(stored[strange], return_counts=True)
-    code, share = int(codes[counts.argmax()]), 100 * strange.mean()
+    code = int(codes[counts.argmax()])
     colour = (code >> 16, code >> 8 & 255, code & 255)
     others = f" and {len(codes) - 1} more colours" if len(codes) > 1 else ""
     advice = f"add it there, or as [r, g, b] to {classes.where}.invalid where it is no label"
@@ -139,8 +139,9 @@ def _refuse_colours(path: Path, stored: np.ndarray, strange: np.ndarray, classes
         advice = "the edges were smoothed or the file was a JPEG once: export it without smoothing, at its own size"
     elif len(set(colour)) == 1:
         advice += f"; if the file holds pixel values as grey, give {classes.where}.values"
+    share = percent(float(strange.mean()))
     raise MistakeError(
-        f"{path}: colour {colour}{others}, in {share:.2g} % of its pixels, not in {classes.where}.colours; {advice}"
+        f"{path}: colour {colour}{others}, in {share} of its pixels, not in {classes.where}.colours; {advice}"
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mtlsi.data.readers.decoding import as_vectors, decode_npy, is_npy, lengths_of, unit_vectors, vectors_of_image
+from mtlsi.data.readers.label_pixels import percent
 from mtlsi.errors import MistakeError
 
 NOTHING = 0.1
@@ -55,7 +56,7 @@ def _check_lengths(path: Path, vectors: np.ndarray, lengths: np.ndarray, labelle
     if is_npy(path) and vectors.min() >= 0 and vectors.max() > 2:
         advice = "they seem to be the channels c of an image: store 2 c / 255 - 1"
     raise MistakeError(
-        f"{path}: {100 * far.size / lengths.size:.2g} % of its pixels hold vectors far from unit length, {far.min():.2g} to "
+        f"{path}: {percent(far.size / lengths.size)} of its pixels hold vectors far from unit length, {far.min():.2g} to "
         f"{far.max():.3g} long; expected unit vectors, and (0, 0, 0), black or white where there is none; {advice}"
     )
 
@@ -72,6 +73,6 @@ def _check_facing(path: Path, z: np.ndarray, axes: Sequence[int], key: str) -> N
         shown, turned = list(axes), [axes[0], axes[1], -axes[2]]
         both = f"{turned}, or {[axes[0], -axes[1], -axes[2]]} where y points the other way, too"
         raise MistakeError(
-            f"{path}: {100 * away:.0f} % of its normals look away from the camera, by {key} {shown}; expected x right, y "
+            f"{path}: {percent(away)} of its normals look away from the camera, by {key} {shown}; expected x right, y "
             f"up, z towards the camera; give {key} {both}"
         )

@@ -48,8 +48,8 @@ def label_image(path: Path, content: bytes) -> Image.Image:
     with open_image(path, io.BytesIO(content)) as image:
         if lossy := lossy_format(image, content):
             raise MistakeError(
-                f"{lossy}, which is lossy: pixels beside an edge get values that nobody stored; give the label as PNG, made "
-                "from what it was drawn in"
+                f"a lossy file ({lossy}): pixels beside edges have values that nobody gave them; give the label as PNG, "
+                "made from what it was drawn in"
             )
         return image
 
@@ -59,7 +59,7 @@ def lossy_format(image: Image.Image, content: bytes) -> str:
     if image.format in LOSSY:
         return image.format
     if image.format == "WEBP" and b"VP8L" not in content:
-        return "lossy WebP"
+        return "WebP"
     return "JPEG in TIFF" if image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp") else ""
 
 
@@ -123,6 +123,11 @@ def strength_pixels(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray 
     if values.dtype != np.uint8 and values.max(initial=0) > 255:
         return values / 257, pixels.known
     return values, pixels.known
+
+
+def percent(share: float) -> str:
+    """A share in two figures: ``0.25 %``, ``100 %``."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def _png_header(content: bytes) -> tuple[int, int]:
