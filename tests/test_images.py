@@ -97,6 +97,7 @@ KINDS = {
         SMOOTH,
         4,
     ),
+    "PNG called JPEG": ("a.jpg", Image.fromarray(RGB), {"format": "PNG"}, RGB, 0),
     "animation": (
         "a.png",
         Image.fromarray(RGB),
@@ -133,7 +134,7 @@ def test_training_and_prediction_see_the_same_upright_rgb(tmp_path, kind):
     np.testing.assert_allclose(seen_by_predictor(file), trained, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "cmyk", "turned jpeg"])
+@pytest.mark.parametrize("kind", ["jpeg", "cmyk", "turned jpeg", "PNG called JPEG"])
 def test_a_prepared_copy_holds_the_same_pixels(tmp_path, kind):
     name, image, options, expected, tolerance = KINDS[kind]
     folder_of(tmp_path / "set", image, name, (HEIGHT, WIDTH), **options)

@@ -129,9 +129,9 @@ def orientation(image: Image.Image) -> int:
 
 
 def is_plain(path: FilePath) -> bool:
-    """Whether the stored pixels are those that ``to_rgb`` gives: 8-bit grey or RGB without an orientation."""
+    """Whether a file is a JPEG whose stored pixels ``to_rgb`` gives: grey or RGB without an orientation."""
     with open_image(path, path) as image:
-        return image.mode in ("L", "RGB") and orientation(image) == UPRIGHT
+        return image.format == "JPEG" and image.mode in ("L", "RGB") and orientation(image) == UPRIGHT
 
 
 def turned_label(image: FilePath | None, label_hw: Sequence[int], image_hw: Sequence[int]) -> str | None:

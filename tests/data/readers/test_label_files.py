@@ -46,9 +46,18 @@ def png(path: Path, values: np.ndarray, bits: int) -> None:
 
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )  # fmt: skip
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+def tiff_of_4_bits(path: Path, values: np.ndarray) -> None:
+    """Uncompressed and grey, written out byte by byte, as Pillow writes none."""
+    pixels = (values[:, ::2] << 4 | values[:, 1::2]).astype(np.uint8).tobytes()
+    height, width = values.shape
+    tags = {256: width, 257: height, 258: 4, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(pixels)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory)
 
 
 def image(values: np.ndarray, **options: Any) -> Write:
@@ -99,6 +108,7 @@ FORMS: dict[str, tuple[dict, str, Write, np.ndarray]] = {
     "1 bit TIFF": ({"classes": NAMES[:2]}, "a.tif", image(BINARY.astype(bool), compression="group4"), BINARY),
     "2 bits": (FOUR, "a.png", lambda p: png(p, CLASSES, 2), CLASSES),
     "4 bits": (FOUR | {"first": 9}, "a.png", lambda p: png(p, CLASSES + 9, 4), CLASSES),
+    "4 bit TIFF": (FOUR | {"first": 9}, "a.tif", lambda p: tiff_of_4_bits(p, CLASSES + 9), CLASSES),
     "16 bits": (MANY, "a.png", lambda p: png(p, MANY_CLASSES, 16), MANY_CLASSES),
     "16 bits, few classes": (FOUR, "a.png", image(CLASSES.astype(np.uint16)), CLASSES),
     "16 bit TIFF": (MANY, "a.tiff", image(MANY_CLASSES.astype(np.uint16)), MANY_CLASSES),

@@ -34,7 +34,9 @@ def decode_vectors(path: Path, content: bytes, *, axes: Sequence[int], key: str,
     if labelled.any():
         _check_lengths(path, vectors, lengths, labelled)
     possible = (lengths >= BLENDED) & (lengths <= LONG)
-    found = unit_vectors(vectors, lengths, possible) * np.array(axes, np.float32)[:, None, None]
+    found = unit_vectors(vectors, lengths, possible)
+    for axis, sign in zip(found, axes, strict=True):
+        axis *= sign
     if facing and possible.mean() > 0.01:
         _check_facing(path, found[2][possible], axes, key)
     return found
@@ -42,8 +44,7 @@ def decode_vectors(path: Path, content: bytes, *, axes: Sequence[int], key: str,
 
 def _check_lengths(path: Path, vectors: np.ndarray, lengths: np.ndarray, labelled: np.ndarray) -> None:
     of_labelled = lengths[labelled]
-    shifted = _share(np.sqrt(((2.0 * vectors[:, labelled] - 1) ** 2).sum(0)))
-    if is_npy(path) and vectors.min() >= 0 and shifted > max(0.2, _share(of_labelled)):
+    if is_npy(path) and vectors.min() >= 0 and _is_shifted(vectors[:, labelled], of_labelled):
         raise MistakeError(
             f"{path}: vectors stored as 0..1 (2 v - 1 has unit length, v has not); expected -1..1; store 2 v - 1"
         )
@@ -59,6 +60,11 @@ def _check_lengths(path: Path, vectors: np.ndarray, lengths: np.ndarray, labelle
         f"{path}: {percent(far.size / lengths.size)} of its pixels hold vectors far from unit length, {far.min():.2g} to "
         f"{far.max():.3g} long; expected unit vectors, and (0, 0, 0), black or white where there is none; {advice}"
     )
+
+
+def _is_shifted(vectors: np.ndarray, lengths: np.ndarray) -> bool:
+    """Whether 2 v - 1 has unit length more often than v, and often."""
+    return _share(lengths_of(2 * vectors - 1)) > max(0.2, _share(lengths))
 
 
 def _share(lengths: np.ndarray) -> float:

@@ -22,8 +22,10 @@ LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")
 ONE_CHANNEL = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 """Pillow's modes of one channel of whole numbers."""
 WITH_OPACITY = ("LA", "PA", "RGBA")
+BITS_PER_SAMPLE = 258
+"""The tag of TIFF."""
 STEPS = {1: 255, 2: 85, 4: 17}
-"""By bits of a grey PNG: the factor by which Pillow spreads its values over 0..255."""
+"""By bits of a grey image: the factor by which Pillow spreads its values over 0..255."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,11 @@ def read_pixels(path: Path, content: bytes) -> Pixels:
     image = label_image(path, content)
     if image.mode == "1":
         return Pixels(np.where(np.array(image), np.uint8(255), np.uint8(0)), step=STEPS[1])
-    bits, colour_type = _png_header(content)
+    bits = _bits_a_channel(image, content)
     if image.mode in ONE_CHANNEL:
         values = np.array(image)
         wide = values.dtype.itemsize > 1
-        return Pixels(values.astype(np.int32) if wide else values, step=STEPS.get(bits, 1) if colour_type == 0 else 1)
+        return Pixels(values.astype(np.int32) if wide else values, step=STEPS.get(bits, 1))
     if image.mode not in ("P", "RGB", *WITH_OPACITY):
         raise MistakeError(
             f"{path}: pixels of mode {image.mode}; expected whole numbers in one channel, a palette or RGB; convert the file"
@@ -130,6 +132,8 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
-def _png_header(content: bytes) -> tuple[int, int]:
-    """Bits a channel and the colour type of a PNG file; (0, 0) of any other."""
-    return (content[24], content[25]) if content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) > 25 else (0, 0)
+def _bits_a_channel(image: Image.Image, content: bytes) -> int:
+    """Of PNG and TIFF, the formats in which these may be other than 8."""
+    if content[:8] == b"\x89PNG\r\n\x1a\n":
+        return content[24]
+    return getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))[0]
