@@ -165,6 +165,18 @@ FORMS: dict[str, tuple[dict, str, Write, np.ndarray]] = {
         image(rgb(255 * BINARY)),
         1 - BINARY,
     ),
+    "black and white in one channel": (
+        {"colours": {"object": [255, 255, 255], "background": [0, 0, 0]}},
+        "a.png",
+        image(255 * BINARY),
+        1 - BINARY,
+    ),
+    "0 and 1 beside black and white": (
+        {"colours": {"background": [0, 0, 0], "object": [255, 255, 255]}},
+        "a.png",
+        image(BINARY),
+        BINARY,
+    ),
     "values": (TWO, "a.png", image(255 * BINARY), BINARY),
     "values in RGB": (TWO, "a.png", image(rgb(255 * BINARY)), BINARY),
     "values beside colours for drawing": (

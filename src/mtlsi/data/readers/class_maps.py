@@ -88,7 +88,7 @@ def _is_coded(pixels: Pixels, classes: ClassMap) -> bool:
     """Whether an image is to be read by its colours."""
     values, palette = pixels.values, pixels.palette
     if values.ndim == 2 and palette is None:
-        return False
+        return values.dtype == np.uint8 and pixels.step == 1 and _is_coded_in_grey(values, classes)
     used = values if pixels.known is None else values[pixels.known]
     if values.ndim == 3:
         if (used != used[..., :1]).any():
@@ -105,10 +105,19 @@ def _is_coded(pixels: Pixels, classes: ClassMap) -> bool:
     return any(means is not None and means != by_value.get(value) for value, means in said.items())
 
 
+def _is_coded_in_grey(values: np.ndarray, classes: ClassMap) -> bool:
+    """Whether one channel holds the greys of classes that all are grey, such as 0 and 255, and not only their values."""
+    if any(len(set(colour)) > 1 for colour, _ in classes.colours):
+        return False
+    used = {*np.unique(values).tolist()}
+    greys = {colour[0] for colour, _ in classes.colours} | {colour[0] for colour in classes.invalid_colours}
+    return used <= greys and not used <= dict(classes.values).keys()
+
+
 def colours_of(path: Path, pixels: Pixels) -> np.ndarray:
-    """The colours (H W 3) of an image in RGB or with a palette."""
+    """The colours (H W 3) of an image in RGB, with a palette, or in grey."""
     if pixels.palette is None:
-        return pixels.values
+        return pixels.values if pixels.values.ndim == 3 else np.stack([pixels.values] * 3, -1)
     if (last := pixels.values.max(initial=0)) >= len(pixels.palette):
         raise MistakeError(f"{path}: index {last}, but a palette of {len(pixels.palette)} colours; save it again")
     return pixels.palette[pixels.values]
