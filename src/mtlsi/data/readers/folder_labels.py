@@ -51,13 +51,18 @@ def decoder_of(task: Task, keys: dict[str, Any]) -> Decoder:
     if task.kind == "classes":
         return partial(decode_class_map, **class_map(keys))
     if task.kind == "strength":
-        return partial(decode_strength, threshold=keys["threshold"])
+        return partial(decode_strength, task=task.name, threshold=keys["threshold"])
     if task.kind == "distance":
-        return partial(decode_depth, **depth_map(keys))
+        return partial(decode_depth, **depth_map(keys, task.name))
     if task.kind == "direction":
         return partial(decode_vectors, axes=keys["axes"], key=f"tasks.{task.name}.axes", facing=task.name == "normals")
     return partial(
-        decode_value, channels=task.channels or 1, span=task.range, scale=keys["scale"], invalid=keys["invalid"]
+        decode_value,
+        task=task.name,
+        channels=task.channels or 1,
+        span=task.range,
+        scale=keys["scale"],
+        invalid=keys["invalid"],
     )
 
 
@@ -66,13 +71,13 @@ def class_map(keys: dict[str, Any]) -> dict[str, Any]:
     return {"classes": keys["map"]}
 
 
-def depth_map(keys: dict[str, Any]) -> dict[str, Any]:
+def depth_map(keys: dict[str, Any], task: str = "depth") -> dict[str, Any]:
     """The arguments of ``decode_depth``."""
-    return {"scale": METRES[keys["unit"]] if keys["unit"] else keys["scale"], "invalid": keys["invalid"]}
+    return {"task": task, "scale": METRES[keys["unit"]] if keys["unit"] else keys["scale"], "invalid": keys["invalid"]}
 
 
 def _depth_and_step(
-    path: Path, content: bytes, scale: float | None, invalid: Sequence[float]
+    path: Path, content: bytes, task: str, scale: float | None, invalid: Sequence[float]
 ) -> tuple[np.ndarray, float | None]:
     """(H W) float32 metres, 0 where there is none, and the step in which they are stored (None: not in steps).
 
@@ -88,7 +93,7 @@ def _depth_and_step(
         values = np.array(image)
     in_steps = values.dtype.kind != "f"
     if scale is None and values.dtype.itemsize < 2:
-        key = f"tasks.{path.parent.name}.scale"
+        key = f"tasks.{task}.scale"
         raise MistakeError(f"{path}: 8-bit depth; give {key} in {SETTINGS}: metres per stored unit")
     if scale is None:
         scale = METRES["mm" if in_steps else "m"]
@@ -97,19 +102,19 @@ def _depth_and_step(
     return checked_depth(path, metres), scale if in_steps else None
 
 
-def decode_depth(path: Path, content: bytes, *, scale: float | None, invalid: Sequence[float]) -> np.ndarray:
+def decode_depth(path: Path, content: bytes, *, task: str, scale: float | None, invalid: Sequence[float]) -> np.ndarray:
     """(H W) float32 metres of an image or a NumPy file that holds ``scale`` metres per unit."""
-    return _depth_and_step(path, content, scale, invalid)[0]
+    return _depth_and_step(path, content, task, scale, invalid)[0]
 
 
-def decode_strength(path: Path, content: bytes, *, threshold: float) -> np.ndarray:
+def decode_strength(path: Path, content: bytes, *, task: str, threshold: float) -> np.ndarray:
     """(H W) uint8: 1 above ``threshold``, of values in 0..1 or, if one is above 1, 0..255; of these 127 is unknown: 255.
 
     So are pixels of opacity 0.
     """
     values, known = (decode_npy(path, content), None) if is_npy(path) else strength_pixels(path, content)
     values = without_axis_of_one(values)
-    check_strength(path, values, path.parent.name)
+    check_strength(path, values, task)
     if values.max(initial=0) <= 1:
         found = (values > threshold).astype(np.uint8)
     else:
@@ -126,6 +131,7 @@ def decode_value(
     path: Path,
     content: bytes,
     *,
+    task: str,
     channels: int,
     span: tuple[float, float] | None,
     scale: float | None,
@@ -142,7 +148,7 @@ def decode_value(
         stored = stored[..., None]
     if stored.ndim != 3 or stored.shape[2] != channels:
         shape = "(height, width)" if channels == 1 else f"(height, width, {channels})"
-        raise MistakeError(f"{path}: an array of shape {list(stored.shape)}; expected {path.parent.name} {shape}")
+        raise MistakeError(f"{path}: an array of shape {list(stored.shape)}; expected {task} {shape}")
     in_steps = stored.dtype.kind != "f"
     if scale is None:
         scale = 1 if is_npy(path) or not in_steps else 1 / (255 if stored.dtype.itemsize == 1 else 65535)
@@ -172,13 +178,14 @@ def derive_normals(
     path: Path,
     content: bytes,
     *,
+    task: str,
     scale: float | None,
     invalid: Sequence[float],
     focal_xy: tuple[float, float],
     centre_xy: tuple[float, float],
 ) -> np.ndarray:
     """Normals (3 H W) of a depth file; the camera's numbers are in pixels of that file."""
-    depth_m, step_m = _depth_and_step(path, content, scale, invalid)
+    depth_m, step_m = _depth_and_step(path, content, task, scale, invalid)
     return normals_from_depth(depth_m, focal_xy=focal_xy, centre_xy=centre_xy, step_m=step_m)
 
 
