@@ -20,6 +20,7 @@ from mtlsi.data.scenes.dataset import Scenes
 from mtlsi.data.transforms import Sample
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
+from mtlsi.kinds.colouring import Colour
 
 FIRST_VALIDATION_SCENE = 1_000_000
 """Scenes from this index on are never trained on."""
@@ -126,6 +127,11 @@ def spread(num_images: int, length: int) -> list[int]:
     """Indices of ``num_images`` (0: all) spread evenly over ``length``: neighbours in a data set show the same room."""
     count = min(num_images or length, length)
     return [i * length // count for i in range(count)]
+
+
+def colours_of(dataset: LabelledImages) -> dict[str, Sequence[Colour]]:
+    """The colours that a data set chose for its classes, by task; a data set need not have the attribute ``colours``."""
+    return {task: chosen for task, chosen in getattr(dataset, "colours", {}).items() if chosen}
 
 
 def constant_predictions(dataset: LabelledImages, num_images: int = 50) -> dict[str, Tensor]:

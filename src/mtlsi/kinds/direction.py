@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtlsi.kinds.base import FieldFile, Kind
-from mtlsi.kinds.colouring import BLUE, GREEN, RED, Limits, Swatches
+from mtlsi.kinds.colouring import BLUE, GREEN, RED, Colour, Limits, Swatches
 
 
 def unit_length(x: Tensor, shortest: float) -> Tensor:
@@ -54,12 +54,17 @@ class Direction(Kind):
         """The mean direction."""
         return F.normalize(values.mean(-1), dim=0)
 
-    def shades(self, array: np.ndarray, limits: Limits | None) -> np.ndarray:
+    def shades(self, array: np.ndarray, limits: Limits | None, chosen: Sequence[Colour] | None = None) -> np.ndarray:
         """x, y, z as red, green, blue."""
         return np.round((np.clip(array, -1, 1) + 1) * 127.5).astype(np.uint8)
 
     def legend(
-        self, array: np.ndarray, classes: Sequence[str] | None, limits: Limits | None, num_marks: int
+        self,
+        array: np.ndarray,
+        classes: Sequence[str] | None,
+        limits: Limits | None,
+        num_marks: int,
+        chosen: Sequence[Colour] | None = None,
     ) -> Swatches:
         return Swatches([(RED, "right"), (GREEN, "up"), (BLUE, "towards the camera")])
 

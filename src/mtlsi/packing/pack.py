@@ -135,7 +135,8 @@ def rooms(subject: Subject) -> np.ndarray:
     predictor, sheets = Predictor(subject.network, device=subject.device), []
     for index in ROOMS:
         image = render_scene(index, size_hw=ROOM_HW)["image"]
-        sheets.append(panel(image, predictor(image), subject.network.classes))
+        network = subject.network
+        sheets.append(panel(image, predictor(image), network.classes, colours=network.colours))
     width = max(sheet.shape[1] for sheet in sheets)
     padded = [np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0)), constant_values=255) for x in sheets]
     return np.concatenate(padded)

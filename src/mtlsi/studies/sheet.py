@@ -51,7 +51,7 @@ def check_names(plan: Plan, names: Sequence[str]) -> None:
 
 def draw_sheet(runs: dict[str, StudyRun], name: str, single: Sequence[str] = ()) -> np.ndarray:
     """The sheet of one image ``(H W 3) uint8``; ``runs`` by variant. ``single``: those that share a row."""
-    photo, truth, rows, classes = np.empty(0), {}, {}, {}
+    photo, truth, rows, classes, colours = np.empty(0), {}, {}, {}, {}
     for variant, run in runs.items():
         dataset = open_dataset(run.config.data, "val", run.seed)
         index = index_of(name, dataset)
@@ -61,8 +61,10 @@ def draw_sheet(runs: dict[str, StudyRun], name: str, single: Sequence[str] = ())
         photo = shown.photo
         truth |= shown.truth
         classes |= network.classes
+        colours |= network.colours
     order = [task for task in TASKS if task in truth]
-    return rows_panel(photo, {"truth": {task: truth[task] for task in order}, **rows}, classes, scale_of="truth")
+    maps = {"truth": {task: truth[task] for task in order}, **rows}
+    return rows_panel(photo, maps, classes, scale_of="truth", colours=colours)
 
 
 def index_of(name: str, dataset: LabelledImages) -> int:

@@ -2,7 +2,7 @@
 
 ::
 
-    images/room_01.jpg     .jpg, .jpeg or .png; the name without the suffix is the image's name
+    images/room_01.jpg     any of IMAGE_ENDINGS; the name without the suffix is the image's name
     semseg/room_01.png     one folder per task, named as the task; an image may lack any label
     depth/room_01.npy
     dataset.yaml           class names, units, splits, own tasks: see ``folder_settings.py`` and docs/own_data.md
@@ -27,10 +27,11 @@ from mtlsi.data.readers.folder_labels import (
 from mtlsi.data.readers.folder_settings import SETTINGS, Settings, read_settings
 from mtlsi.data.readers.folder_splits import names_of_splits
 from mtlsi.errors import MistakeError
+from mtlsi.images import IMAGE_ENDINGS
 from mtlsi.io import holds
 from mtlsi.tasks import BUILT_IN, KINDS, TASKS, check_tasks, register_task
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = IMAGE_ENDINGS
 
 
 class Folder(FileDataset):
