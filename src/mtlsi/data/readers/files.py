@@ -222,8 +222,8 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             return f"{folder}: no such folder; expected one file {missing[0]}{suffix} for each name of {self.split}"
         if self.sources[what][0].files:
             return (
-                f"{folder}: no file for {missing[0]}, nor for {len(missing) - 1} more that the split {self.split} lists; restore "
-                "the files or take the names off the list"
+                f"{folder}: no file for {missing[0]}, nor for {len(missing) - 1} more that the split {self.split} lists; "
+                "restore the files or take the names off the list"
             )
         kinds = ", ".join(sorted({Path(name).suffix or name for name in self._listing(place)})[:4]) or "nothing"
         return (
