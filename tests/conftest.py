@@ -102,7 +102,7 @@ def nyud_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         coarse = {
             "images": numbers.integers(0, 256, (6, 8, 3)),
             "depth": 40 + numbers.integers(0, 100, (6, 8)),
-            "segmentation": numbers.integers(0, 41, (6, 8)),
+            "segmentation": (numbers.permutation(48) % 41).reshape(6, 8),  # all classes, and unlabelled
         }
         for folder, values in coarse.items():
             image = Image.fromarray(values.repeat(8, 0).repeat(8, 1).astype(np.uint8))

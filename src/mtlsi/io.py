@@ -14,8 +14,12 @@ from mtlsi.errors import MistakeError
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Write ``path`` atomically; of several processes at once the last one wins. Raises ``OSError``."""
+    """Write ``path`` atomically; of several processes at once the last one wins. Raises ``OSError``.
+
+    Its folder is made where it is missing: names of images may hold subfolders.
+    """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         part.write_bytes(content)
         part.replace(path)

@@ -259,7 +259,8 @@ class BenchmarkOptions:
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """Read every file; print what is there and what is wrong. Exit code 1 if something is."""
+    """Read every file; print what is there and what is wrong. Exit code 0: nothing is wrong; 1: something is wrong or
+    doubtful; 2: the folder cannot be looked into."""
 
     root: Path
     """The data set's folder."""

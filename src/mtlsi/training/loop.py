@@ -219,4 +219,4 @@ def draw_samples(
     for index in spread(num_images, len(dataset)):
         shown = predict_image(network, dataset, config, index)
         sheet = compare_panel(shown.photo, shown.predicted, shown.truth, network.classes, colours=network.colours)
-        Image.fromarray(sheet).save(folder / f"{dataset.name(index)}.png")
+        Image.fromarray(sheet).save(folder / f"{dataset.name(index).replace('/', '_')}.png")

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from mtlsi.data.readers.file_names import read_pattern
 from mtlsi.data.readers.folder_classes import CLASS_NAMES, settle_classes
 from mtlsi.data.readers.keys import Key, listed, mapping, number, one_of, read_keys, span, text, truth, whole
 from mtlsi.errors import MistakeError
@@ -28,12 +29,15 @@ class Settings:
     path: Path
     name: str
     splits: Splits
-    """By split: a file with one name per line, the names, or the share of the images that is held out for it."""
+    """By split: a file with one name per line, a folder in images/ (with a slash at its end), the names, or the share of
+    the images that is held out for it. None at all: see ``folder_splits.py``."""
     tasks: dict[str, dict[str, Any]]
     """By task, a value for each of its keys."""
     own: dict[str, Task]
     """The tasks that are declared here, by name."""
     boundary_tolerance: float
+    files: dict[str, str]
+    """By task, or "images": where its files lie, with one ``*`` for the name; see ``file_names.py``."""
 
 
 def _class_names(value: Any) -> tuple[str, ...]:
@@ -47,6 +51,12 @@ def _intrinsics(value: Any) -> dict[str, tuple[float, float]]:
     if not isinstance(value, dict) or set(value) != {"focal", "centre"}:
         raise ValueError
     return {"focal_xy": listed(number(0), 2)(value["focal"]), "centre_xy": listed(number(), 2)(value["centre"])}
+
+
+def _files(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError
+    return {text(name): read_pattern(pattern) for name, pattern in value.items()}
 
 
 def _splits(value: Any) -> Splits:
@@ -126,12 +136,17 @@ BUILT_IN_KEYS: dict[str, dict[str, Key]] = {
 _KEYS = {
     "name": Key("a name in letters", text, ""),
     "splits": Key(
-        "for each split a file with one name per line, a list of names in quotes, or a share between 0 and 1, such as "
-        "{val: 0.2}",
+        "for each split a file with one name per line, a folder in images/ such as train/, a list of names in quotes, or a "
+        "share between 0 and 1, such as {val: 0.2}",
         _splits,
-        {"val": 0.2},
+        {},
     ),
     "tasks": Key("for each task its keys, such as {depth: {unit: mm}}", mapping, {}),
+    "files": Key(
+        "for images or a task where its files lie, with one * for the name, such as {semseg: '*_mask', depth: 'd/*_d.png'}",
+        _files,
+        {},
+    ),
     "boundary_tolerance": Key("a fraction of the image's diagonal, between 0 and 0.1", number(0, 0.1), MAX_DIST),
 }
 
@@ -176,6 +191,7 @@ def read_settings(root: Path, tasks: Collection[str] = ()) -> Settings:
         ) from error
     top = read_keys(path, "", content, _KEYS)
     own = {task: keys for task, keys in top["tasks"].items() if _declares(path, task, keys)}
+    tasks = {*tasks, *top["files"]}
     known = [task for task in TASKS if (task in top["tasks"] or task in tasks) and task not in own]
     found = {
         task: read_keys(path, f"tasks.{task}", top["tasks"].get(task), BUILT_IN_KEYS.get(task) or _file_keys(task))
@@ -185,7 +201,8 @@ def read_settings(root: Path, tasks: Collection[str] = ()) -> Settings:
     for task, keys in own.items():
         records[task], found[task] = _own_task(path, task, keys)
     _check(path, found)
-    return Settings(path, top["name"] or root.resolve().name, top["splits"], found, records, top["boundary_tolerance"])
+    name = top["name"] or root.resolve().name
+    return Settings(path, name, top["splits"], found, records, top["boundary_tolerance"], top["files"])
 
 
 def _file_keys(task: str) -> dict[str, Key]:
