@@ -25,11 +25,20 @@ import torch
 from rich.console import Console
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
+from mtlsi.tasks import TASKS
 
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
 
 torch.set_num_threads(1)  # one order of summation, here and in the processes that tests start
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_tasks_end_with_the_module():
+    known = dict(TASKS)
+    yield
+    TASKS.clear()
+    TASKS.update(known)
 
 
 @dataclass
