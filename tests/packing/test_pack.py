@@ -161,5 +161,6 @@ def test_a_card_of_some_tasks_gives_the_command_that_measures_them_and_how_image
     shown = evaluate_from_command(EvaluateOptions(str(out), **asked, protocol="invpt"), console=QUIET)["depth"]
     assert depth_row(card)[0] == pytest.approx(shown["RMSE"], abs=1e-4)
     truth = np.concatenate([open_dataset(config.data, "val")[i]["depth"].numpy().ravel() for i in (0, 1)])
-    median = np.median(np.concatenate([open_dataset(config.data, "train")[i]["depth"].numpy().ravel() for i in (0, 1)]))
-    assert depth_row(card)[1] == pytest.approx(np.sqrt(np.mean((truth - median) ** 2)), abs=2e-3)
+    known = np.concatenate([open_dataset(config.data, "train")[i]["depth"].numpy().ravel() for i in (0, 1)])
+    median = np.sort(known)[(len(known) - 1) // 2]  # of two in the middle the lower, as torch has it
+    assert depth_row(card)[1] == pytest.approx(np.sqrt(np.mean((truth - median) ** 2)), abs=1e-4)
