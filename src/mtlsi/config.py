@@ -159,7 +159,7 @@ class DataConfig:
     """Where the images come from and how they are augmented."""
 
     name: str = "scenes"
-    """scenes, nyud, pascal, folder (your own labels) or a data set that a plugin registers."""
+    """scenes, nyud, pascal, cityscapes, cityscapes19, folder (your own labels) or a data set that a plugin registers."""
     root: str | None = None
     """The data set's folder; scenes need none."""
     tasks: Names | None = None

@@ -45,7 +45,7 @@ class MeasureOptions:
     model: str
     """A run folder, a model folder or the name of a packaged model."""
     data: str = "nyud"
-    """nyud, pascal, folder, scenes or a data set that a plugin registers."""
+    """nyud, pascal, cityscapes, cityscapes19, folder, scenes or a data set that a plugin registers."""
     root: str | None = None
     """The data set's folder."""
     split: str = "val"

@@ -6,6 +6,7 @@ import json
 import re
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ CLASSES = ["wall", "floor", "chair"]
 NAMES = ("a", "b", "c", "d")
 
 
-def save(path: Path, values: np.ndarray, **options: object) -> None:
+def save(path: Path, values: np.ndarray, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npy":
         np.save(path, values)
