@@ -8,6 +8,7 @@ from typing import Any
 
 from mtlsi.config import sizes_of
 from mtlsi.errors import MistakeError
+from mtlsi.model.forms import spelt_out
 from mtlsi.model.network import MTLSINet
 from mtlsi.tasks import TASK_SETS, check_tasks, own_records
 
@@ -39,7 +40,7 @@ def create_model(
         list(input_size or task_set.size_hw),
         own_tasks=own_records(task_set.tasks if tasks is None else check_tasks(tasks)),
         **chosen,
-        **asdict(sizes_of(preset, sizes)),
+        **asdict(spelt_out(sizes_of(preset, sizes))),
     )
     if pretrained_backbone:
         network.backbone.download()

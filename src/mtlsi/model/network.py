@@ -33,6 +33,7 @@ from mtlsi.kinds.colouring import Colour
 from mtlsi.model.backbone import STRIDES, Backbone
 from mtlsi.model.decoder_spec import DecoderSpec
 from mtlsi.model.decoders import OnlyTasks, build_decoder
+from mtlsi.model.forms import as_stored
 from mtlsi.nn.layout import resize_maps
 from mtlsi.nn.task_subset import shallow_copy
 from mtlsi.tasks import check_tasks, num_channels, register_records
@@ -145,6 +146,10 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         from mtlsi.model.pretrained import open_pretrained
 
         return open_pretrained(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def _from_pretrained(cls, **kwargs: Any) -> MTLSINet:
+        return super()._from_pretrained(**as_stored(kwargs))
 
     def _decoder_for(self, tasks: Iterable[str] | None) -> nn.Module:
         names = self._checked_tasks(tasks)
