@@ -15,8 +15,8 @@ from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
 from mtlsi.model.decoder import start_predictions_at
 from mtlsi.model.network import MTLSINet
-from mtlsi.nn.layers import BEFORE_NORM, TaskConvolution, TaskProjection
 from mtlsi.tasks import NYUD40, PARTS7, PASCAL21, TASK_SETS
+from random_weights import at_usual_scale
 
 CHANNELS = {
     "nyud": {"semseg": len(NYUD40), "depth": 1, "normals": 3, "boundary": 1},
@@ -80,19 +80,6 @@ def stirred(model):
         for parameter in model.decoder.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.1)
-    return model
-
-
-@torch.no_grad()
-def at_usual_scale(model):
-    """Weights before a norm at torch's scale: the smaller they are, the more of what the norm takes out is rounding."""
-    for module in model.modules():
-        if isinstance(module, TaskProjection):
-            module.weight.div_(BEFORE_NORM)
-        if isinstance(module, TaskConvolution):
-            module.spatial.div_(BEFORE_NORM)
-            if module.pointwise is not None:
-                module.pointwise.weight.div_(BEFORE_NORM)
     return model
 
 
