@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
@@ -58,6 +58,15 @@ def check_writable(path: Path) -> None:
     """Raises ``MistakeError`` where ``path`` is a folder, or its folder is missing or not writable."""
     if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
         raise MistakeError(f"cannot write {path}; give a file in an existing folder that is writable")
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder where it is missing; ``MistakeError`` where it cannot be made or written into."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MistakeError(f"cannot write {folder} ({message_of(error)}); give another folder") from error
+    check_writable(folder / "file")
 
 
 def default_cache_dir() -> Path:

@@ -230,7 +230,7 @@ class MultiTaskLoss(nn.Module):
             return prediction.float().sum() * 0  # not a plain 0: the prediction stays in the backward graph
         label = shrink_label(task, label, (prediction.shape[-2], prediction.shape[-1]))
         valid = kinds.of(task).valid(label)
-        weights = dict(self.named_buffers()).get(_buffer_of(task.name))
+        weights = self._buffers.get(_buffer_of(task.name))
         if weights is None:
             return self.losses[task.loss](prediction, label, valid)
         if len(weights) != prediction.shape[1]:

@@ -25,7 +25,6 @@ from mtlsi.evaluation.field_files import save_for_field
 from mtlsi.evaluation.protocols import Showing, cut_back, cut_out, padded, showing_by
 from mtlsi.evaluation.report import (
     Scores,
-    check_folder,
     compare_single_task,
     tables,
     write_confusion,
@@ -33,7 +32,7 @@ from mtlsi.evaluation.report import (
     write_scores,
 )
 from mtlsi.evaluation.subject import check_options, context_of, open_subject, protocol_of, tasks_of
-from mtlsi.io import check_picture
+from mtlsi.io import check_folder, check_picture
 from mtlsi.kinds import decode
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
 from mtlsi.metrics.boundary.protocols import Protocol

@@ -36,10 +36,17 @@ class Showing:
     resize: str = "stretch"
     """stretch, or keep_ratio: to the largest size of its own shape inside ``resize_hw``."""
 
+    @property
+    def resized(self) -> str:
+        """What size an image is brought to, in words."""
+        if self.resize_hw is None:
+            return "as stored"
+        how = "resized by one factor into" if self.resize == "keep_ratio" else "resized to"
+        return "{} {}x{}".format(how, *self.resize_hw)
+
     def __str__(self) -> str:
         name = f"protocol {self.protocol}: " if self.protocol else ""
-        how = "resized by one factor into" if self.resize == "keep_ratio" else "resized to"
-        sized = "as stored" if self.resize_hw is None else "{} {}x{}".format(how, *self.resize_hw)
+        sized = self.resized
         if self.cut is not None:
             sized += ", {}x{} cut to {}x{}".format(*self.cut[0], *self.cut[1][2:])
         return f"{name}images {sized}" + (", padded to {}x{}".format(*self.pad_hw) if self.pad_hw else "")

@@ -193,15 +193,6 @@ def write_images(rows: Sequence[tuple[str, Scores]], path: Path) -> None:
     replace_text(path, text.getvalue())
 
 
-def check_folder(folder: Path) -> None:
-    """Make the folder where it is missing; ``MistakeError`` where it cannot be made or written into."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MistakeError(f"cannot write {folder} ({message_of(error)}); give another folder") from error
-    check_writable(folder / "file")
-
-
 def write_confusion(
     pixels: Mapping[str, Sequence[Sequence[int]]], classes: Mapping[str, Sequence[str]], folder: Path
 ) -> None:

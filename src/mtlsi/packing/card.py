@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 
-from mtlsi.config import RunConfig
+from mtlsi.config import FROM_SHARES, RunConfig
+from mtlsi.evaluation.protocols import showing_by
 from mtlsi.evaluation.report import Scores, decimals
 from mtlsi.model.network import MTLSINet
 from mtlsi.run_folder import Progress
@@ -130,8 +131,7 @@ def training_text(trained: Trained) -> str:
     """What the run's configuration says, as a list."""
     config, options, data = trained.config, trained.config.train, trained.config.data
     images = "" if trained.images is None else f"{trained.images} images, "
-    how = "resized by one factor into" if data.resize == "keep_ratio" else "resized to"
-    whole = "as stored" if data.image_hw is None else "{} {}x{}".format(how, *data.image_hw)
+    whole = showing_by(data).resized
     frozen = [f"everything up to stride {options.freeze_stride}"] if options.freeze_stride else []
     frozen += ["all batch statistics"] if options.freeze_norm else []
     kept = f" Frozen of the backbone: {' and '.join(frozen)}." if frozen else ""
@@ -142,10 +142,8 @@ def training_text(trained: Trained) -> str:
         steps += f" (stopped; its schedule was made for {options.iterations})"
     balance = "" if options.balance == "fixed" else f", losses balanced by {options.balance}"
     weights = ", ".join(f"{task} {weight:g}" for task, weight in options.loss_weights.items()) or "the field's"
-    weighed = options.class_weights if isinstance(options.class_weights, dict) else {"all classes": "from_shares"}
-    classes = ", ".join(
-        f"{task} {'by their shares' if w == 'from_shares' else 'by hand'}" for task, w in weighed.items()
-    )
+    weighed = options.class_weights if isinstance(options.class_weights, dict) else {"all classes": FROM_SHARES}
+    classes = ", ".join(f"{task} {'by their shares' if w == FROM_SHARES else 'by hand'}" for task, w in weighed.items())
     lines = [
         f"Trained on {trained.layout}: {images}{whole} times {data.zoom[0]:g} to {data.zoom[1]:g}, crops of "
         f"{data.size_hw[0]}x{data.size_hw[1]}.",

@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 SEPARATORS = "_-."
 IMAGE_WORDS = ("image", "img", "im", "rgb", "photo", "color", "colour")
@@ -74,7 +74,7 @@ def composed(name: str) -> str:
 
 def name_of_file(place: str) -> str:
     """A file's path without its suffix, in NFC."""
-    return composed(str(PurePosixPath(place).with_suffix("")))
+    return composed(os.path.splitext(place)[0])
 
 
 def files_below(folder: Path) -> Iterator[str]:

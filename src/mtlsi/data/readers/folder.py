@@ -23,7 +23,6 @@ from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
 from mtlsi.data.readers.folder_files import IMAGES, Found, find_files, missing_label_suffix, used_folders
 from mtlsi.data.readers.folder_labels import (
     SUFFIXES,
-    class_map,
     decoder_of,
     depth_map,
     derive_boundaries,
@@ -34,8 +33,6 @@ from mtlsi.data.readers.folder_splits import names_of_splits
 from mtlsi.errors import MistakeError
 from mtlsi.images import IMAGE_ENDINGS
 from mtlsi.tasks import BUILT_IN, KINDS, TASKS, check_tasks, register_task
-
-IMAGE_SUFFIXES = IMAGE_ENDINGS
 
 
 class Folder(FileDataset):
@@ -103,7 +100,7 @@ def _look(root: Path, asked: Collection[str] = ()) -> tuple[Settings, Found]:
     settings = read_settings(root, {*asked, *folders})
     for task in settings.own.values():
         register_task(task)
-    found = find_files(root, settings, IMAGE_SUFFIXES)
+    found = find_files(root, settings, IMAGE_ENDINGS)
     for folder in sorted(folders - used_folders(found) - {*settings.tasks}):
         if not folder.startswith(".") and any(
             name_of_file(file) in found.images for file in files_below(root / folder)
@@ -119,7 +116,7 @@ def _look(root: Path, asked: Collection[str] = ()) -> tuple[Settings, Found]:
 def sources_of(settings: Settings, found: Found) -> dict[str, tuple[Source, ...]]:
     """Where the files of "image" and of every task are."""
     sources: dict[str, tuple[Source, ...]] = {}
-    sources[IMAGE] = (Source(folder=found.folders[IMAGES], suffix=IMAGE_SUFFIXES[0], files=found.images),)
+    sources[IMAGE] = (Source(folder=found.folders[IMAGES], suffix=IMAGE_ENDINGS[0], files=found.images),)
     for task, keys in settings.tasks.items():
         place = _place_of(task, found)
         sources[task] = (Source(**place, decode=decoder_of(TASKS[task], keys)),)
@@ -129,7 +126,7 @@ def sources_of(settings: Settings, found: Found) -> dict[str, tuple[Source, ...]
             if source == "depth":
                 derive = partial(derive_normals, **depth_map(origin), **origin["intrinsics"])
             else:
-                derive = partial(derive_boundaries, **class_map(origin))
+                derive = partial(derive_boundaries, classes=origin["map"])
             version = hashlib.sha256(repr(sorted(derive.keywords.items())).encode()).hexdigest()[:12]
             derived = Source(**_place_of(source, found), decode=derive, keep=True, derived=True, version=version)
             sources[task] += (derived,)

@@ -10,8 +10,8 @@ from pathlib import Path
 from mtlsi.data.readers.file_names import (
     Names,
     Pattern,
-    composed,
     files_below,
+    name_of_file,
     pattern_of,
     without_words,
     words_of,
@@ -92,7 +92,7 @@ def _patterns(root: Path, settings: Settings) -> dict[str, Pattern]:
 
 
 def _listed(root: Path, folder: str) -> list[_File]:
-    return [_File(f"{folder}/{place}", composed(os.path.splitext(place)[0])) for place in files_below(root / folder)]
+    return [_File(f"{folder}/{place}", name_of_file(place)) for place in files_below(root / folder)]
 
 
 def _find_images(

@@ -49,7 +49,7 @@ def decoder_of(task: Task, keys: dict[str, Any]) -> Decoder:
     if task.name == "boundary":
         return decode_edges
     if task.kind == "classes":
-        return partial(decode_class_map, **class_map(keys))
+        return partial(decode_class_map, classes=keys["map"])
     if task.kind == "strength":
         return partial(decode_strength, task=task.name, threshold=keys["threshold"])
     if task.kind == "distance":
@@ -64,11 +64,6 @@ def decoder_of(task: Task, keys: dict[str, Any]) -> Decoder:
         scale=keys["scale"],
         invalid=keys["invalid"],
     )
-
-
-def class_map(keys: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of ``decode_class_map``."""
-    return {"classes": keys["map"]}
 
 
 def depth_map(keys: dict[str, Any], task: str = "depth") -> dict[str, Any]:
