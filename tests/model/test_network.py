@@ -15,6 +15,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
 from mtlsi.model.decoder import start_predictions_at
 from mtlsi.model.network import MTLSINet
+from mtlsi.nn.layers import Predictions
 from mtlsi.tasks import NYUD40, PARTS7, PASCAL21, TASK_SETS
 from random_weights import at_usual_scale
 
@@ -372,7 +373,8 @@ def test_a_subset_is_refused_while_training_and_unknown_tasks_always(tiny):
         {"decoder_options": {"pool": 4}},
         {"decoder_options": {"refine": "preliminary"}},
         {"decoder_options": {"zero_start": False, "positions": False}},
-        {"decoder_options": {"add_coarse": False}},
+        {"decoder_options": {"add_coarse": "none"}},
+        {"decoder_options": {"add_coarse": "areas"}},
     ],
     ids=lambda sizes: ",".join(f"{name}={value}" for name, value in sizes.items()),
 )
@@ -393,21 +395,39 @@ def test_the_refined_form_starts_from_plain_heads():
 
 
 @torch.no_grad()
-def test_final_predictions_are_the_upsampled_coarse_ones_and_what_the_heads_draw(tiny):
-    drawn_alone, images = copy.deepcopy(tiny), random_images()
-    drawn_alone.decoder.add_coarse = False
-    whole, drawn = tiny(images, full_size=False), drawn_alone(images, full_size=False).final
-    for task, value in whole.final.items():
-        begun = F.interpolate(whole.coarse[task], value.shape[-2:], mode="bilinear", align_corners=False)
-        expected = drawn[task] if task == "boundary" else drawn[task] + begun
-        torch.testing.assert_close(value, expected)
+@pytest.mark.parametrize("decoder", ["mtlsi", "heads_only"])
+@pytest.mark.parametrize(
+    ("add_coarse", "alone"),
+    [
+        ("none", {"semseg", "depth", "normals", "boundary"}),
+        ("areas", {"boundary"}),
+        ("areas_but_values", {"boundary", "depth"}),
+    ],
+)
+def test_final_predictions_are_the_upsampled_coarse_ones_and_what_the_heads_draw(decoder, add_coarse, alone):
+    options = {"deep_supervision": "areas", "add_coarse": add_coarse}
+    model, images = seeded_model(decoder=decoder, decoder_options=options).eval(), random_images()
+    output = model(images, full_size=False)
+    model.decoder.add_coarse = "none"
+    drawn = model(images, full_size=False).final
+    for task, value in output.final.items():
+        begun = F.interpolate(output.coarse[task], value.shape[-2:], mode="bilinear", align_corners=False)
+        torch.testing.assert_close(value, drawn[task] if task in alone else drawn[task] + begun)
 
 
-def test_predictions_start_at_a_value_once_though_two_are_added():
-    model = seeded_model().eval()
+def test_plain_heads_without_coarse_predictions_cannot_begin_at_them():
+    with pytest.raises(MistakeError, match="give deep_supervision"):
+        seeded_model(decoder="heads_only", decoder_options={"add_coarse": "areas"})
+
+
+@pytest.mark.parametrize("decoder", ["mtlsi", "heads_only"])
+@pytest.mark.parametrize("add_coarse", ["areas", "areas_but_values"])
+def test_predictions_start_at_a_value_once_though_two_are_added(decoder, add_coarse):
+    options = {"deep_supervision": "areas", "add_coarse": add_coarse}
+    model = seeded_model(decoder=decoder, decoder_options=options).eval()
     for task, value in (("depth", torch.tensor(2.5)), ("boundary", torch.tensor(-1.0))):
         start_predictions_at(model.decoder, task, value)
-        for predictions in (model.decoder.heads.predict, model.decoder.preliminary.predict):
+        for predictions in (m for m in model.decoder.modules() if isinstance(m, Predictions)):
             predictions.of_task[task].weight.data.zero_()
         output = model(random_images())
         assert output.final[task].unique().item() == output.coarse[task].unique().item() == value
@@ -443,7 +463,7 @@ def test_a_subset_is_a_slice_of_the_whole_wherever_tasks_meet(options):
 def test_single_choices_make_the_refined_form_the_papers():
     paper = {"tokens": "shares", "pool": 1, "refine": "preliminary"}
     paper |= {"zero_start": False, "positions": False, "deep_supervision": "all", "read_tokens": "own", "mix": 0}
-    paper |= {"add_coarse": False}
+    paper |= {"add_coarse": "none"}
     ours, expected = seeded_model(decoder_options=paper).eval(), seeded_model(form="paper").eval()
     with torch.no_grad():
         for task, value in expected(random_images()).final.items():

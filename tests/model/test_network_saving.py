@@ -54,11 +54,13 @@ def test_config_json_names_every_choice_and_one_of_before_means_what_it_meant(tm
     model.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
     assert stored["decoder_options"]["mix"] == 16
-    assert stored["decoder_options"].pop("add_coarse") is True
-    (tmp_path / "config.json").write_text(json.dumps(stored))
-    before = MTLSINet.from_pretrained(tmp_path)
-    model.decoder.add_coarse = False
-    assert_same_outputs(before, model)
+    assert stored["decoder_options"].pop("add_coarse") == "areas_but_values"
+    for before, meaning in (({}, "none"), ({"add_coarse": True}, "areas"), ({"add_coarse": False}, "none")):
+        options = stored["decoder_options"] | before
+        (tmp_path / "config.json").write_text(json.dumps(stored | {"decoder_options": options}))
+        loaded = MTLSINet.from_pretrained(tmp_path)
+        model.decoder.add_coarse = meaning
+        assert_same_outputs(loaded, model)
 
 
 def test_a_saved_model_comes_back_the_same(tmp_path):

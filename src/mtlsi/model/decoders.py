@@ -95,7 +95,7 @@ def build_heads_only(spec: DecoderSpec) -> HeadsOnlyDecoder:
         if deep == "none"
         else PreliminaryDecoder(*arguments, skip=skip, dense=dense, deep_supervision=deep)
     )
-    return HeadsOnlyDecoder(pyramid, _heads(spec))
+    return HeadsOnlyDecoder(pyramid, _heads(spec), add_coarse=spec.options(HeadsOnlyOptions).add_coarse)
 
 
 def build_taskexpert(spec: DecoderSpec) -> TaskExpertDecoder:

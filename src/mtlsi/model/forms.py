@@ -12,6 +12,7 @@ from typing import Any
 from mtlsi.config import ModelConfig
 from mtlsi.errors import MistakeError
 from mtlsi.model.decoder_spec import check_choice, options_given
+from mtlsi.model.final import ADD_COARSE
 from mtlsi.model.preliminary import DEEP_SUPERVISION
 
 
@@ -37,9 +38,9 @@ class Form:
     deep_supervision: str = "all"
     """Of which tasks the losses of the coarse predictions train the preliminary features: all; areas, all but those of thin
     lines; none. Of the others they train the predictions' own layer alone."""
-    add_coarse: bool = False
-    """The final predictions are what the heads draw plus the upsampled coarse ones, but for those of thin lines, which are
-    wide in coarse ones."""
+    add_coarse: str = "none"
+    """Which final predictions are what the heads draw plus the upsampled coarse ones: none; areas, all but those of thin
+    lines; areas_but_values, those of distances and other values neither."""
 
 
 FORMS = {
@@ -53,7 +54,7 @@ FORMS = {
         mix=16,
         positions=True,
         deep_supervision="areas",
-        add_coarse=True,
+        add_coarse="areas_but_values",
     ),
 }
 """By ``ModelConfig.form``."""
@@ -66,7 +67,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "mix": (0, 8, 16, 32),
     "positions": (True, False),
     "deep_supervision": DEEP_SUPERVISION,
-    "add_coarse": (True, False),
+    "add_coarse": ADD_COARSE,
 }
 
 
@@ -90,4 +91,7 @@ def as_stored(sizes: Mapping[str, Any]) -> dict[str, Any]:
     options = sizes.get("decoder_options") or {}
     if sizes.get("decoder", "mtlsi") != "mtlsi" or sizes.get("form") != "refined":
         return {**sizes}
-    return {**sizes, "decoder_options": {"add_coarse": False, **options}}
+    added = options.get("add_coarse", False)
+    if isinstance(added, bool):
+        added = "areas" if added else "none"
+    return {**sizes, "decoder_options": {**options, "add_coarse": added}}

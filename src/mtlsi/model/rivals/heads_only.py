@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from mtlsi.errors import MistakeError
 from mtlsi.model.decoder_spec import check_choice
+from mtlsi.model.final import ADD_COARSE, FinalPredictions
 from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import DEEP_SUPERVISION, PreliminaryDecoder, TaskPyramid
 from mtlsi.nn.task_subset import for_tasks, shallow_copy
@@ -25,20 +27,25 @@ class HeadsOnlyOptions:
     deep_supervision: str = "none"
     """none: no coarse predictions; all or areas: as in MTLSI-Net's own decoder, to tell what they give from what the
     interaction gives."""
+    add_coarse: str = "none"
+    """Which final predictions begin at the coarse ones, as in MTLSI-Net's own decoder."""
 
     def __post_init__(self) -> None:
         check_choice("deep_supervision", self.deep_supervision, DEEP_SUPERVISION)
+        check_choice("add_coarse", self.add_coarse, ADD_COARSE)
+        if self.add_coarse != "none" and self.deep_supervision == "none":
+            raise MistakeError("decoder option add_coarse without coarse predictions; give deep_supervision: areas too")
 
 
-class HeadsOnlyDecoder(nn.Module):
+class HeadsOnlyDecoder(FinalPredictions):
     """Four maps -> ({task: final}, {task: coarse}); no coarse predictions without deep supervision: nothing reads them.
 
     Choice: the pyramid and heads of MTLSI-Net's own decoder, so that what the two differ in is the interaction alone.
     """
 
-    def __init__(self, pyramid: TaskPyramid, heads: TaskHeads):
-        super().__init__()
-        self.pyramid, self.heads = pyramid, heads
+    def __init__(self, pyramid: TaskPyramid, heads: TaskHeads, *, add_coarse: str = "none"):
+        super().__init__(heads, add_coarse=add_coarse)
+        self.pyramid = pyramid
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if isinstance(self.pyramid, PreliminaryDecoder):
@@ -46,7 +53,7 @@ class HeadsOnlyDecoder(nn.Module):
             coarse = self.pyramid.predict.by_task(together)
         else:
             features, coarse = self.pyramid(maps), {}
-        return self.heads.predict.by_task(self.heads(features, maps[0])), coarse  # {task: b channels h w}
+        return self.finished(self.heads(features, maps[0]), coarse), coarse  # {task: b channels h w}
 
     def for_tasks(self, index: Sequence[int]) -> HeadsOnlyDecoder:
         """The decoder of the tasks ``index``."""
