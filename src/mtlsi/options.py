@@ -59,6 +59,10 @@ class MeasureOptions:
     """Show the images as a published line of work does, instead of --size: invpt or atrc (padded), mti-net (resized)."""
     tasks: Names | None = None
     """Measure these only, such as depth,normals; the data's other labels are not read."""
+    boundary_protocol: str = BOUNDARY_PROTOCOL
+    """What boundaries are measured by: float, seism-nms (tables of the InvPT line), seism (MTI-Net's) or bsds."""
+    count_unknown_boundaries: bool = False
+    """Count boundaries predicted where the label is unknown as false."""
     limit: int = 0
     """Measure on this many images, spread over the split; 0: all."""
     device: str | None = None
@@ -87,10 +91,6 @@ class EvaluateOptions(MeasureOptions):
     """Folder for the confusion matrix of each task with classes, as CSV and PNG: labels in rows, predictions in columns."""
     save: Path | None = None
     """Folder for the predictions, in the field's formats."""
-    boundary_protocol: str = BOUNDARY_PROTOCOL
-    """What boundaries are measured by: float, seism-nms (tables of the InvPT line), seism (MTI-Net's) or bsds."""
-    count_unknown_boundaries: bool = False
-    """Count boundaries predicted where the label is unknown as false."""
     legacy_saliency: bool = False
     """Apply one sigmoid too many to the saliency, as some older tables do."""
     single_task: Path | None = None

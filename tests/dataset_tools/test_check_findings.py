@@ -290,3 +290,17 @@ def test_a_folder_that_cannot_be_looked_into_gives_2(rooms: Path, capsys: pytest
     error = capsys.readouterr().err
     assert "tasks.depths: unknown task" in error
     assert error.count("\n") == 1
+
+
+def test_files_are_named_where_no_split_can_be_opened(rooms: Path) -> None:
+    settings(rooms, tasks={"semseg": {"classes": CLASSES}}, files={"depth": "elsewhere/*"})
+    for name in NAMES:
+        (rooms / f"semseg/{name}.png").rename(rooms / f"semseg/{name.upper()}.png")
+    save(rooms / "semseg/other.png", label(0, 1, 2))
+    report = look(rooms)
+    assert len(report.problems) == 2
+    assert report.doubts == [
+        "4 files are passed over, semseg/: the name differs from an image's in upper and lower case: semseg/A.png, "
+        "semseg/B.png, semseg/C.png and 1 more",
+        "1 files are passed over, semseg: labels that no image has the name of: semseg/other.png",
+    ]

@@ -95,7 +95,8 @@ def put(folder, name, content):
         ),
         ("maps", "b.npy", b"text", "b.npy: not a whole NumPy file"),
         ("truth", "a.mat", b"MATLAB 5.0", "a.mat: not a whole MATLAB file"),
-        ("truth", "c.png", np.zeros((4, 6), np.uint8), "no map for 1 of the 3 images of .*such as c"),
+        ("truth", "c.png", np.zeros((4, 6), np.uint8), "no map for 1 of the 3 images of .*such as c;"),
+        ("truth", "B.png", np.zeros((40, 60), np.uint8), r"such as B \(b differs in upper and lower case\)"),
     ],
 )
 def test_what_cannot_be_scored_is_named(folders, where, name, content, message):
@@ -157,6 +158,9 @@ FORMS = {
     "0..1": ("a.npy", lambda grey: grey / 255),
     "whole numbers": ("a.npy", lambda grey: grey),
     "as predict names it": ("a_boundary.npy", lambda grey: (grey / 255).astype(np.float32)),
+    "BMP": ("a.bmp", Image.fromarray),
+    "fractions in TIFF": ("a.tif", lambda grey: Image.fromarray((grey / 255).astype(np.float32))),
+    "a word before the name": ("edges-a.png", Image.fromarray),
     "MATLAB": ("a.mat", lambda grey: {"edges": grey}),
     "ucm2": ("a.mat", lambda grey: {"ucm2": doubled(grey / 255)}),
 }
@@ -222,6 +226,26 @@ def test_unknown_pixels_of_the_truth_belong_to_neither_side(one_image):
     assert counted["ods"] < 0.9
     Image.fromarray(label.astype(np.uint16) * 257).save(truth / "a.png")
     assert scored(one_image, nms=False) == masked
+    clear = np.where(label == 127, 0, 255)  # no opacity, no label: as in evaluation
+    Image.fromarray(np.dstack([cross() * 255] * 3 + [clear]).astype(np.uint8)).save(truth / "a.png")
+    assert scored(one_image, nms=False) == masked
+
+
+def test_names_fit_in_each_folders_own_way(tmp_path):
+    maps, truth, path = tmp_path / "maps", tmp_path / "truth", tmp_path / "scores.json"
+    (truth / "hall").mkdir(parents=True)
+    (maps / "hall").mkdir(parents=True)
+    for name in ("hall/a_gt.png", "b_edges.png", "edges.png"):
+        Image.fromarray(cross().astype(np.uint8) * 255).save(truth / name)
+    for name in ("hall/a.png", "b.bmp", "edges_boundary.png", "c.png"):
+        Image.fromarray(soft_map()).save(maps / name)
+    Image.fromarray(soft_map()).convert("RGB").save(maps / "b_photo.jpg")
+    np.save(maps / "edges_depth.npy", np.ones((3, 3)))
+    said = StringIO()
+    score_folders(maps, truth, console=Console(file=said, width=200), num_thresholds=3, json_path=path)
+    written = json.loads(path.read_text())
+    assert (written["images"], written["without_truth"]) == (3, ["c.png"])
+    assert "1 maps have no truth and are passed over, such as c.png" in said.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -232,18 +256,21 @@ def test_unknown_pixels_of_the_truth_belong_to_neither_side(one_image):
         (cross().astype(np.uint8) * 255, cross(), "holds 0 and 1 alone"),
         (cross().astype(np.uint8), cross(), "holds 0 and 1 alone"),
         (soft_map() * 0, cross(), "the map is 0 everywhere"),
+        (soft_map(), ~cross(), "more than half of the truth is boundary"),
+        (soft_map(), np.where(cross(), 130, 3), "the truth is no map of yes and no"),
+        (soft_map(), np.full((40, 60), 127), "every pixel of the truth is unknown"),
     ],
 )
 def test_what_is_odd_is_said_in_a_line(one_image, tmp_path, soft, label, remark):
     maps, truth = one_image
     Image.fromarray(soft).save(maps / "a.png")
-    Image.fromarray(label.astype(np.uint8) * 255).save(truth / "a.png")
+    Image.fromarray(label.astype(np.uint8) * (255 if label.dtype == bool else 1)).save(truth / "a.png")
     said, path = StringIO(), tmp_path / "scores.json"
     score_folders(maps, truth, console=Console(file=said, width=200), num_thresholds=3, json_path=path)
     [line] = [line for line in said.getvalue().splitlines() if remark in line]
     assert line.startswith("a: ")
     written = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
-    assert (written["ods"] is None) == (not label.any())
+    assert (written["ods"] is None) == (remark in ("no boundary in the truth", "every pixel of the truth is unknown"))
     assert written["remarks"].keys() == {line.removeprefix("a: ")}
 
 
@@ -295,6 +322,7 @@ def cells(*values):
         ("a.mat", {"LabelMap": np.ones((4, 6))}, "no groundTruth.*LabelMap"),
         ("a.npy", np.full((40, 60), np.nan), "values that are not finite"),
         ("a.npy", np.full((40, 60), -1), "values -1..-1"),
+        ("a.jpg", Image.fromarray(cross()), "a lossy file"),
         ("a.npy", np.ones(5), r"shape \[5\]"),
         ("a.npy", np.ones((0, 5)), r"shape \[0, 5\]"),
         ("a.npy", np.array(["text"]), "expected an array of numbers"),

@@ -149,16 +149,19 @@ def test_the_command_takes_tasks_and_a_protocol(nyud_root, tmp_path):
 
 def test_the_command_tells_and_writes_everything(tiny_run, tmp_path):
     said, files = StringIO(), [tmp_path / "parts.json", tmp_path / "scores.json"]
-    options = DiagnoseOptions(str(tiny_run.out), data="scenes", limit=2, json_path=files[0])
+    asked = {"data": "scenes", "limit": 2, "boundary_protocol": "seism", "count_unknown_boundaries": True}
+    options = DiagnoseOptions(str(tiny_run.out), **asked, json_path=files[0])
     found = diagnose_from_command(options, console=Console(file=said, width=100))
     evaluate_from_command(
-        EvaluateOptions(str(tiny_run.out), data="scenes", limit=2, json_path=files[1]), console=Console(file=StringIO())
+        EvaluateOptions(str(tiny_run.out), **asked, json_path=files[1]), console=Console(file=StringIO())
     )
     written, scores = (json.loads(path.read_text()) for path in files)
     assert written["variants"].pop(AS_TRAINED) == scores.pop("scores")
     assert scores.pop("confusion").keys() == {"semseg"}
     assert scores.pop("depth_range_m") is None
     assert {name: written[name] for name in scores} == scores  # the context is evaluate's
+    assert (written["boundaries"]["protocol"], written["boundaries"]["unknown"]) == ("seism", "no boundary")
+    assert "boundaries: seism, not suppressed" in " ".join(said.getvalue().split())
     assert written.keys() - scores.keys() == {"variants", "differences", "left_out", "tokens", "blocks"}
     tasks = {"semseg", "depth", "normals", "boundary"}
     assert written["variants"].keys() == written["differences"].keys() == set(VARIANTS)

@@ -116,9 +116,16 @@ def test_a_model_of_a_damaged_run_is_refused(tiny_run, tmp_path):
 
 
 def test_the_card_names_the_protocol_of_the_boundaries(tiny_run, tmp_path):
-    out = pack_from_command(PackOptions(str(tiny_run.out), data="scenes", limit=1, out=tmp_path / "a"), console=QUIET)
+    asked = {"data": "scenes", "limit": 1, "tasks": "boundary"}
+    out = pack_from_command(PackOptions(str(tiny_run.out), **asked, out=tmp_path / "a"), console=QUIET)
     stored = json.loads((tiny_run.out / "scores.json").read_text())["boundaries"]
     assert f"Boundaries are measured by the protocol {stored['protocol']}, " in (out / "README.md").read_text()
+    other = PackOptions(str(tiny_run.out), **asked, boundary_protocol="float", out=tmp_path / "b")
+    card = (pack_from_command(other, console=QUIET) / "README.md").read_text()
+    assert "Boundaries are measured by the protocol float, suppressed, maps as they are, " in card
+    assert " --tasks boundary --boundary-protocol float\n" in card
+    by = EvaluateOptions(str(out), **asked, boundary_protocol="float")
+    assert f"| odsF {evaluate_from_command(by, console=QUIET)['boundary']['odsF']:.2f} % |" in card
 
 
 def depth_row(card: str) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mtlsi import kinds
 from mtlsi.config import DataConfig, split_names
 from mtlsi.data.readers.files import FileDataset
-from mtlsi.data.readers.folder import Folder, splits_of_folder
+from mtlsi.data.readers.folder import Folder, splits_of_folder, unread_files
 from mtlsi.data.readers.numbered import Cityscapes, open_cityscapes19
 from mtlsi.data.readers.nyud_any import open_nyud
 from mtlsi.data.readers.pascal import PASCALContext
@@ -137,6 +137,11 @@ def open_folder(root: Path, split: str, **options: Any) -> FileDataset:
 def empty_splits_of(root: Path) -> tuple[str, ...]:
     """The splits that a folder of one's own names and that hold no image."""
     return splits_of_folder(root, empty=True) if recognise(root) == "folder" else ()
+
+
+def unread_files_of(root: Path) -> dict[str, list[str]]:
+    """By reason, the files of a folder of one's own that are not read, where no split of it can be opened."""
+    return unread_files(root) if recognise(root) == "folder" else {}
 
 
 def splits_of(root: Path) -> tuple[str, ...]:

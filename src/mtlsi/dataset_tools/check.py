@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mtlsi.data.datasets import empty_splits_of, open_folder, splits_of
+from mtlsi.data.datasets import empty_splits_of, open_folder, splits_of, unread_files_of
 from mtlsi.data.readers.files import IMAGE, FileDataset
 from mtlsi.data.readers.folder import Folder
 from mtlsi.dataset_tools.findings import (
@@ -20,6 +20,7 @@ from mtlsi.dataset_tools.findings import (
     labels_of,
     named,
     passed_over,
+    passed_over_lines,
     shares_of,
     stretched,
     turned,
@@ -114,6 +115,7 @@ def check(root: Path, *, num_workers: int = 2, console: Console | None = None) -
 def _doubt(datasets: dict[str, FileDataset], found: dict[str, list[Reading]], report: Report) -> None:
     """What shows only when the splits are looked at together."""
     if not datasets:
+        report.doubts += passed_over_lines(unread_files_of(report.root))
         return
     dataset = next(iter(datasets.values()))
     readings = [reading for of_split in found.values() for reading in of_split]

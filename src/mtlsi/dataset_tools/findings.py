@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mtlsi.data.readers.files import IMAGE, FileDataset
@@ -108,10 +108,7 @@ def turned(images: Sequence[Reading], labels: Iterable[Reading]) -> tuple[list[s
 def passed_over(dataset: FileDataset) -> tuple[list[str], list[str]]:
     """Doubts and notes about files that nobody reads."""
     if isinstance(dataset, Folder):
-        return [
-            f"{len(files)} files are passed over, {reason}: {named(files)}"
-            for reason, files in dataset.passed_over.items()
-        ], []
+        return passed_over_lines(dataset.passed_over), []
     suffixes: dict[str, set[str]] = {}
     for sources in dataset.sources.values():
         for source in sources:
@@ -128,6 +125,11 @@ def passed_over(dataset: FileDataset) -> tuple[list[str], list[str]]:
         if others:
             notes.append(f"{len(others)} files in {folder}/ are passed over: {named(others)}")
     return [], notes
+
+
+def passed_over_lines(files: Mapping[str, Sequence[str]]) -> list[str]:
+    """One for each reason of ``files``."""
+    return [f"{len(places)} files are passed over, {reason}: {named(places)}" for reason, places in files.items()]
 
 
 def named(names: Sequence[str | Path]) -> str:

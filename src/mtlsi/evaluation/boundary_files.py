@@ -10,14 +10,10 @@ from typing import Any
 import numpy as np
 
 from mtlsi.data.readers.decoding import UNKNOWN, decode_mat, decode_npy
+from mtlsi.data.readers.label_pixels import LOSSY_ADVICE, lossy_format
 from mtlsi.errors import MistakeError
 from mtlsi.images import open_image
-from mtlsi.io import holds
 
-SUFFIXES = (".png", ".npy", ".mat")
-ENDINGS = ("", "_boundary", "_edge", "_edges")
-"""What may follow an image's name; ``mtlsi predict`` writes NAME_boundary.npy."""
-EXPECTED = "NAME.png, NAME.npy, NAME.mat or NAME_boundary.npy"
 LEVELS = {1: 255, 2: 65535}
 """The brightest value, by the number of bytes."""
 
@@ -28,67 +24,10 @@ class Truth:
 
     annotators: list[np.ndarray]
     """The boundaries (H W) bool of each."""
-    known: np.ndarray | None
+    known: np.ndarray | None = None
     """Where there is a label, (H W) bool; None: everywhere."""
-
-
-def find_pairs(predictions: Path, truth: Path) -> dict[str, tuple[Path, Path]]:
-    """By name, the map and the truth of every image of the folder ``truth``.
-
-    Both may end as ``ENDINGS`` says, the two folders each in its own way. Raises ``MistakeError`` for a folder without
-    such files, a missing map, and an image of which there are two files.
-    """
-    maps = _files(predictions)
-    found: dict[str, tuple[Path, Path]] = {}
-    missing, taken = [], {}
-    truths = _files(truth)
-    for stem, paths in truths.items():
-        names = next(filter(None, ([n for n in _spellings(base) if n in maps] for base in _bases(stem))), [])
-        if not names:
-            missing.append(stem)
-            continue
-        chosen = _only(predictions, [path for name in names for path in maps[name]])
-        found[stem] = chosen, _only(truth, paths)
-        if taken.setdefault(chosen, stem) != stem:
-            raise MistakeError(f"{truth}: both {taken[chosen]} and {stem} fit {chosen.name}; keep one of them")
-    if missing:
-        raise MistakeError(
-            f"{predictions}: no map for {len(missing)} of the {len(truths)} images of {truth}, such as {missing[0]}; "
-            f"add the maps, {EXPECTED}, or take the images out of the truth"
-        )
-    return found
-
-
-def _files(folder: Path) -> dict[str, list[Path]]:
-    """By stem."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*")):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            found.setdefault(path.stem, []).append(path)
-    if not found:
-        raise MistakeError(f"{folder}: {holds(folder)}; expected files {EXPECTED}")
-    return found
-
-
-def _bases(stem: str) -> list[str]:
-    """The name as it is, then without what may follow an image's name."""
-    return [stem, *(stem.removesuffix(ending) for ending in ENDINGS[1:] if stem.endswith(ending))]
-
-
-def _spellings(base: str) -> list[str]:
-    return [base + ending for ending in ENDINGS]
-
-
-def _only(folder: Path, paths: list[Path]) -> Path:
-    """Of ``mtlsi predict``'s NAME_boundary.npy and NAME_boundary.png the first: the other is to be looked at."""
-    if len({path.stem for path in paths}) == 1 and paths[0].stem.endswith("_boundary"):
-        paths = [path for path in paths if path.suffix == ".npy"] or paths
-    if len(paths) > 1:
-        raise MistakeError(f"{folder}: both {paths[0].name} and {paths[1].name}; keep one of them")
-    return paths[0]
-
-
-# ---- soft maps
+    unclear: bool = False
+    """Whether it holds values other than those that mean no, yes and unknown."""
 
 
 def read_map(path: Path) -> np.ndarray:
@@ -98,7 +37,7 @@ def read_map(path: Path) -> np.ndarray:
     ultrametric contour map of BSDS, twice the size plus one), whose every second value is taken from the third on, as
     the benchmark does. An image or array of the values 0 and 1 alone means no and yes.
     """
-    values = _values(path)
+    values, _ = _values(path)
     if values.dtype.kind == "f":
         if not _inside(values, 1):
             raise MistakeError(f"{path}: values {_range(values)}; expected 0..1, or whole numbers 0..255")
@@ -114,33 +53,39 @@ def _scaled(path: Path, values: np.ndarray) -> np.ndarray:
     return values / (1 if highest <= 1 else LEVELS[1] if highest <= LEVELS[1] else LEVELS[2])
 
 
-def _values(path: Path) -> np.ndarray:
-    """What a file holds: numbers (H W), not empty."""
-    content, suffix = _content(path), path.suffix.lower()
+def _values(path: Path, *, lossless: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+    """What a file holds: numbers (H W), not empty, and where an image is not wholly clear (None: nowhere clear)."""
+    content, suffix, visible = _content(path), path.suffix.lower(), None
     if suffix == ".mat":
         values = _map_of_mat(path, _variables(path, content))
+    elif suffix == ".npy":
+        values = decode_npy(path, content)
     else:
-        values = _grey(path, content) if suffix == ".png" else decode_npy(path, content)
+        values, visible = _grey(path, content, lossless)
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values[0] if values.shape[0] == 1 else values[..., 0]
     if values.ndim != 2 or 0 in values.shape:
         raise MistakeError(f"{path}: an array of shape {list(values.shape)}; expected a map (height, width)")
-    return values.astype(np.uint8) if values.dtype.kind == "b" else values
+    return values.astype(np.uint8) if values.dtype.kind == "b" else values, visible
 
 
-def _grey(path: Path, content: bytes) -> np.ndarray:
-    """The grey values (H W) of an image: uint8, or int32 for 16 bits; an opacity is passed over."""
+def _grey(path: Path, content: bytes, lossless: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """The grey values (H W) of an image: uint8, int32 for 16 bits, float32 for fractions; and where it is not clear."""
     with open_image(path, io.BytesIO(content)) as image:
+        if lossless and (lossy := lossy_format(image, content)):
+            raise MistakeError(f"a lossy file ({lossy}): {LOSSY_ADVICE}")
         if image.mode == "1":
-            return np.array(image.convert("L"))
-        if image.mode in ("L", "I") or image.mode.startswith("I;16"):
-            return np.array(image).astype(np.uint8 if image.mode == "L" else np.int32)
+            return np.array(image.convert("L")), None
+        if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
+            return np.array(image, {"L": np.uint8, "F": np.float32}.get(image.mode, np.int32)), None
         if image.mode not in ("P", "PA", "LA", "RGB", "RGBA"):
             raise MistakeError(f"pixels of mode {image.mode}; expected grey ones; convert the file")
         pixels = np.array(image.convert("RGB"))
-    if (pixels != pixels[..., :1]).any():
+        opacity = np.array(image.getchannel("A")) if "A" in image.getbands() else None
+    visible = None if opacity is None or opacity.all() else opacity > 0
+    if (pixels != pixels[..., :1]).any(where=np.True_ if visible is None else visible[..., None]):
         raise MistakeError(f"{path}: coloured pixels; expected grey ones, white = certainly a boundary")
-    return pixels[..., 0]
+    return pixels[..., 0], visible
 
 
 def _map_of_mat(path: Path, variables: dict[str, Any]) -> np.ndarray:
@@ -164,22 +109,28 @@ def _map_of_mat(path: Path, variables: dict[str, Any]) -> np.ndarray:
 
 
 def read_truth(path: Path) -> Truth:
-    """The labels of one image: boundary, none, or, at 127 of an image of 8 bits, unknown.
+    """The labels of one image: boundary, none, or unknown, at 127 of an image of 8 bits and where its opacity is 0.
 
     Images and arrays hold 0..1, a boundary from 0.5 on, or 0..255, a boundary above 127. A MATLAB file is one of BSDS.
     """
     if path.suffix.lower() == ".mat":
-        return Truth(_annotators(path, _variables(path, _content(path))), None)
-    values = _values(path)
+        return Truth(_annotators(path, _variables(path, _content(path))))
+    values, known = _values(path, lossless=True)
     if not _inside(values, LEVELS[2] if values.dtype.kind != "f" else LEVELS[1]):
         raise MistakeError(f"{path}: values {_range(values)}; expected boundaries in 0..1 or 0..255")
     highest = values.max()
     if highest <= 1:
-        return Truth([values >= 0.5], None)
+        return Truth([values >= 0.5], known, _holds_other(values, (0, 1), known))
     if highest > LEVELS[1]:
         values = np.rint(values / (LEVELS[2] // LEVELS[1]))
-    known = values != UNKNOWN
-    return Truth([values > UNKNOWN], None if known.all() else known)
+    labelled = values != UNKNOWN
+    if not labelled.all():
+        known = labelled if known is None else labelled & known
+    return Truth([values > UNKNOWN], known, _holds_other(values, (0, LEVELS[1]), known))
+
+
+def _holds_other(values: np.ndarray, usual: tuple[int, int], known: np.ndarray | None) -> bool:
+    return not np.isin(values if known is None else values[known], usual).all()
 
 
 def _annotators(path: Path, variables: dict[str, Any]) -> list[np.ndarray]:

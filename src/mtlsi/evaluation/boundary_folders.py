@@ -15,7 +15,8 @@ from rich.progress import track
 from rich.table import Table
 
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.boundary_files import Truth, find_pairs, read_map, read_truth
+from mtlsi.evaluation.boundary_files import Truth, read_map, read_truth
+from mtlsi.evaluation.boundary_pairs import find_pairs
 from mtlsi.evaluation.report import write_figures
 from mtlsi.io import check_picture, check_writable, replace_text
 from mtlsi.metrics.boundary.curve import BoundaryCurve, Counts, best_point
@@ -37,8 +38,20 @@ class Remarks:
         """Notes what is odd about one image."""
         labelled = np.any(truth.annotators, axis=0)
         background = ~labelled if truth.known is None else ~labelled & truth.known
-        if not labelled.any():
+        if truth.known is not None:
+            labelled &= truth.known
+        if not labelled.any() and not background.any():
+            self.add("every pixel of the truth is unknown", name)
+        elif not labelled.any():
             self.add("no boundary in the truth; whatever is predicted counts as false", name)
+        elif labelled.sum() > background.sum():
+            self.add("more than half of the truth is boundary: is it inverted, or a map of something else?", name)
+        if truth.unclear:
+            self.add(
+                "the truth is no map of yes and no (0 and 255, or 0 and 1): what lies above the middle counts as boundary; "
+                "is it a soft map or one of classes?",
+                name,
+            )
         if soft.min() == soft.max():
             self.add(f"the map is {soft.max():g} everywhere: it tells nothing", name)
         elif not ((soft > 0) & (soft < 1)).any():
@@ -98,16 +111,25 @@ def score_folders(
         max_dist=max_dist, num_thresholds=num_thresholds, nms=nms, thin=thin, mask_unknown=mask_unknown
     )
     protocol = protocol.on_data(MAX_DIST)
-    files, remarks = find_pairs(predictions, truth), Remarks()
+    pairs, remarks = find_pairs(predictions, truth), Remarks()
+    files = pairs.files
     counted = count_pairs(_read(files, protocol, remarks), **protocol.counting(), num_workers=num_workers)
     counts = list(track(counted, "matching", len(files), console=console, transient=True))
     curve = BoundaryCurve.of(counts)
     console.print(_table(curve, protocol, len(files)))
+    if left := pairs.without_truth:
+        console.print(
+            f"{len(left)} maps have no truth and are passed over, such as {left[0]}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     for line in remarks.lines(len(files)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     scores = {"ods": curve.ods, "ois": curve.ois, "ap": curve.ap}
     if json_path is not None:
-        write_figures(_figures(curve, protocol, len(files)) | {"remarks": remarks.found}, json_path)
+        said = {"remarks": remarks.found, "without_truth": pairs.without_truth}
+        write_figures(_figures(curve, protocol, len(files)) | said, json_path)
     if csv_path is not None:
         replace_text(csv_path, _images(dict(zip(files, counts, strict=True))))
     if curve_path is not None:

@@ -15,12 +15,13 @@ from mtlsi.data.datasets import LabelledImages
 from mtlsi.evaluation.evaluate import evaluate, shared_tasks
 from mtlsi.evaluation.protocols import Showing
 from mtlsi.evaluation.report import Scores, decimals, headline, write_figures
-from mtlsi.evaluation.subject import check_options, context_of, open_subject, tasks_of
+from mtlsi.evaluation.subject import check_options, context_of, open_subject, protocol_of, tasks_of
 from mtlsi.evaluation.token_figures import TaskFigures, Watch
 from mtlsi.evaluation.without_parts import VARIANTS, changed, decoder_of, left_out, tokens_of_another_image
+from mtlsi.metrics.boundary.protocols import Protocol
 from mtlsi.model.network import MTLSINet
 from mtlsi.options import DiagnoseOptions
-from mtlsi.tasks import TASKS
+from mtlsi.tasks import BOUNDARY_PROTOCOL, TASKS
 
 AS_TRAINED = "as_trained"
 """The name of the network with all its parts."""
@@ -50,6 +51,7 @@ def diagnose(
     tasks: Sequence[str] | None = None,
     indices: Sequence[int] | None = None,
     batch_size: int = 4,
+    boundary_protocol: str | Protocol = BOUNDARY_PROTOCOL,
     showing: Showing | None = None,
     device: torch.device | str = "cpu",
     console: Console | None = None,
@@ -68,6 +70,7 @@ def diagnose(
     changes = {AS_TRAINED: watch.put_on} | {name: do for name, do in VARIANTS.items() if name not in missing}
     tasks, scores = shared_tasks(model, dataset, tasks), dict[str, Scores]()
     settings: dict[str, Any] = {"tasks": tasks, "batch_size": batch_size, "showing": showing, "device": device}
+    settings["boundary_protocol"] = boundary_protocol
     for i, (name, change) in enumerate(changes.items()):
         if console is not None:
             console.print(f"measuring {name} ({i + 1} of {len(changes)})", highlight=False)
@@ -99,11 +102,15 @@ def diagnose_from_command(options: DiagnoseOptions, *, console: Console | None =
         subject.config,
         tasks=tasks_of(options),
         indices=subject.indices,
+        boundary_protocol=protocol_of(options),
         showing=subject.showing,
         device=subject.device,
         console=console,
     )
-    console.print(variant_table(found, derived=subject.dataset.derived, caption=str(subject.showing)))
+    captions = [str(subject.showing)]
+    if any(TASKS[task].metric == "boundary_f" for task in found.variants[AS_TRAINED]):
+        captions += [f"boundaries: {protocol_of(options).on_data(subject.dataset.boundary_tolerance)}"]
+    console.print(variant_table(found, derived=subject.dataset.derived, caption="; ".join(captions)))
     for name, reason in found.left_out.items():
         console.print(f"left out: {name} ({reason})", markup=False, highlight=False, soft_wrap=True)
     if found.tokens:
@@ -116,7 +123,7 @@ def diagnose_from_command(options: DiagnoseOptions, *, console: Console | None =
 def variant_table(found: Diagnosis, *, derived: Sequence[str] = (), caption: str | None = None) -> Table:
     """The headline figure of every variant and task, and how far it is from that of the network as trained.
 
-    ``caption``: how the images were shown.
+    ``caption``: how the images were shown and boundaries measured.
     """
     table = Table(title="with one part taken out (difference from as_trained)", caption=caption)
     table.add_column("variant", no_wrap=True)

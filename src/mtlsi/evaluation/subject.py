@@ -20,8 +20,8 @@ from mtlsi.evaluation.report import introduce
 from mtlsi.io import check_writable
 from mtlsi.metrics.boundary.protocols import Protocol, protocol_named
 from mtlsi.model.network import MTLSINet
-from mtlsi.options import EvaluateOptions, MeasureOptions
-from mtlsi.tasks import BOUNDARY_PROTOCOL, check_tasks
+from mtlsi.options import MeasureOptions
+from mtlsi.tasks import check_tasks
 
 
 def check_options(options: MeasureOptions, *files: Path | None) -> Showing | None:
@@ -38,6 +38,7 @@ def check_options(options: MeasureOptions, *files: Path | None) -> Showing | Non
         raise MistakeError(f"--size {options.size_hw[0]} {options.size_hw[1]}; expected a height and a width in pixels")
     if options.resize is not None:
         check_choice("--resize", options.resize, RESIZES)
+    protocol_of(options)
     if options.protocol is None:
         return None
     for flag, given in (("--size", options.size_hw), ("--resize", options.resize)):
@@ -128,7 +129,5 @@ def context_of(options: MeasureOptions, subject: Subject) -> dict[str, Any]:
 
 def protocol_of(options: MeasureOptions) -> Protocol:
     """What the boundaries are measured by; ``MistakeError`` for a protocol that nobody knows."""
-    if not isinstance(options, EvaluateOptions):
-        return protocol_named(BOUNDARY_PROTOCOL)
     mask_unknown = False if options.count_unknown_boundaries else None
     return protocol_named(options.boundary_protocol).with_changes(mask_unknown=mask_unknown)

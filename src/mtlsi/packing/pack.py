@@ -25,6 +25,7 @@ from mtlsi.evaluation.subject import Subject, check_options, open_subject, proto
 from mtlsi.options import PackOptions
 from mtlsi.packing.card import PICTURE, Measured, Trained, card
 from mtlsi.prediction.predictor import Predictor
+from mtlsi.tasks import BOUNDARY_PROTOCOL
 
 ROOMS = (1_000_246, 1_000_236)
 """Generated rooms on a card's picture; validation images start at 1,000,000."""
@@ -56,8 +57,9 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
         subject = open_subject(replace(options, model=str(fresh)), console, showing=showing)
         training = open_dataset(subject.config, "train")
         measured = measure(options, subject, training, console)
-        others, caption = {"constant": measured.constant}, str(subject.showing)
-        console.print(score_table(measured.scores, derived=measured.derived, others=others, caption=caption))
+        boundary = protocol_of(options).on_data(subject.dataset.boundary_tolerance)
+        said: dict[str, Any] = {"derived": measured.derived, "boundary": boundary, "caption": str(subject.showing)}
+        console.print(score_table(measured.scores, others={"constant": measured.constant}, **said))
         Image.fromarray(rooms(subject)).save(fresh / PICTURE, quality=88)
         text = card(
             options.out.name,
@@ -89,7 +91,9 @@ def read_notes(path: Path | None) -> str:
 def measure(options: PackOptions, subject: Subject, training: LabelledImages, console: Console) -> Measured:
     """The model's scores and, on the same images, those of the best constant of the split ``training``."""
     dataset, indices, showing = subject.dataset, subject.indices, subject.showing
+    protocol = protocol_of(options)
     asked: dict[str, Any] = {"tasks": tasks_of(options), "indices": indices, "showing": showing}
+    asked["boundary_protocol"] = protocol
     scores = evaluate(subject.network, dataset, subject.config, device=subject.device, console=console, **asked)
     constant = evaluate(Constant(training), dataset, subject.config, **asked)
     shown_at = subject.config.image_hw or subject.network.input_size
@@ -104,7 +108,7 @@ def measure(options: PackOptions, subject: Subject, training: LabelledImages, co
         "shown at {}x{}".format(*shown_at) if plain else f"shown as follows: {showing}",
         dataset.derived,
         flags_of(options),
-        str(protocol_of(options).on_data(dataset.boundary_tolerance)),
+        str(protocol.on_data(dataset.boundary_tolerance)),
     )
 
 
@@ -116,8 +120,10 @@ def flags_of(options: PackOptions) -> str:
         "resize": options.resize if options.resize != RESIZES[0] else None,
         "protocol": options.protocol,
         "tasks": tasks and ",".join(tasks),
+        "boundary-protocol": options.boundary_protocol if options.boundary_protocol != BOUNDARY_PROTOCOL else None,
     }
-    return "".join(f" --{name} {value}" for name, value in flags.items() if value)
+    shown = "".join(f" --{name} {value}" for name, value in flags.items() if value)
+    return shown + " --count-unknown-boundaries" * options.count_unknown_boundaries
 
 
 def trained(run: Path, config: RunConfig, options: PackOptions, training: LabelledImages) -> Trained:

@@ -369,7 +369,7 @@ FILE_MISTAKES = {
     ),
     "unknown folder": (
         lambda root: (root / "boundary").rename(root / "edges"),
-        "dataset.yaml: tasks.edges: unknown task, but .*edges holds files named as images; expected some of semseg",
+        "dataset.yaml: tasks.edges: unknown task, but .*edges holds files named as images; .* files: {semseg: 'edges/",
     ),
     "two images": (
         lambda root: save(root / "images/b.jpg", np.zeros((HEIGHT, WIDTH, 3), np.uint8)),

@@ -21,6 +21,7 @@ def figures_of(p, y):
         "sq_rel": np.mean((p - y) ** 2 / y),
         "RMSE_log": np.sqrt(np.mean(log**2)),
         "silog": 100 * np.std(log),
+        "MAE": np.mean(np.abs(p - y)),
     }
 
 

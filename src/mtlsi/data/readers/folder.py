@@ -94,6 +94,16 @@ def splits_of_folder(root: Path, *, empty: bool = False) -> tuple[str, ...]:
     return tuple(split for split, names in names_of_splits(settings, found.images).items() if bool(names) != empty)
 
 
+def unread_files(root: Path) -> dict[str, list[str]]:
+    """By reason, the files that no split can read: those that are passed over, and labels of no image."""
+    _, found = _look(root)
+    orphans = {
+        f"{task}: labels that no image has the name of": [labels[name] for name in labels if name not in found.images]
+        for task, labels in found.labels.items()
+    }
+    return found.passed_over | {reason: places for reason, places in orphans.items() if places}
+
+
 def _look(root: Path, asked: Collection[str] = ()) -> tuple[Settings, Found]:
     """What ``dataset.yaml`` says, its own tasks registered, and all files."""
     folders = {entry.name for entry in root.iterdir() if entry.is_dir()} if root.is_dir() else set()
@@ -107,8 +117,8 @@ def _look(root: Path, asked: Collection[str] = ()) -> tuple[Settings, Found]:
         ):
             raise MistakeError(
                 f"{settings.path}: tasks.{folder}: unknown task, but {root / folder} holds files named as images; "
-                f"expected some of {', '.join(BUILT_IN)}; rename the folder, move it elsewhere, or declare it in {SETTINGS} "
-                f"with its kind: {', '.join(KINDS)}"
+                f"expected some of {', '.join(BUILT_IN)}; say whose labels they are in {SETTINGS}, files: {{semseg: "
+                f"'{folder}/*'}}, or declare a task of your own with its kind: {', '.join(KINDS)}; or move the folder away"
             )
     return settings, found
 

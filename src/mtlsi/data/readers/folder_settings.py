@@ -178,11 +178,13 @@ def read_settings(root: Path, tasks: Collection[str] = ()) -> Settings:
     """
     path = root / SETTINGS
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
         raise MistakeError(
             f"{path}: cannot be read ({root}: {holds(root)}); expected images/, a folder per task and {SETTINGS}"
         ) from error
+    except UnicodeDecodeError as error:
+        raise MistakeError(f"{path}: not text in UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f" in line {mark.line + 1}"

@@ -19,6 +19,9 @@ from mtlsi.images import open_image
 
 LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")
 """Pillow's names of formats that store about what they were given."""
+LOSSY_ADVICE = (
+    "pixels beside edges have values that nobody gave them; give the label as PNG, made from what it was drawn in"
+)
 ONE_CHANNEL = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 """Pillow's modes of one channel of whole numbers."""
 WITH_OPACITY = ("LA", "PA", "RGBA")
@@ -49,10 +52,7 @@ def label_image(path: Path, content: bytes) -> Image.Image:
     """
     with open_image(path, io.BytesIO(content)) as image:
         if lossy := lossy_format(image, content):
-            raise MistakeError(
-                f"a lossy file ({lossy}): pixels beside edges have values that nobody gave them; give the label as PNG, "
-                "made from what it was drawn in"
-            )
+            raise MistakeError(f"a lossy file ({lossy}): {LOSSY_ADVICE}")
         return image
 
 

@@ -189,11 +189,14 @@ def _settle(root: int, side: Side, highest: int, other: Side, reach: Reach) -> N
     best, last, last_partner = highest - price, root, FREE
     side.reached[root] = 0
     touched = [root]
-    heap = [(np.int64(0), root)]
+    # of paths of one length the one found first goes on: the nearest free pixel ends the search. Where distances count the
+    # first pixel goes on instead, for which of equals is matched would be another one
+    in_turn = reach.costs[-1] == 0
+    heap = [(np.int64(0), np.int64(root), root)]
     num_done = 0
     done = [root]
     while heap:
-        distance, pixel = heappop(heap)
+        distance, _, pixel = heappop(heap)
         if distance >= best:
             break
         if distance > side.reached[pixel]:
@@ -220,7 +223,7 @@ def _settle(root: int, side: Side, highest: int, other: Side, reach: Reach) -> N
                         touched.append(holder)
                     side.reached[holder] = further
                     side.came_from[holder] = pixel
-                    heappush(heap, (further, holder))
+                    heappush(heap, (further, np.int64(len(touched) if in_turn else holder), holder))
                     given_up = further + highest - side.price[holder]
                     if given_up < best:
                         best, last, last_partner = given_up, holder, FREE

@@ -4,11 +4,12 @@ With n valid pixels, predictions p and labels y in metres and d = ln p - ln y:
 
     RMSE = sqrt(sum (p - y)^2 / n)      abs_rel = sum |p - y| / y / n      log10 = sum |log10 p - log10 y| / n
     RMSE_log = sqrt(sum d^2 / n)        sq_rel = sum (p - y)^2 / y / n     delta_k = share of max(p / y, y / p) < 1.25^k
-    silog = 100 sqrt(sum d^2 / n - (sum d / n)^2)
+    MAE = sum |p - y| / n               silog = 100 sqrt(sum d^2 / n - (sum d / n)^2)
 
 Paper: Eigen, Puhrsch and Fergus, "Depth map prediction from a single image using a multi-scale deep network", NIPS 2014:
 RMSE, RMSE_log, abs_rel, sq_rel, delta, and the scale-invariant error, which is (silog / 100)^2; silog is that of the
-KITTI depth benchmark. log10: Saxena, Sun and Ng, "Make3D", PAMI 2009.
+KITTI depth benchmark. log10: Saxena, Sun and Ng, "Make3D", PAMI 2009. MAE and abs_rel are the absolute and the relative
+error of the tables of MTAN and LibMTL.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torchmetrics import Metric
 from mtlsi.metrics.dense.finite import check_finite
 from mtlsi.tasks import NYUD_RANGE_M
 
-FIGURES = ("RMSE", "abs_rel", "log10", "delta1", "delta2", "delta3", "sq_rel", "RMSE_log", "silog")
+FIGURES = ("RMSE", "abs_rel", "log10", "delta1", "delta2", "delta3", "sq_rel", "RMSE_log", "silog", "MAE")
 Range = tuple[float, float]
 LEAST_M = 1e-3
 """Ratios and logarithms need positive depths: for them a prediction below a millimetre counts as a millimetre."""
@@ -61,10 +62,10 @@ class DepthError(Metric):
     """Errors of depth, pooled over all valid pixels of the set, and beside them as means over images.
 
     ``update``: ``prediction`` and ``label`` (b H W) in metres.
-    ``compute``: ``RMSE`` and ``sq_rel`` in metres; ``abs_rel``, ``log10``, ``RMSE_log``; ``delta1``..``delta3`` in percent;
-    ``silog``, times 100, always the mean over images: over pixels of several images it would not be free of scale. The
-    module says how each is computed. ``per_image/RMSE`` and the others: means of the images' own figures, as BTS, AdaBins
-    and the KITTI benchmark report them. ``eigen/...``, ``median/...``, ``scale_shift/...``, each with its
+    ``compute``: ``RMSE``, ``MAE`` and ``sq_rel`` in metres; ``abs_rel``, ``log10``, ``RMSE_log``; ``delta1``..``delta3`` in
+    percent; ``silog``, times 100, always the mean over images: over pixels of several images it would not be free of
+    scale. The module says how each is computed. ``per_image/RMSE`` and the others: means of the images' own figures, as
+    BTS, AdaBins and the KITTI benchmark report them. ``eigen/...``, ``median/...``, ``scale_shift/...``, each with its
     ``..._per_image/...``: the same in other readings, see ``readings``.
     Choice: ratios and logarithms need positive depths, so for them alone a prediction below a millimetre counts as a
     millimetre. Where an image has no pixel that counts, it is left out of the means.
@@ -74,7 +75,7 @@ class DepthError(Metric):
     counts: Tensor
     """By reading: valid pixels, and those within 1.25, 1.25^2 and 1.25^3 (readings 4)."""
     sums: Tensor
-    """By reading: of (p - y)^2, |p - y| / y, |log10 p - log10 y|, (p - y)^2 / y, d^2 and d (readings 6)."""
+    """By reading: of (p - y)^2, |p - y| / y, |log10 p - log10 y|, (p - y)^2 / y, d^2, d and |p - y| (readings 7)."""
     num_images: Tensor
     """By reading: images with a pixel that counts."""
     of_images: Tensor
@@ -85,7 +86,7 @@ class DepthError(Metric):
         self.readings = readings(range_m)
         num = len(self.readings)
         self.add_state("counts", torch.zeros(num, 4, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("sums", torch.zeros(num, 6, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(num, 7, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("num_images", torch.zeros(num, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("of_images", torch.zeros(num, len(FIGURES), dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -173,21 +174,23 @@ def _median(values: Tensor) -> Tensor:
 
 
 def _sums(predicted_m: Tensor, labelled_m: Tensor) -> tuple[Tensor, Tensor]:
-    """The counts (4) and sums (6) of pixels (n), in the order of ``DepthError.counts`` and ``sums``."""
+    """The counts (4) and sums (7) of pixels (n), in the order of ``DepthError.counts`` and ``sums``."""
     error_m = predicted_m - labelled_m
     ratio = predicted_m.clamp(min=LEAST_M) / labelled_m
     either_way = torch.maximum(ratio, 1 / ratio)
     log = ratio.log()
     counts = [torch.tensor(len(ratio), device=ratio.device)]
     counts += [(either_way < 1.25**power).sum() for power in (1, 2, 3)]
-    squared = error_m.square()
-    sums = [squared, error_m.abs() / labelled_m, ratio.log10().abs(), squared / labelled_m, log.square(), log]
+    squared, absolute = error_m.square(), error_m.abs()
+    sums = [squared, absolute / labelled_m, ratio.log10().abs(), squared / labelled_m, log.square(), log, absolute]
     return torch.stack(counts), torch.stack([values.sum() for values in sums])
 
 
 def _figures(counts: Tensor, sums: Tensor) -> Tensor:
-    """The figures, in the order of ``FIGURES``, that counts (4) and sums (6) give."""
-    squared, relative, log10, squared_relative, squared_log, log = sums / counts[0]
+    """The figures, in the order of ``FIGURES``, that counts (4) and sums (7) give."""
+    squared, relative, log10, squared_relative, squared_log, log, absolute = sums / counts[0]
     shares = 100 * counts[1:].double() / counts[0]
     silog = 100 * (squared_log - log.square()).clamp(min=0).sqrt()
-    return torch.stack([squared.sqrt(), relative, log10, *shares, squared_relative, squared_log.sqrt(), silog])
+    return torch.stack(
+        [squared.sqrt(), relative, log10, *shares, squared_relative, squared_log.sqrt(), silog, absolute]
+    )
