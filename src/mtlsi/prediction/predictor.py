@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, overload
 
@@ -70,6 +70,16 @@ class Predictor:
         self.network: Callable[..., Output] = for_prediction(self.model, self.dtype)
         if compile:
             self.network = compiled(self.network, self.device)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that the model has."""
+        return self.model.tasks
+
+    @property
+    def classes(self) -> Mapping[str, Sequence[str]]:
+        """The class names of each task that has classes."""
+        return self.model.classes
 
     @overload
     def __call__(
