@@ -47,8 +47,10 @@ def export(options: ExportOptions, *, console: Console | None = None) -> Path:
     part = options.out.with_name(f".{options.out.stem}.{uuid.uuid4().hex}{options.out.suffix}")
     try:
         with console.status("tracing the network, which takes a minute or two"):
-            write = _write_program if options.format == "program" else _write_onnx
-            predict = write(options, model, tasks, working_size, part)
+            if options.format == "program":
+                predict = _write_program(model, tasks, part)
+            else:
+                predict = _write_onnx(options, model, tasks, working_size, part)
         _compare(console, model, tasks, working_size, predict, options)
         part.replace(options.out)
     except OSError as error:
@@ -111,9 +113,7 @@ def _calibrating(paths: Sequence[Path]) -> list[np.ndarray]:
     return [read_image(path) for path in found[::step]]
 
 
-def _write_program(
-    options: ExportOptions, model: MTLSINet, tasks: tuple[str, ...], working_size: tuple[int, int], path: Path
-) -> compare.Predict:
+def _write_program(model: MTLSINet, tasks: tuple[str, ...], path: Path) -> compare.Predict:
     from mtlsi.exporting.program import whole_program
 
     torch.export.save(whole_program(model, tasks), path)

@@ -67,9 +67,10 @@ def prepare(working_size: tuple[int, int] | None) -> ModelProto:
     return parser.parse_model(f"""{HEADER}
         prepare (uint8[batch, height, width, 3] image)
             => (float[batch, 3, rows, columns] {IMAGES}, int64[2] shown_hw, int64[2] image_hw, int64[1] batch_size)
-        <double[1] area = {{{area!r}}}, double[1] longest = {{{longest!r}}}, double[1] four = {{4.0}}, double[1] one = {{1.0}},
+        <double[1] area = {{{area!r}}}, double[1] longest = {{{longest!r}}}, double[1] four = {{4.0}},
+         double[1] one = {{1.0}}, int64[2] nothing = {{0, 0}},
          float[3, 1, 1] factor = {{{", ".join(factors)}}}, float[3, 1, 1] offset = {{{", ".join(offsets)}}},
-         int64[1] three = {{3}}, int64[1] multiple = {{32}}, int64[2] bottom_and_right = {{2, 3}}, int64[2] nothing = {{0, 0}}>
+         int64[1] three = {{3}}, int64[1] multiple = {{32}}, int64[2] bottom_and_right = {{2, 3}}>
         {{
             batch_size = Shape <start=0, end=1> (image)
             image_hw = Shape <start=1, end=3> (image)
@@ -92,7 +93,8 @@ def raw_name(task: str) -> str:
 def finish(task: str, num_channels: int) -> ModelProto:
     """A task's raw output (b c y x) -> its prediction at the image's size, as ``mtlsi.Predictor`` gives it."""
     return parser.parse_model(f"""{HEADER}
-        finish (float[batch, {num_channels}, y, x] {raw_name(task)}, int64[2] shown_hw, int64[2] image_hw, int64[1] batch_size)
+        finish (float[batch, {num_channels}, y, x] {raw_name(task)}, int64[2] shown_hw, int64[2] image_hw,
+                int64[1] batch_size)
             => ({_output_type(task, num_channels)} {task})
         <int64[1] {task}_stride = {{4}}, int64[2] {task}_start = {{0, 0}}, int64[2] {task}_axes = {{1, 2}},
          int64[1] {task}_last = {{-1}}, float {task}_zero = {{0.0}}, float {task}_least = {{1e-12}},

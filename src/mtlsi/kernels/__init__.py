@@ -1,8 +1,8 @@
 """How the network's operations are computed; what the network computes is in ``model/``.
 
 Each operation has one signature, given here, and several forms: ``reference`` in the paper's order, ``default`` for any
-device, for some of them forms that are faster on a CPU (``cpu_*``) or in another runtime (``graph``). ``choice`` picks one. Every form is tested against
-the reference in float64.
+device, for some of them forms that are faster on a CPU (``cpu_*``) or in another runtime (``graph``). ``choice`` picks one.
+Every form is tested against the reference in float64.
 
 Axes: b batch, t task, n positions, c d e o channels, k tokens or keys, m pooled positions, h w a map. In
 memory a position comes before its tasks and a task before its channels, (b n t c); any other order is slower, not wrong.

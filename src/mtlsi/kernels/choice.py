@@ -1,8 +1,8 @@
 """Which form of an operation runs: the one place where device, dtype, gradients and compilation decide.
 
-``MTLSI_KERNELS`` (or ``use``) forces ``reference``, ``default``, ``graph``, the forms for a graph that another runtime is to
-run, or ``cpu``: on a CPU, every CPU form where it applies. In ``auto``, the default, a CPU form gives way to the default form
-where a short measurement on this very machine found it clearly slower. What was measured is kept, with the CPU's name, in
+``MTLSI_KERNELS`` (or ``use``) forces ``reference``, ``default``, ``graph``, for a graph that another runtime is to run, or
+``cpu``: on a CPU, every CPU form where it applies. In ``auto``, the default, a CPU form gives way to the default form where
+a short measurement on this very machine found it clearly slower. What was measured is kept, with the CPU's name, in
 ``kernels.json`` of the cache folder, so that later runs on the same machine take the same forms.
 """
 

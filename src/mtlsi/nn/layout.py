@@ -96,5 +96,7 @@ def join_windows(
     """The inverse of ``split_windows``: the map of ``size_hw`` (h, w), padding cut off."""
     h, w = size_hw
     pattern = "b (y x i j) t c -> b (y i) (x j) t c"
-    x = rearrange(positions.transpose(1, 2), pattern, y=-(-h // window), x=-(-w // window), i=window)
+    x = rearrange(
+        positions.transpose(1, 2), pattern, y=(h + window - 1) // window, x=(w + window - 1) // window, i=window
+    )
     return x[:, :h, :w].permute(0, 3, 4, 1, 2)

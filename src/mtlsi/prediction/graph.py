@@ -21,7 +21,8 @@ class GraphPredictor:
     """Predicts every task on one image of any size from a file that ``mtlsi export`` wrote: ``GraphPredictor("m.onnx")``.
 
     Gives what ``Predictor`` gives for the model that was exported, up to the differences that ``mtlsi export`` printed.
-    ``num_threads``: None lets onnxruntime choose. Raises ``MistakeError`` for a file that is not there, not ONNX, or not ours.
+    ``num_threads``: None lets onnxruntime choose.
+    Raises ``MistakeError`` for a file that is not there, cannot be read, or was not written by ``mtlsi export``.
     """
 
     def __init__(self, path: FilePath, *, num_threads: int | None = None):
@@ -73,7 +74,7 @@ def open_session(path: FilePath, num_threads: int | None = None) -> Any:
         options.intra_op_num_threads = num_threads
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - onnxruntime's own exceptions share no base but this
+    except Exception as error:  # onnxruntime's own exceptions share no base but this
         raise MistakeError(
             f"{path}: onnxruntime cannot read it ({message_of(error)[:200]}); export it again"
         ) from error

@@ -17,9 +17,7 @@ from mtlsi.images import FilePath, open_image, to_8_bits, to_rgb
 if TYPE_CHECKING:
     import torch
 
-ImageLike = Union[  # noqa: UP007
-    FilePath, bytes, bytearray, memoryview, BinaryIO, Image.Image, np.ndarray, "torch.Tensor"
-]
+ImageLike = Union[FilePath, bytes, bytearray, memoryview, BinaryIO, Image.Image, np.ndarray, "torch.Tensor"]
 """What ``as_pixels`` takes as one image."""
 IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp")
 VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
