@@ -64,7 +64,7 @@ def prepare(working_size: tuple[int, int] | None) -> ModelProto:
             small = {REDUCE} (channels_first, , , shown_shape)"""
     factors = [f"{1 / (255 * deviation)!r}" for deviation in STD]
     offsets = [f"{-mean / deviation!r}" for mean, deviation in zip(MEAN, STD, strict=True)]
-    return parser.parse_model(f"""{HEADER}
+    return _parsed(f"""{HEADER}
         prepare (uint8[batch, height, width, 3] image)
             => (float[batch, 3, rows, columns] {IMAGES}, int64[2] shown_hw, int64[2] image_hw, int64[1] batch_size)
         <double[1] area = {{{area!r}}}, double[1] longest = {{{longest!r}}}, double[1] four = {{4.0}},
@@ -92,12 +92,12 @@ def raw_name(task: str) -> str:
 
 def finish(task: str, num_channels: int) -> ModelProto:
     """A task's raw output (b c y x) -> its prediction at the image's size, as ``mtlsi.Predictor`` gives it."""
-    return parser.parse_model(f"""{HEADER}
+    return _parsed(f"""{HEADER}
         finish (float[batch, {num_channels}, y, x] {raw_name(task)}, int64[2] shown_hw, int64[2] image_hw,
                 int64[1] batch_size)
             => ({_output_type(task, num_channels)} {task})
         <int64[1] {task}_stride = {{4}}, int64[2] {task}_start = {{0, 0}}, int64[2] {task}_axes = {{1, 2}},
-         int64[1] {task}_last = {{-1}}, float {task}_zero = {{0.0}}, float {task}_least = {{1e-12}},
+         int64[1] {task}_last = {{-1}}, float {task}_least = {{1e-12}},
          int64[1] {task}_first = {{0}}, int64[1] {task}_second = {{1}}, int64[1] {task}_third = {{2}}>
         {{
             {task}_channels_last = Transpose <perm=[0, 2, 3, 1]> ({raw_name(task)})
@@ -105,6 +105,16 @@ def finish(task: str, num_channels: int) -> ModelProto:
             {task}_cut = Slice ({task}_channels_last, {task}_start, {task}_grid, {task}_axes)
             {_decoding(task, num_channels)}
         }}""")
+
+
+def _parsed(text: str) -> ModelProto:
+    """The graph of ``text``, without the constants that none of its operations takes."""
+    made = parser.parse_model(text)
+    taken = {name for node in made.graph.node for name in node.input}
+    kept = [tensor for tensor in made.graph.initializer if tensor.name in taken]
+    del made.graph.initializer[:]
+    made.graph.initializer.extend(kept)
+    return made
 
 
 def _decoding(task: str, num_channels: int) -> str:

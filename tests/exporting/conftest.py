@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mtlsi.model.build import create_model
+from mtlsi.model.network import MTLSINet
+
+for library in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(library, reason=f"{library} is not installed: pip install .[export]")
+
+CLASSES = {"semseg": ("wall", "floor", "chair")}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> MTLSINet:
+    """Every part of the network, small, with weights that tell the tasks and the places apart."""
+    torch.manual_seed(0)
+    model = create_model("tiny", dataset="nyud", input_size=(64, 96), num_tokens=4, window=2)
+    return awake(model)
+
+
+@torch.no_grad()
+def awake(model: MTLSINet) -> MTLSINet:
+    """A new network whose parts that begin at zero do something, and whose statistics are those of some images."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            parameter.normal_(std=0.1)
+        if ".predict." in name:
+            parameter.normal_(std=0.3)
+    model.train()
+    for _ in range(3):
+        model(torch.randn(4, 3, 64, 96))
+    return model.eval()
