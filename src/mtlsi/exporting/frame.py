@@ -97,7 +97,7 @@ def finish(task: str, num_channels: int) -> ModelProto:
                 int64[1] batch_size)
             => ({_output_type(task, num_channels)} {task})
         <int64[1] {task}_stride = {{4}}, int64[2] {task}_start = {{0, 0}}, int64[2] {task}_axes = {{1, 2}},
-         int64[1] {task}_last = {{-1}}, float {task}_least = {{1e-12}},
+         int64[1] {task}_last = {{-1}},
          int64[1] {task}_first = {{0}}, int64[1] {task}_second = {{1}}, int64[1] {task}_third = {{2}}>
         {{
             {task}_channels_last = Transpose <perm=[0, 2, 3, 1]> ({raw_name(task)})
@@ -134,10 +134,7 @@ def _decoding(task: str, num_channels: int) -> str:
     if isinstance(kind, Distance):
         return whole + one + f"{task} = Relu ({task}_one)"
     if isinstance(kind, Direction):
-        return f"""{whole}
-            {task}_length = ReduceL2 <keepdims=1> ({task}_whole, {task}_last)
-            {task}_divisor = Max ({task}_length, {task}_least)
-            {task} = Div ({task}_whole, {task}_divisor)"""
+        return whole + f"{task} = LpNormalization <axis=-1, p=2> ({task}_whole)"
     if isinstance(kind, Value):
         values = f"{task}_whole" if kind.label_channels else f"{task}_one"
         begun = whole if kind.label_channels else whole + one

@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+Side = int | torch.SymInt
+"""A number, or what stands for one in a graph for any size."""
+
+
 def to_positions(x: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t n c"]:
     """A map as its n = h*w positions, a view."""
     if makes_graph():
@@ -38,14 +42,14 @@ def to_positions(x: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t n c"]:
     return x.permute(0, 3, 4, 1, 2).flatten(1, 2).transpose(1, 2)
 
 
-def to_map(x: Float[Tensor, "b t n c"], size_hw: Sequence[int]) -> Float[Tensor, "b t c h w"]:
+def to_map(x: Float[Tensor, "b t n c"], size_hw: Sequence[Side]) -> Float[Tensor, "b t c h w"]:
     """Positions as the map of ``size_hw`` (h, w), a view."""
     if makes_graph():
         return x.transpose(2, 3).unflatten(3, (size_hw[0], size_hw[1]))
     return x.transpose(1, 2).unflatten(1, (size_hw[0], size_hw[1])).permute(0, 3, 4, 1, 2)
 
 
-def resize_maps(x: Tensor, size_hw: Sequence[int]) -> Tensor:
+def resize_maps(x: Tensor, size_hw: Sequence[Side]) -> Tensor:
     """Maps (b c h w) or (b t c h w) at another size (h, w), bilinear."""
     if x.shape[-2:] == torch.Size(size_hw):
         return x
@@ -91,7 +95,7 @@ def split_windows(
 
 
 def join_windows(
-    positions: Float[Tensor, "b t n c"], size_hw: Sequence[int], window: int
+    positions: Float[Tensor, "b t n c"], size_hw: Sequence[Side], window: int
 ) -> Float[Tensor, "b t c h w"]:
     """The inverse of ``split_windows``: the map of ``size_hw`` (h, w), padding cut off."""
     h, w = size_hw
