@@ -5,7 +5,8 @@
     y = decode(resize(network(x)))      bilinear, to the image's size
 
 Written in ONNX's own text, which has no functions of torch in it. Maps have their channels last here: resizing and the
-choice of the best class take a third of the time.
+choice of the best class take a third of the time. No operation names axes to resize or to pad: onnxruntime's optimiser moves
+the axes of some operations, and the names would stay behind.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ def prepare(working_size: tuple[int, int] | None) -> ModelProto:
         prepare (uint8[batch, height, width, 3] image)
             => (float[batch, 3, rows, columns] {IMAGES}, int64[2] shown_hw, int64[2] image_hw, int64[1] batch_size)
         <double[1] area = {{{area!r}}}, double[1] longest = {{{longest!r}}}, double[1] four = {{4.0}},
-         double[1] one = {{1.0}}, int64[2] nothing = {{0, 0}},
+         double[1] one = {{1.0}}, int64[6] nothing = {{0, 0, 0, 0, 0, 0}},
          float[3, 1, 1] factor = {{{", ".join(factors)}}}, float[3, 1, 1] offset = {{{", ".join(offsets)}}},
-         int64[1] three = {{3}}, int64[1] multiple = {{32}}, int64[2] bottom_and_right = {{2, 3}}>
+         int64[1] three = {{3}}, int64[1] multiple = {{32}}>
         {{
             batch_size = Shape <start=0, end=1> (image)
             image_hw = Shape <start=1, end=3> (image)
@@ -81,7 +82,7 @@ def prepare(working_size: tuple[int, int] | None) -> ModelProto:
             below = Neg (shown_hw)
             missing = Mod (below, multiple)
             pads = Concat <axis=0> (nothing, missing)
-            {IMAGES} = Pad (colours, pads, , bottom_and_right)
+            {IMAGES} = Pad (colours, pads)
         }}""")
 
 
