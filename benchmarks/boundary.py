@@ -90,9 +90,7 @@ def time_parts(soft: np.ndarray, label: np.ndarray, again: bool) -> dict[str, fl
     kept = [matcher.match(level).sum() for level in levels]
     marks["matching"] = perf_counter()
     if again:
-        own = [
-            Matcher(candidates, truth, stride, distance, nearest=False).match(level).sum() for level in levels
-        ]
+        own = [Matcher(candidates, truth, stride, distance, nearest=False).match(level).sum() for level in levels]
         marks["from scratch, ours"] = perf_counter()
         scipy = match_from_scratch(levels, truth, stride, distance)
         marks["from scratch, SciPy"] = perf_counter()
