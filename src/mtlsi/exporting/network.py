@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from timm.layers import Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -54,18 +54,16 @@ def pad_by_stride(body: nn.Module) -> None:
     for parent in list(body.modules()):
         for name, child in parent.named_children():
             if isinstance(child, Conv2dSame):
-                setattr(parent, name, _padded(child))
+                setattr(parent, name, _padded(cast(nn.Conv2d, child)))
 
 
-def _padded(layer: Conv2dSame) -> nn.Module:
+def _padded(layer: nn.Conv2d) -> nn.Module:
     sides: list[int] = []
     for kernel, stride, dilation in zip(layer.kernel_size, layer.stride, layer.dilation, strict=True):
         in_all = max(dilation * (kernel - 1) + 1 - stride, 0)
         sides = [in_all // 2, in_all - in_all // 2, *sides]  # left, right, top, bottom: the last axis first
-    channels = (layer.in_channels, layer.out_channels)
-    shape: Any = (layer.kernel_size, layer.stride)
-    plain = nn.Conv2d(*channels, *shape, 0, layer.dilation, layer.groups, layer.bias is not None)
-    plain.weight, plain.bias = layer.weight, layer.bias
+    plain: Any = copy.copy(layer)
+    plain.__class__, plain.padding = nn.Conv2d, (0, 0)
     return nn.Sequential(nn.ZeroPad2d(cast(Any, tuple(sides))), plain)
 
 

@@ -9,6 +9,7 @@ which its convolutions no longer recognise channels-last.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,11 @@ __all__ = [
 ]
 
 
-Side = int | torch.SymInt
-"""A number, or what stands for one in a graph for any size."""
+if TYPE_CHECKING:
+    Side = int
+else:
+    Side = int | torch.SymInt
+    """A number, or what stands for one in a graph for any size."""
 
 
 def to_positions(x: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t n c"]:
