@@ -25,11 +25,20 @@ import torch
 from rich.console import Console
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
+from mtlsi.tasks import TASKS
 
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
 
 torch.set_num_threads(1)  # one order of summation, here and in the processes that tests start
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_tasks_end_with_the_module():
+    known = dict(TASKS)
+    yield
+    TASKS.clear()
+    TASKS.update(known)
 
 
 @dataclass
@@ -102,7 +111,7 @@ def nyud_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         coarse = {
             "images": numbers.integers(0, 256, (6, 8, 3)),
             "depth": 40 + numbers.integers(0, 100, (6, 8)),
-            "segmentation": numbers.integers(0, 41, (6, 8)),
+            "segmentation": (numbers.permutation(48) % 41).reshape(6, 8),  # all classes, and unlabelled
         }
         for folder, values in coarse.items():
             image = Image.fromarray(values.repeat(8, 0).repeat(8, 1).astype(np.uint8))

@@ -69,6 +69,8 @@ def test_a_precision_has_one_name_whichever_way_it_is_spelled(spelling, name):
         ("data.zoom", (2.0, 1.0), "zoom"),
         ("data.zoom", (0.0, 1.0), "zoom"),
         ("data.image_hw", (0, 64), "image_hw"),
+        ("data.resize", "fit", "stretch or keep_ratio"),
+        ("train.class_weights", "even", "expected from_shares"),
         ("train.lr", -1.0, "lr"),
         ("train.warmup", -1, "warmup"),
         ("train.clip_norm", 0.0, "clip_norm"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,15 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from rich.console import Console
 from torch import nn
 
+from mtlsi.cli import main
 from mtlsi.data.readers.folder import Folder
 from mtlsi.data.readers.prepared import Prepared
 from mtlsi.dataset_tools.check import check
 from mtlsi.dataset_tools.prepare import prepare
 from mtlsi.errors import MistakeError
+from mtlsi.prediction.files import predict_paths
 from mtlsi.prediction.predictor import Predictor
 
 HEIGHT, WIDTH = 64, 96
@@ -94,6 +97,7 @@ KINDS = {
         SMOOTH,
         4,
     ),
+    "PNG called JPEG": ("a.jpg", Image.fromarray(RGB), {"format": "PNG"}, RGB, 0),
     "animation": (
         "a.png",
         Image.fromarray(RGB),
@@ -110,6 +114,13 @@ KINDS = {
         SMOOTH,
         4,
     ),
+    "webp": ("a.webp", Image.fromarray(RGB), {"lossless": True}, RGB, 0),
+    "lossy webp": ("a.webp", Image.fromarray(SMOOTH), {"quality": 98}, SMOOTH, 6),
+    "tif": ("a.tif", Image.fromarray(RGB), {}, RGB, 0),
+    "packed tiff of 16 bits": ("a.TIFF", Image.fromarray(SIXTEEN), {"compression": "tiff_lzw"}, rgb_of(GREY), 0),
+    "bmp": ("a.bmp", Image.fromarray(RGB), {}, RGB, 0),
+    "gif": ("a.gif", Image.fromarray(GREY), {}, rgb_of(GREY), 0),
+    "avif": ("a.avif", Image.fromarray(SMOOTH), {"quality": 100}, SMOOTH, 6),
     "broken metadata": ("a.png", Image.fromarray(RGB), {"exif": b"Exif\x00\x00nonsense"}, RGB, 0),
 }
 
@@ -123,7 +134,7 @@ def test_training_and_prediction_see_the_same_upright_rgb(tmp_path, kind):
     np.testing.assert_allclose(seen_by_predictor(file), trained, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "cmyk", "turned jpeg"])
+@pytest.mark.parametrize("kind", ["jpeg", "cmyk", "turned jpeg", "PNG called JPEG"])
 def test_a_prepared_copy_holds_the_same_pixels(tmp_path, kind):
     name, image, options, expected, tolerance = KINDS[kind]
     folder_of(tmp_path / "set", image, name, (HEIGHT, WIDTH), **options)
@@ -170,3 +181,55 @@ def test_labels_drawn_on_the_stored_pixels_of_a_turned_image_are_named(tmp_path)
     with pytest.raises(MistakeError) as caught:
         Folder(tmp_path, "train")[0]
     assert str(caught.value) == message
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.HEIF", "a.jpg"])
+def test_both_doors_name_the_extra_package_that_heic_needs(tmp_path, monkeypatch, name):
+    file = folder_of(tmp_path / "set", Image.fromarray(RGB), "a.png", (HEIGHT, WIDTH))
+    file.unlink()
+    file = file.with_name(name)
+    file.write_bytes(HEIC)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as where it is not installed
+    message = f"{file}: HEIC, which needs pip install 'mtlsi[heic]'; or convert the image to JPEG"
+    assert message in check(tmp_path / "set", num_workers=1, console=Console(quiet=True)).problems
+    for door in (lambda: Folder(tmp_path / "set", "train")[0], lambda: seen_by_predictor(file)):
+        with pytest.raises(MistakeError) as caught:
+            door()
+        assert str(caught.value) == message
+    assert main(["predict", str(file), "--out", str(tmp_path / "out")]) == 2
+    with pytest.raises(MistakeError, match="image bytes: HEIC, which needs"):
+        Predictor(Seeing(), device="cpu")(HEIC)  # type: ignore[arg-type]
+
+
+def test_both_doors_read_heic_where_its_reader_is_installed(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="the extra heic is not installed")
+    file = folder_of(tmp_path / "set", Image.fromarray(RGB), "a.png", (HEIGHT, WIDTH))
+    file.unlink()
+    file = file.with_suffix(".heic")
+    pillow_heif.from_pillow(Image.fromarray(SMOOTH)).save(file, quality=-1)
+    trained = Folder(tmp_path / "set", "train")[0]["image"].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(trained, SMOOTH, atol=6)
+    np.testing.assert_allclose(seen_by_predictor(file), trained, atol=1e-3)
+
+
+def test_an_avif_that_pillow_cannot_read_is_said_to_be_one(tmp_path, monkeypatch):
+    file = folder_of(tmp_path / "set", Image.fromarray(SMOOTH), "a.avif", (HEIGHT, WIDTH))
+
+    def without_avif(*_):
+        raise UnidentifiedImageError
+
+    monkeypatch.setattr(Image, "open", without_avif)
+    with pytest.raises(MistakeError, match=r"a.avif: AVIF, which this Pillow cannot read; pip install"):
+        seen_by_predictor(file)
+
+
+def test_a_folder_of_images_of_every_format_is_predicted(tmp_path):
+    for name, image, options, *_ in KINDS.values():
+        image.save(tmp_path / f"{name[2:]}.{name[2:]}", **options)
+    outcome = predict_paths(tmp_path, Predictor(Seeing(), device="cpu"), tmp_path / "out")  # type: ignore[arg-type]
+    assert outcome.failed == []
+    panels = {path.name for path in outcome.written if path.name.endswith("_panel.png")}
+    assert panels == {f"{end}_panel.png" for end in ("png", "jpg", "webp", "tif", "TIFF", "bmp", "gif", "avif")}

@@ -263,3 +263,56 @@ def test_losses_by_task_have_gradients_and_add_up_to_the_total():
     alone = criterion.per_task(final, {}, labels)
     assert list(alone) == ["depth", "boundary"]
     torch.testing.assert_close(criterion.of_tasks(alone)[1], 50 * alone["boundary"])
+
+
+def test_class_weights_are_torchs_own():
+    prediction, label = make_prediction("semseg"), make_label("semseg")
+    weights = [0.2, 3.0, 1.0, 0.0, 7.5]
+    criterion = MultiTaskLoss(("semseg", "depth"), coarse_weight=0.5, class_weights={"semseg": weights})
+    final = {"semseg": prediction, "depth": make_prediction("depth")}
+    labels = {"semseg": label, "depth": make_label("depth")}
+    parts = criterion.per_task(final, {"semseg": 2 * prediction}, labels)
+    for name, scale in (("semseg", 1), ("coarse/semseg", 2)):
+        expected = torch.nn.functional.cross_entropy(
+            scale * prediction.double(), label.long(), torch.tensor(weights, dtype=torch.float64), ignore_index=255
+        )
+        assert parts[name].item() == pytest.approx(expected.item(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(parts["semseg"], prediction, retain_graph=True)
+    double = prediction.detach().double().requires_grad_()
+    torch.nn.functional.cross_entropy(
+        double, label.long(), torch.tensor(weights, dtype=torch.float64), ignore_index=255
+    ).backward()
+    assert torch.allclose(gradient.double(), double.grad, atol=1e-6)
+    assert parts["depth"].item() == pytest.approx(naive_loss("depth", final["depth"], labels["depth"]), rel=1e-5)
+    assert not criterion.state_dict()
+
+
+def test_equal_class_weights_change_nothing_and_only_classes_of_weight_0_give_0_with_a_gradient():
+    prediction, label = make_prediction("semseg"), make_label("semseg")
+    plain = task_loss("semseg", prediction, label).item()
+    valid = kinds.of("semseg").valid(label)
+    assert losses.cross_entropy(prediction, label, valid, torch.full((5,), 40.0)).item() == pytest.approx(plain)
+    nothing = losses.cross_entropy(prediction, label, valid, torch.zeros(5))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert torch.equal(prediction.grad, torch.zeros_like(prediction))
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ({"depth": [1.0]}, "depth: it has no classes"),
+        ({"parsing": [1.0]}, "parsing"),
+        ({"semseg": [1.0, -1.0]}, "at least 0"),
+        ({"semseg": [1.0, math.nan]}, "at least 0"),
+    ],
+)
+def test_class_weights_that_make_no_sense_are_refused(weights, told):
+    with pytest.raises(MistakeError, match=told):
+        MultiTaskLoss(("semseg", "depth"), class_weights=weights)
+
+
+def test_class_weights_must_be_as_many_as_classes():
+    criterion = MultiTaskLoss(("semseg",), class_weights={"semseg": [1.0, 2.0]})
+    with pytest.raises(MistakeError, match="2 for 5 classes"):
+        criterion({"semseg": make_prediction("semseg")}, {}, {"semseg": make_label("semseg")})

@@ -57,14 +57,6 @@ SCORES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_tasks_end_with_the_module():
-    known = dict(TASKS)
-    yield
-    TASKS.clear()
-    TASKS.update(known)
-
-
 def smooth(draw, *channels):
     """Random numbers in 0..1, constant on squares of 8 pixels, (SIDE SIDE) or (SIDE SIDE c)."""
     return draw.random((SIDE // 8, SIDE // 8, *channels)).repeat(8, 0).repeat(8, 1)

@@ -258,7 +258,7 @@ def _data_check(options: CheckOptions) -> int:
     print_report(report, Console())
     if options.json_path is not None:
         write_report(report, options.json_path)
-    return 1 if report.problems else 0
+    return 0 if report.sound else 1
 
 
 def _data_derive(options: DeriveOptions) -> int:

@@ -21,6 +21,10 @@ PRECISIONS = {
 
 BALANCES = ("fixed", "uncertainty", "dwa", "famo", "upgrad", "pcgrad", "cagrad", "nash_mtl")
 """What train.balance may be."""
+RESIZES = ("stretch", "keep_ratio")
+"""What data.resize may be; the second name is MMSegmentation's."""
+FROM_SHARES = "from_shares"
+"""What train.class_weights may be, for a task or for all: from the classes' shares of the training labels."""
 
 
 def split_names(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -155,7 +159,7 @@ class DataConfig:
     """Where the images come from and how they are augmented."""
 
     name: str = "scenes"
-    """scenes, nyud, pascal, folder (your own labels) or a data set that a plugin registers."""
+    """scenes, nyud, pascal, cityscapes, cityscapes19, folder (your own labels) or a data set that a plugin registers."""
     root: str | None = None
     """The data set's folder; scenes need none."""
     tasks: Names | None = None
@@ -166,6 +170,9 @@ class DataConfig:
     """Height and width of the crops that train the network; multiples of 32 waste no padding."""
     image_hw: tuple[int, int] | None = None
     """Size of a whole image at zoom 1, in training and in evaluation; None: as stored."""
+    resize: str = "stretch"
+    """How an image of another shape is brought to image_hw. stretch: to that size; keep_ratio: by one factor, to the largest
+    size that fits in it, the rest padded without labels."""
     zoom: tuple[float, float] = (0.5, 2.0)
     """Range of the random zoom."""
     class_limit: float = 0.75
@@ -189,6 +196,7 @@ class DataConfig:
         _at_least(0, "data", self, "num_workers")
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise MistakeError(f"data.zoom {list(self.zoom)}; expected two numbers above 0, the smaller one first")
+        check_choice("data.resize", self.resize, RESIZES)
         if self.image_hw is not None and min(self.image_hw) < 2:
             raise MistakeError(f"data.image_hw {list(self.image_hw)}; expected a height and a width in pixels")
 
@@ -225,6 +233,9 @@ class TrainConfig:
     """Weight of the losses on the coarse predictions."""
     loss_weights: dict[str, float] = field(default_factory=dict)
     """Loss weight by task, where it should differ from the field's."""
+    class_weights: dict[str, Any] | str = field(default_factory=dict)
+    """By task with classes, what its classes weigh in the loss: weights by class name, those not named 1, or from_shares,
+    the rarer the more (see mtlsi.training.class_weights); from_shares alone: in every such task."""
     balance: str = "fixed"
     """How the tasks' losses become one gradient: fixed (by loss_weights), or from there on uncertainty, dwa, famo, upgrad,
     pcgrad, cagrad, nash_mtl; the last four need pip install 'mtlsi[balance]'. See docs/balancing.md."""
@@ -269,9 +280,8 @@ class TrainConfig:
             ("precision", ("float32", "bfloat16", "auto")),
             ("balance", BALANCES),
         ):
-            if getattr(self, name) not in known:
-                expected = f"{', '.join(known[:-1])} or {known[-1]}"
-                raise MistakeError(f"train.{name} {getattr(self, name)!r}; expected {expected}")
+            check_choice(f"train.{name}", getattr(self, name), known)
+        check_class_weights(self.class_weights)
         if not 0 <= self.ema < 1:
             raise MistakeError(f"train.ema {self.ema}; expected at least 0 and below 1")
         _at_least(1, "train", self, "iterations", "batch_size", "accumulate", "log_every", "dwa_window")
@@ -338,6 +348,31 @@ class RunConfig:
             raise MistakeError(
                 f"data.size_hw {list(self.data.size_hw)}; expected multiples of the decoder's stride {stride}, 64 or more"
             )
+
+
+def check_choice(name: str, given: Any, known: tuple[str, ...]) -> None:
+    """Raises ``MistakeError`` where ``given`` is none of ``known``."""
+    if given not in known:
+        raise MistakeError(f"{name} {given!r}; expected {', '.join(known[:-1])} or {known[-1]}")
+
+
+def check_class_weights(given: Any) -> None:
+    """Raises ``MistakeError`` where ``train.class_weights`` is not of its form; the names are not looked at."""
+    if given == FROM_SHARES:
+        return
+    if not isinstance(given, Mapping):
+        raise MistakeError(f"train.class_weights {given!r}; expected {FROM_SHARES} or weights by task and class name")
+    for task, weights in given.items():
+        if isinstance(weights, str | int | float) or not isinstance(weights, Mapping):
+            if weights != FROM_SHARES:
+                raise MistakeError(
+                    f"train.class_weights.{task} {weights!r}; expected {FROM_SHARES} or weights by class name, such as "
+                    "{chair: 2.5}"
+                )
+            continue
+        for name, weight in weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+                raise MistakeError(f"train.class_weights.{task}.{name} {weight!r}; expected a number of at least 0")
 
 
 def _at_least(least: int, part: str, config: Any, *names: str) -> None:

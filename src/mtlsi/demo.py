@@ -77,7 +77,7 @@ def show_packaged(name: str, out: Path, console: Console) -> None:
     scores = evaluate(network, rooms, config)
     console.print(score_table(scores, others={"constant": evaluate(Constant(train_set), rooms, config)}))
     shown = predict_image(network, rooms, config, 0)
-    sheet = compare_panel(shown.photo, shown.predicted, shown.truth, network.classes)
+    sheet = compare_panel(shown.photo, shown.predicted, shown.truth, network.classes, colours=network.colours)
     Image.fromarray(sheet).save(out / f"{name}.png")
     console.print(f"look at {out / name}.png", markup=False, highlight=False, soft_wrap=True)
 

@@ -26,6 +26,13 @@ UPRIGHT = 1
 """The EXIF orientation of pixels stored as they are to be shown."""
 SIDEWAYS = (5, 6, 7, 8)
 """The EXIF orientations that swap height and width."""
+IMAGE_ENDINGS = (
+    ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif", ".gif", ".pgm", ".pnm", ".ppm",
+    ".tga",
+)  # fmt: skip
+"""How the files end that folders are searched for, in any letter case."""
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+AVIF_BRANDS = (b"avif", b"avis")
 
 
 @contextmanager
@@ -39,7 +46,7 @@ def open_image(name: object, file: FilePath | BinaryIO) -> Iterator[Image.Image]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
+            with _opened(file) as image:
                 image.load()
                 yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -47,10 +54,42 @@ def open_image(name: object, file: FilePath | BinaryIO) -> Iterator[Image.Image]
     except MistakeError as error:
         raise MistakeError(f"{name}: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise MistakeError(f"{name}: not a whole image; expected JPEG, PNG, WebP or TIFF") from error
+        raise MistakeError(f"{name}: not a whole image; expected JPEG, PNG, WebP, TIFF, BMP, AVIF or HEIC") from error
     except UNREADABLE as error:
         reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
         raise MistakeError(f"{name}: not a whole image ({reason}); give an undamaged copy") from error
+
+
+def _opened(file: FilePath | BinaryIO) -> Image.Image:
+    """What Pillow opens, with the reader of HEIC where it is needed; ``MistakeError`` names a reader that is missing."""
+    try:
+        return Image.open(file)
+    except Image.UnidentifiedImageError:
+        brand = _brand(file)
+        if brand in AVIF_BRANDS:
+            raise MistakeError(
+                "AVIF, which this Pillow cannot read; pip install --upgrade pillow, or convert the image to PNG"
+            ) from None
+        if brand not in HEIF_BRANDS:
+            raise
+    try:
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]: an extra
+    except ImportError as error:
+        raise MistakeError("HEIC, which needs pip install 'mtlsi[heic]'; or convert the image to JPEG") from error
+    register_heif_opener()
+    return Image.open(file)
+
+
+def _brand(file: FilePath | BinaryIO) -> bytes:
+    """What kind of ISO media file it is, by the four letters that say so; empty where it is none."""
+    if isinstance(file, str | os.PathLike):
+        with open(file, "rb") as opened:
+            head = opened.read(12)
+    else:
+        file.seek(0)
+        head = file.read(12)
+        file.seek(0)
+    return head[8:12] if head[4:8] == b"ftyp" else b""
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -90,9 +129,9 @@ def orientation(image: Image.Image) -> int:
 
 
 def is_plain(path: FilePath) -> bool:
-    """Whether the stored pixels are those that ``to_rgb`` gives: 8-bit grey or RGB without an orientation."""
+    """Whether a file is a JPEG whose stored pixels ``to_rgb`` gives: grey or RGB without an orientation."""
     with open_image(path, path) as image:
-        return image.mode in ("L", "RGB") and orientation(image) == UPRIGHT
+        return image.format == "JPEG" and image.mode in ("L", "RGB") and orientation(image) == UPRIGHT
 
 
 def turned_label(image: FilePath | None, label_hw: Sequence[int], image_hw: Sequence[int]) -> str | None:

@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 
 
 def replace_bytes(path: Path, content: bytes) -> None:
-    """Write ``path`` atomically; of several processes at once the last one wins. Raises ``OSError``."""
+    """Write ``path`` atomically; of several processes at once the last one wins. Raises ``OSError``.
+
+    Its folder is made where it is missing: names of images may hold subfolders.
+    """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         part.write_bytes(content)
         part.replace(path)
@@ -29,19 +33,40 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def replace_array(path: Path, content: np.ndarray | Image.Image) -> None:
-    """Write an array as a NumPy file, or an image as a PNG file, atomically."""
+    """Write an array as a NumPy file, or an image as a PNG file (PDF where ``path`` says so), atomically."""
     buffer = io.BytesIO()
-    if isinstance(content, Image.Image):
+    if isinstance(content, Image.Image) and path.suffix.lower() == ".pdf":
+        content.convert("RGB").save(buffer, format="PDF", resolution=130)
+    elif isinstance(content, Image.Image):
         content.save(buffer, format="PNG", compress_level=3)
     else:
         np.save(buffer, content)
     replace_bytes(path, buffer.getvalue())
 
 
+PICTURES = (".png", ".pdf", ".svg")
+"""What plots can be written as; the end of the name says which."""
+
+
+def check_picture(path: Path) -> None:
+    """Raises ``MistakeError`` where the end of a plot's name is none of ``PICTURES``."""
+    if path.suffix.lower() not in PICTURES:
+        raise MistakeError(f"picture {path}: of no known kind; expected a name that ends in {', '.join(PICTURES)}")
+
+
 def check_writable(path: Path) -> None:
     """Raises ``MistakeError`` where ``path`` is a folder, or its folder is missing or not writable."""
     if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
         raise MistakeError(f"cannot write {path}; give a file in an existing folder that is writable")
+
+
+def check_folder(folder: Path) -> None:
+    """Make the folder where it is missing; ``MistakeError`` where it cannot be made or written into."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MistakeError(f"cannot write {folder} ({message_of(error)}); give another folder") from error
+    check_writable(folder / "file")
 
 
 def default_cache_dir() -> Path:

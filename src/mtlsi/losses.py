@@ -7,6 +7,7 @@ pixel gives exactly 0 and still reaches every parameter in the backward pass, so
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -20,9 +21,18 @@ from mtlsi.kinds.direction import unit_length
 from mtlsi.tasks import TASKS, Task, check_tasks
 
 
-def cross_entropy(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy of class scores: ``prediction`` holds one channel per class, ``label`` the class indices."""
-    return _mean(_pixel_cross_entropy(prediction, label, valid), valid)
+def cross_entropy(prediction: Tensor, label: Tensor, valid: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of class scores: ``prediction`` holds one channel per class, ``label`` the class indices.
+
+    ``class_weights`` (c): the mean over the valid pixels is weighted, sum w[y] l / sum w[y], as torch's ``weight`` does it:
+    however large the weights are, the loss stays on the scale of the other tasks. 0 where all of them are 0.
+    """
+    values = _pixel_cross_entropy(prediction, label, valid)
+    if class_weights is None:
+        return _mean(values, valid)
+    weights = torch.where(valid, class_weights[torch.where(valid, label, 0).long()], 0)
+    total = weights.sum()
+    return torch.where(valid, weights * values, 0).sum() / torch.where(total > 0, total, 1)
 
 
 def balanced_cross_entropy(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
@@ -133,9 +143,11 @@ class MultiTaskLoss(nn.Module):
     """Weighted sum of every task's loss, on the final and on the coarse predictions.
 
     ``weights`` replaces the ``loss_weight`` of the tasks it names; ``coarse_weight`` multiplies all coarse losses;
-    ``boundary_weight`` in 0..1 is the weight of positive pixels in ``weighted_bce``.
-    Choice: the paper is silent on all three; the weights are those its peers share.
-    Raises ``MistakeError`` for an unknown task, a negative weight or a ``boundary_weight`` outside 0..1.
+    ``boundary_weight`` in 0..1 is the weight of positive pixels in ``weighted_bce``; ``class_weights``, by task, one number
+    per class for ``cross_entropy``.
+    Choice: the paper is silent on all four; the weights are those its peers share, who weigh all classes alike.
+    Raises ``MistakeError`` for an unknown task, a negative weight, a ``boundary_weight`` outside 0..1 or class weights of a
+    task without classes.
     """
 
     def __init__(
@@ -145,6 +157,7 @@ class MultiTaskLoss(nn.Module):
         weights: Mapping[str, float] | None = None,
         coarse_weight: float = 1.0,
         boundary_weight: float = 0.95,
+        class_weights: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         self.tasks = check_tasks(tasks)
@@ -159,6 +172,16 @@ class MultiTaskLoss(nn.Module):
         self.weights = {name: float(given.get(name, TASKS[name].loss_weight)) for name in self.tasks}
         self.coarse_weight = coarse_weight
         self.losses = {**LOSSES, "weighted_bce": partial(weighted_bce, positive_weight=boundary_weight)}
+        for name, numbers in (class_weights or {}).items():
+            check_tasks([name], among=self.tasks)
+            if TASKS[name].kind != "classes":
+                raise MistakeError(
+                    f"class weights of {name}: it has no classes; expected those of a task that has them"
+                )
+            if not all(0 <= number < math.inf for number in numbers):
+                raise MistakeError(f"class weights of {name}: {list(numbers)}; expected numbers of at least 0")
+            # moves with the module; no state: a run folder keeps the weights by name
+            self.register_buffer(_buffer_of(name), torch.tensor([*numbers], dtype=torch.float32), persistent=False)
 
     def forward(
         self, final: Mapping[str, Tensor], coarse: Mapping[str, Tensor], labels: Mapping[str, Tensor]
@@ -206,4 +229,16 @@ class MultiTaskLoss(nn.Module):
         if label is None:
             return prediction.float().sum() * 0  # not a plain 0: the prediction stays in the backward graph
         label = shrink_label(task, label, (prediction.shape[-2], prediction.shape[-1]))
-        return self.losses[task.loss](prediction, label, kinds.of(task).valid(label))
+        valid = kinds.of(task).valid(label)
+        weights = self._buffers.get(_buffer_of(task.name))
+        if weights is None:
+            return self.losses[task.loss](prediction, label, valid)
+        if len(weights) != prediction.shape[1]:
+            raise MistakeError(
+                f"class weights of {task.name}: {len(weights)} for {prediction.shape[1]} classes; expected as many"
+            )
+        return cross_entropy(prediction, label, valid, weights)
+
+
+def _buffer_of(task: str) -> str:
+    return f"class_weights_{task}"

@@ -45,13 +45,20 @@ class MeasureOptions:
     model: str
     """A run folder, a model folder or the name of a packaged model."""
     data: str = "nyud"
-    """nyud, pascal, folder, scenes or a data set that a plugin registers."""
+    """nyud, pascal, cityscapes, cityscapes19, folder, scenes or a data set that a plugin registers."""
     root: str | None = None
     """The data set's folder."""
     split: str = "val"
     """val or train."""
     size_hw: Size | None = None
     """Size at which the model sees the images; by default that of its run, or the model's own."""
+    resize: str | None = None
+    """How images are brought to that size: stretch, or keep_ratio (one factor, then padded); by default as in its run, else
+    stretch."""
+    protocol: str | None = None
+    """Show the images as a published line of work does, instead of --size: invpt or atrc (padded), mti-net (resized)."""
+    tasks: Names | None = None
+    """Measure these only, such as depth,normals; the data's other labels are not read."""
     limit: int = 0
     """Measure on this many images, spread over the split; 0: all."""
     device: str | None = None
@@ -61,23 +68,23 @@ class MeasureOptions:
     plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)
     """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
 
+    def __post_init__(self) -> None:
+        if self.tasks is not None:
+            object.__setattr__(self, "tasks", split_names(self.tasks))
+
 
 @dataclass(frozen=True)
 class EvaluateOptions(MeasureOptions):
     """Measure a model at the labels' own size; prints a table."""
 
-    tasks: Names | None = None
-    """Measure these only, such as depth,normals; the data's other labels are not read."""
-    protocol: str | None = None
-    """Show the images as a published line of work does, instead of --size: invpt or atrc (padded), mti-net (resized)."""
     depth_range_m: tuple[float, float] | None = None
     """Caps of the depth readings beside the raw one, in metres, such as 0.001 80; by default 0.001 10 for the Eigen crop."""
     csv_path: Path | None = None
     """Also write the figures of every single image to this file."""
     curve_path: Path | None = None
-    """Also draw the precision-recall curve of the boundaries, as PNG."""
+    """Also draw the precision-recall curve of the boundaries, as .png, .pdf or .svg."""
     confusion: Path | None = None
-    """Folder for the confusion matrix of each task with classes, as CSV: labels in rows, predictions in columns."""
+    """Folder for the confusion matrix of each task with classes, as CSV and PNG: labels in rows, predictions in columns."""
     save: Path | None = None
     """Folder for the predictions, in the field's formats."""
     boundary_protocol: str = BOUNDARY_PROTOCOL
@@ -88,10 +95,6 @@ class EvaluateOptions(MeasureOptions):
     """Apply one sigmoid too many to the saliency, as some older tables do."""
     single_task: Path | None = None
     """JSON file of single-task scores, for Delta_m."""
-
-    def __post_init__(self) -> None:
-        if self.tasks is not None:
-            object.__setattr__(self, "tasks", split_names(self.tasks))
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ class StudyOptions:
     """Leave out ms per image, which is measured when the table is made."""
     sheet: Names | None = None
     """Names of validation images: draw what every variant predicts for them."""
+    pdf: bool = False
+    """Write plots and sheets as PDF too, for a paper."""
     seeds: tuple[int, ...] = ()
     """Instead of the file's, such as 0,1."""
     plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)
@@ -239,7 +244,7 @@ class BoundaryOptions:
     csv_path: Path | None = None
     """Also write the figures of every single image to this file."""
     curve_path: Path | None = None
-    """Also draw the precision-recall curve, as PNG."""
+    """Also draw the precision-recall curve, as .png, .pdf or .svg."""
 
 
 @dataclass(frozen=True)
@@ -273,7 +278,7 @@ class BenchmarkOptions:
     json_path: Path | None = None
     """Also write everything to this file."""
     plot_path: Path | None = None
-    """Also draw the growth over --sizes, as PNG."""
+    """Also draw the growth over --sizes, as .png, .pdf or .svg."""
     plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)
     """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
 
@@ -286,7 +291,8 @@ class BenchmarkOptions:
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """Read every file; print what is there and what is wrong. Exit code 1 if something is."""
+    """Read every file; print what is there and what is wrong. Exit code 0: nothing is wrong; 1: something is wrong or
+    doubtful; 2: the folder cannot be looked into."""
 
     root: Path
     """The data set's folder."""
@@ -311,9 +317,9 @@ class DeriveOptions:
     saliency: list[str] = field(default_factory=list)
     """Saliency: the pixels of these classes."""
     focal_xy: Point | None = None
-    """Focal length, in pixels."""
+    """Focal length in pixels of the depth maps; by default that of dataset.yaml."""
     centre_xy: Point | None = None
-    """Principal point, in pixels."""
+    """Principal point in pixels of the depth maps; by default that of dataset.yaml."""
     depth_step_m: float | None = None
     """Quantisation step of the depth in metres, where it is coarse."""
     num_workers: int = field(default_factory=num_cpus)

@@ -222,3 +222,25 @@ def test_constant_predictions_look_at_labelled_pixels_only():
     constants = constant_predictions(Half(("depth", "semseg")))
     assert constants.keys() == {"depth"}
     assert constants["depth"] == 2
+
+
+def test_images_of_mixed_shapes_share_a_batch_and_keep_their_shape():
+    class Mixed(Counting):
+        sizes = ((40, 80), (80, 40), (50, 50), (10, 90))
+
+        def __getitem__(self, index):
+            image = torch.full((3, *self.sizes[index]), 200, dtype=torch.uint8)
+            return {"image": image, "depth": torch.full(self.sizes[index], 2.0)}
+
+    config = DataConfig(size_hw=(32, 32), image_hw=(32, 32), zoom=(1, 1), resize="keep_ratio", num_workers=0)
+    order = RunSampler(4, 4, seed=0, start=0, stop=1)
+    (batch,) = training_batches(Mixed(), config, order, seed=0)  # type: ignore[arg-type]
+    assert batch["image"].shape == (4, 3, 32, 32)
+    known = batch["depth"] > 0
+    assert torch.equal(batch["image"].abs().sum(1) > 0, known)  # padding is the mean colour, without a label
+    found = {(int(x.any(1).sum()), int(x.any(0).sum())) for x in known}
+    assert found == {(16, 32), (32, 16), (32, 32), (4, 32)}
+
+    shown = [sample for (sample,) in evaluation_batches(Mixed(), config, [0, 1, 3])]  # type: ignore[arg-type]
+    assert [tuple(sample["image"].shape[1:]) for sample in shown] == [(16, 32), (32, 16), (4, 32)]
+    assert [tuple(sample["depth"].shape) for sample in shown] == [(40, 80), (80, 40), (10, 90)]

@@ -3,11 +3,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mtlsi import kinds
 from mtlsi.data import transforms
 from mtlsi.data.scenes.dataset import Scenes
-from mtlsi.data.transforms import EvaluationTransform, TrainTransform, cut, distort_colours, flip, pad_centred, resize
+from mtlsi.data.transforms import (
+    EvaluationTransform,
+    TrainTransform,
+    cut,
+    distort_colours,
+    flip,
+    pad_centred,
+    resize,
+    shown_hw,
+)
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -285,3 +295,81 @@ def test_for_testing_the_image_is_resized_and_normalised_and_the_labels_are_not_
     as_stored = EvaluationTransform()(room)["image"].numpy()
     expected = (room["image"].numpy() / 255 - MEAN[:, None, None]) / STD[:, None, None]
     np.testing.assert_allclose(as_stored, expected, atol=1e-5)
+
+
+# ---- one factor for both sides
+
+
+@pytest.mark.parametrize("stored", [(48, 64), (64, 48), (30, 90), (7, 640), (500, 3), (96, 128)])
+@pytest.mark.parametrize("image_hw", [(96, 128), (33, 20), (64, 64)])
+def test_a_kept_ratio_fills_the_size_by_one_side_and_stays_inside(stored, image_hw):
+    found = shown_hw(stored, image_hw, "keep_ratio")
+    factor = min(image_hw[0] / stored[0], image_hw[1] / stored[1])
+    for side, most, own in zip(found, image_hw, stored, strict=True):
+        assert 1 <= side <= most
+        assert abs(side - own * factor) <= 0.5 or (side == 1 and own * factor < 1)
+    assert any(side == most for side, most in zip(found, image_hw, strict=True))
+    assert shown_hw(stored, image_hw, "stretch") == image_hw
+    assert shown_hw(stored, None, "keep_ratio") == shown_hw(stored, None, "stretch") == stored
+
+
+@pytest.mark.parametrize("stored", [(48, 64), (64, 48), (30, 90), (20, 12)])
+def test_training_at_one_factor_is_a_naive_resize_in_the_middle_of_unlabelled_padding(stored, monkeypatch):
+    monkeypatch.setattr(transforms, "distort_colours", lambda image, _: image)
+    rows, columns = np.indices(stored)
+    grey = (40 + 100 * rows / stored[0] + 60 * columns / stored[1]).astype(np.uint8)
+    stored_sample = {
+        "image": torch.from_numpy(np.stack([grey, grey // 2, 255 - grey])),
+        "depth": torch.from_numpy((1 + 100 * rows + columns).astype(np.float32)),
+        "semseg": torch.from_numpy((rows % 7).astype(np.uint8)),
+    }
+    sample = TrainTransform((40, 48), image_hw=(40, 48), zoom=(1, 1), class_limit=1, resize="keep_ratio")(
+        stored_sample, seeded(3)
+    )
+    factor = min(40 / stored[0], 48 / stored[1])
+    height, width = round(stored[0] * factor), round(stored[1] * factor)
+    top, left = (40 - height) // 2, (48 - width) // 2
+    depth, semseg = np.zeros((40, 48)), np.full((40, 48), 255)
+    for i in range(height):
+        for j in range(width):
+            row, column = int((i + 0.5) * stored[0] / height), int((j + 0.5) * stored[1] / width)
+            depth[top + i, left + j] = 1 + 100 * row + column  # metres stay: only a zoom divides them
+            semseg[top + i, left + j] = row % 7
+    inside = (slice(top, top + height), slice(left, left + width))
+    image = np.zeros((3, 40, 48))
+    resized = Image.fromarray(stored_sample["image"].permute(1, 2, 0).numpy()).resize((width, height), Image.BILINEAR)
+    image[(slice(None), *inside)] = (np.asarray(resized).transpose(2, 0, 1) / 255 - MEAN[:, None, None]) / STD[
+        :, None, None
+    ]
+    found = as_arrays(sample)
+    mirrored = found["depth"][inside][0, 0] > found["depth"][inside][0, -1]
+    if mirrored:  # within its frame
+        found = {name: x.copy() for name, x in found.items()}
+        for x in found.values():
+            x[(..., *inside)] = x[(..., *inside)][..., ::-1].copy()
+    np.testing.assert_array_equal(found["depth"], depth)
+    np.testing.assert_array_equal(found["semseg"], semseg)
+    np.testing.assert_allclose(found["image"], image, atol=1.6 / 255 / STD.min())
+
+
+def test_zoomed_crops_of_a_kept_ratio_are_as_dense_down_as_across():
+    rows, columns = torch.meshgrid(torch.arange(48), torch.arange(96), indexing="ij")
+    wide = {"image": torch.zeros(3, 48, 96, dtype=torch.uint8), "depth": (1 + 100 * rows + columns).float()}
+
+    def steps(resize):
+        transform = TrainTransform((24, 24), image_hw=(48, 48), zoom=(2, 2), class_limit=1, resize=resize)
+        number = (2 * transform(wide, seeded(1))["depth"]).long() - 1
+        return (number // 100).diff(dim=0).unique().tolist(), (number % 100).diff(dim=1).abs().unique().tolist()
+
+    assert steps("keep_ratio") == ([1], [1])  # 48 of 96 columns, twice as large: every stored pixel once
+    assert steps("stretch") == ([0, 1], [1])
+
+
+def test_for_testing_a_kept_ratio_is_what_another_library_makes_of_the_whole_image(room):
+    sample = EvaluationTransform((24, 24), "keep_ratio")(room)
+    assert sample["image"].shape == (3, 18, 24)  # padded by who shows it
+    whole = Image.fromarray(room["image"].permute(1, 2, 0).numpy()).resize((24, 18), Image.BILINEAR)
+    expected = (np.asarray(whole).transpose(2, 0, 1) / 255 - MEAN[:, None, None]) / STD[:, None, None]
+    np.testing.assert_allclose(sample["image"].numpy(), expected, atol=1.6 / 255 / STD.min())
+    for name in room.keys() - {"image"}:
+        assert sample[name] is room[name]

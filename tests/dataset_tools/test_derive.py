@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from mtlsi.cli import main
 from mtlsi.data.datasets import open_folder
 from mtlsi.data.readers.decoding import edges_png, normals_png
 from mtlsi.data.readers.derive import boundaries_from_labels, normals_from_depth
@@ -66,3 +67,46 @@ def test_a_data_set_without_the_source_is_told(nyud_root, tmp_path):
         path.unlink()
     with pytest.raises(MistakeError, match=r"depth.*missing"):
         run(nyud_root, tmp_path / "out", Derivation(("normals",), camera=CAMERA))
+
+
+@pytest.fixture
+def own_root(tmp_path):
+    """Two images of one's own with 16-bit depth, a slanted plane, and a camera in dataset.yaml."""
+    root = tmp_path / "mine"
+    for folder in ("images", "depth"):
+        (root / folder).mkdir(parents=True)
+    rows, columns = np.indices((30, 40))
+    for name in "ab":
+        Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(root / f"images/{name}.png")
+        Image.fromarray((2000 + 20 * rows + 9 * columns).astype(np.uint16)).save(root / f"depth/{name}.png")
+    settings = "splits: {train: [a], val: [b]}\ntasks: {depth: {unit: mm%s}}\n"
+    (root / "dataset.yaml").write_text(settings % ", intrinsics: {focal: [50, 51], centre: [20.5, 14]}")
+    return root
+
+
+def test_normals_take_the_camera_of_ones_own_data_set_unless_another_is_given(own_root, tmp_path, capsys):
+    def normals_in(out):
+        path = out / "normals/b.png"
+        return normals_png(path, path.read_bytes())
+
+    depth = open_folder(own_root, "val").read("depth", 0)
+    assert run(own_root, tmp_path / "own", Derivation(("normals",))) == {"train": 1, "val": 1}
+    own = normals_from_depth(depth, focal_xy=(50, 51), centre_xy=(20.5, 14), step_m=None)
+    np.testing.assert_allclose(normals_in(tmp_path / "own"), own, atol=0.01)
+
+    camera = Camera((200.0, 200.0), (0.0, 0.0))
+    run(own_root, tmp_path / "given", Derivation(("normals",), camera=camera))
+    given = normals_from_depth(depth, focal_xy=camera.focal_xy, centre_xy=camera.centre_xy, step_m=None)
+    np.testing.assert_allclose(normals_in(tmp_path / "given"), given, atol=0.01)
+    assert np.abs(given - own).max() > 0.1
+
+    command = ["data", "derive", str(own_root), "--normals", "--out", str(tmp_path / "command"), "--workers", "1"]
+    assert main(command) == 0
+    assert "camera: focal 50 51, centre 20.5 14, of" in capsys.readouterr().out
+    np.testing.assert_array_equal(normals_in(tmp_path / "command"), normals_in(tmp_path / "own"))
+
+
+def test_a_data_set_of_ones_own_without_a_camera_is_told_where_to_write_it(own_root, tmp_path):
+    (own_root / "dataset.yaml").write_text("splits: {train: [a], val: [b]}\n")
+    with pytest.raises(MistakeError, match=r"or write tasks\.depth\.intrinsics into .*mine/dataset\.yaml"):
+        run(own_root, tmp_path / "out", Derivation(("normals",)))

@@ -113,3 +113,33 @@ def test_steps_of_one_quantity_are_joined_and_levels_run_across(tmp_path):
     plain = plot_scores(points, ["depth"], "K", tmp_path / "a.png", joined=True).read_bytes()
     level = [Point("heads", 0.0, {"depth": 0.55}, {})]
     assert plot_scores(points, ["depth"], "K", tmp_path / "a.png", joined=True, levels=level).read_bytes() != plain
+
+
+def test_the_end_of_the_name_says_what_a_plot_is_written_as(tmp_path):
+    recall = np.linspace(0.05, 0.95, 9)
+
+    def drawn(name):
+        return plot_precision_recall(recall, 1 - recall, tmp_path / name, ods=(0.5, 0.5)).read_bytes()
+
+    assert drawn("a.pdf").startswith(b"%PDF-")
+    assert drawn("a.pdf").rstrip().endswith(b"%%EOF")
+    assert b"<svg" in drawn("a.svg")
+    assert drawn("a.PNG").startswith(b"\x89PNG")
+    assert drawn("a.pdf") == drawn("b.pdf")  # no date in it
+    for name in ("a.jpg", "a"):
+        with pytest.raises(
+            MistakeError, match=rf"{name}: of no known kind; expected a name that ends in .png, .pdf, .svg"
+        ):
+            drawn(name)
+    curves = plot_curves(write_metrics(tmp_path / "m.jsonl", [{"step": 1, "loss": 3.0}]), tmp_path / "c.pdf")
+    assert curves.read_bytes().startswith(b"%PDF-")
+
+
+def test_scores_that_are_not_defined_leave_a_gap_in_the_curves(tmp_path):
+    lines = [{"step": s, "loss": 2.0 / s, "val/depth/RMSE": None if s == 2 else 1.0 / s} for s in (1, 2, 3)]
+    without = [{name: x for name, x in line.items() if x is not None} for line in lines]
+    images = [
+        plot_curves(write_metrics(tmp_path / f"{i}.jsonl", of), tmp_path / f"{i}.png").read_bytes()
+        for i, of in enumerate((lines, without))
+    ]
+    assert images[0] == images[1]

@@ -10,6 +10,7 @@ import torch
 
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
+from random_weights import at_usual_scale
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +19,7 @@ def active_network() -> Callable[..., MTLSINet]:
 
     def make(form: str, **sizes: Any) -> MTLSINet:
         torch.manual_seed(0)
-        network = create_model("tiny", form=form, **sizes).eval()
+        network = at_usual_scale(create_model("tiny", form=form, **sizes)).eval()
         decoder: Any = network.decoder
         with torch.no_grad():
             for parameter in decoder.parameters():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from rich.console import Console
 
 from mtlsi.config import DataConfig
+from mtlsi.errors import MistakeError
 from mtlsi.evaluation.diagnose import AS_TRAINED, diagnose, diagnose_from_command
 from mtlsi.evaluation.evaluate import evaluate, evaluate_from_command
+from mtlsi.evaluation.protocols import Showing
 from mtlsi.evaluation.report import headline
 from mtlsi.evaluation.without_parts import VARIANTS, left_out
 from mtlsi.model.build import create_model
@@ -106,7 +109,42 @@ def test_one_image_has_no_other(network):
     assert "tokens_of_another_image" not in found.variants
 
 
+def test_some_tasks_alone_and_images_shown_in_another_way(network):
+    class WithNormals(Depths):
+        tasks: tuple[str, ...] = ("depth", "normals")
+
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            return sample | {
+                "normals": torch.nn.functional.one_hot(torch.ones(64, 64).long(), 3).movedim(-1, 0).float()
+            }
+
+    data, showing = WithNormals(0, 1), Showing(pad_hw=(96, 64))
+    found = diagnose(network, data, CONFIG, tasks=("depth",), showing=showing)
+    assert list(found.tokens) == ["depth"]
+    expected = evaluate(network, data, CONFIG, tasks=("depth",), showing=showing)
+    assert found.variants[AS_TRAINED] == {"depth": pytest.approx(expected["depth"], rel=1e-5)}
+    assert expected["depth"]["RMSE"] != pytest.approx(evaluate(network, data, CONFIG)["depth"]["RMSE"], rel=1e-5)
+    assert found.differences["no_windows"].keys() == {"depth"}
+
+
 # ---- the command
+
+
+def test_the_command_takes_tasks_and_a_protocol(nyud_root, tmp_path):
+    classes = {"semseg": ("room", "thing")}  # others than the data's: only depth can be measured
+    network = create_model("tiny", tasks=("semseg", "depth"), classes=classes, input_size=(64, 64))
+    network.save_pretrained(tmp_path / "model")
+    said = StringIO()
+    asked = {"data": "nyud", "root": str(nyud_root), "tasks": "depth", "protocol": "atrc", "limit": 1}
+    options = DiagnoseOptions(str(tmp_path / "model"), **asked)
+    found = diagnose_from_command(options, console=Console(file=said, width=120))
+    assert found.variants[AS_TRAINED].keys() == {"depth"}
+    assert "protocol atrc: images as stored, 480x640 cut to 425x560, padded to 425x560" in " ".join(
+        said.getvalue().split()
+    )
+    with pytest.raises(MistakeError, match="--size and --protocol both"):
+        diagnose_from_command(replace(options, size_hw=(64, 64)))
 
 
 def test_the_command_tells_and_writes_everything(tiny_run, tmp_path):

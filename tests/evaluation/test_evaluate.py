@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from torch import nn
 
@@ -22,6 +23,7 @@ from mtlsi.evaluation.subject import data_config
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet, Output
 from mtlsi.options import EvaluateOptions
+from mtlsi.run_folder import save_config
 from mtlsi.tasks import TASKS
 
 CONFIG = DataConfig(num_val=5, size_hw=(48, 64), label_set="all", num_workers=0)
@@ -312,6 +314,8 @@ def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp
         said.getvalue().split()
     )
     assert "higher is better, seism" in said.getvalue()
+    with Image.open(tmp_path / "confusion/semseg.png") as drawn:
+        assert min(drawn.size) > 1000  # forty classes are legible
     rows = list(csv.DictReader((tmp_path / "images.csv").read_text().splitlines()))
     assert len(rows) == 2
     assert (tmp_path / "curve.png").stat().st_size > 5000
@@ -341,6 +345,14 @@ def test_images_are_shown_as_the_run_showed_them(tiny_run, tmp_path):
     network.save_pretrained(tmp_path / "model")
     assert data_config(EvaluateOptions(str(tmp_path / "model")), network).image_hw == network.input_size
 
+    kept = replace(tiny_run.config, data=replace(tiny_run.config.data, resize="keep_ratio"))
+    save_config(kept, tmp_path / "model")
+    for asked, expected in ((None, "keep_ratio"), ("stretch", "stretch")):
+        options = EvaluateOptions(str(tmp_path / "model"), resize=asked)
+        assert data_config(options, network).resize == expected
+    assert data_config(EvaluateOptions(str(tiny_run.out)), network).resize == "stretch"
+    assert data_config(EvaluateOptions(str(tiny_run.out), resize="keep_ratio"), network).resize == "keep_ratio"
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -349,6 +361,7 @@ def test_images_are_shown_as_the_run_showed_them(tiny_run, tmp_path):
         ({"size_hw": (0, 5)}, "--size 0 5"),
         ({"csv_path": "no/x.csv"}, "cannot write"),
         ({"confusion": __file__}, "cannot write"),
+        ({"curve_path": "curve.jpg"}, "picture curve.jpg: of no known kind; expected a name that ends in .png, .pdf"),
         ({"boundary_protocol": "SEISM"}, "boundary protocol 'SEISM'; expected one of bsds"),
     ],
 )

@@ -14,11 +14,13 @@ from torch import nn
 
 from mtlsi.config import DataConfig
 from mtlsi.errors import MistakeError
+from mtlsi.evaluation.constant import Constant
 from mtlsi.evaluation.evaluate import evaluate, evaluate_from_command
-from mtlsi.evaluation.protocols import PROTOCOLS, Showing, padded, showing_of
+from mtlsi.evaluation.one_image import predict_image
+from mtlsi.evaluation.protocols import PROTOCOLS, Showing, padded, showing_by, showing_of
 from mtlsi.model.build import create_model
 from mtlsi.model.network import Output, fit_to_image
-from mtlsi.options import EvaluateOptions
+from mtlsi.options import EvaluateOptions, MeasureOptions
 from mtlsi.tasks import TASK_SETS
 
 
@@ -39,7 +41,7 @@ def test_the_published_sizes():
 def test_the_flags_help_names_every_protocol():
     from docstring_parser import parse_from_object
 
-    helps = {param.arg_name: param.description or "" for param in parse_from_object(EvaluateOptions).params}
+    helps = {param.arg_name: param.description or "" for param in parse_from_object(MeasureOptions).params}
     assert set(PROTOCOLS) <= set(re.findall(r"[\w-]+", helps["protocol"]))
 
 
@@ -49,6 +51,8 @@ def test_the_flags_help_names_every_protocol():
         ({"protocol": "sota"}, "--protocol sota; expected one of invpt, atrc, mti-net"),
         ({"protocol": "invpt", "data": "folder"}, "--data folder; expected nyud or pascal"),
         ({"protocol": "invpt", "size_hw": (448, 576)}, "give one of them"),
+        ({"protocol": "invpt", "resize": "keep_ratio"}, "--resize and --protocol both say how"),
+        ({"resize": "fit"}, "--resize 'fit'; expected stretch or keep_ratio"),
         ({"depth_range_m": (5.0, 1.0)}, "--depth-range 5 1"),
     ],
 )
@@ -129,6 +133,55 @@ def test_what_a_protocol_resizes_to_is_what_the_model_sees():
     evaluate(Flat(), Rooms(), config, showing=Showing((16, 20)), indices=[0])  # type: ignore[arg-type]
     evaluate(Flat(), Rooms(), config, indices=[0])  # type: ignore[arg-type]
     assert shown == [(16, 20), (8, 12)]
+
+
+def test_a_kept_ratio_is_padded_for_the_network_and_cut_off_before_it_is_scored():
+    reads, rooms = Reads(), Rooms()
+    config = DataConfig(image_hw=(96, 90), resize="keep_ratio", num_workers=0)
+    seen = []
+    scores = evaluate(
+        reads,
+        rooms,  # type: ignore[arg-type]
+        config,
+        batch_size=3,
+        on_image=lambda _, decoded, __: seen.append(decoded["depth"][0]),
+    )
+    assert reads.shown == [(3, 3, 96, 90)]  # images of mixed shapes share a batch
+    errors = []
+    for index, (height, width) in enumerate(((74, 90), (44, 90), (74, 90))):
+        sample = rooms[index]
+        small = sample["image"].permute(1, 2, 0).numpy()
+        large = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR), np.float64)
+        depth = torch.from_numpy(large[..., :2].sum(-1) + 1)[None, None]
+        expected = torch.nn.functional.interpolate(depth, sample["depth"].shape, mode="bilinear")[0, 0]
+        assert (seen[index] - expected).abs().max() < 2.1  # two channels, rounded to whole numbers here
+        errors.append((seen[index] - sample["depth"]).square().flatten())
+    assert scores["depth"]["RMSE"] == pytest.approx(float(torch.cat(errors).mean().sqrt()), rel=1e-5)
+    assert scores["depth"]["RMSE"] < 1
+    assert str(showing_by(config)) == "images resized by one factor into 96x90, padded to 96x90"
+
+
+def test_what_is_drawn_of_an_image_is_what_was_measured():
+    network = create_model("tiny", tasks=("depth",), input_size=(64, 64)).eval()
+    for resize in ("stretch", "keep_ratio"):
+        config = DataConfig(image_hw=(64, 64), resize=resize, num_workers=0)
+        measured = {}
+        evaluate(
+            network,
+            Rooms(),  # type: ignore[arg-type]
+            config,
+            on_image=lambda index, decoded, _, measured=measured: measured.update({index: decoded["depth"][0]}),
+        )
+        drawn = predict_image(network, Rooms(), config, 1)  # type: ignore[arg-type]
+        np.testing.assert_allclose(drawn.predicted["depth"], measured[1].numpy(), atol=2e-2)
+        assert drawn.photo.shape == (30, 61, 3)
+
+
+def test_the_best_constant_is_the_same_however_images_are_shown():
+    constant, whole = Constant(Rooms()), DataConfig(image_hw=None, num_workers=0)  # type: ignore[arg-type]
+    plain = evaluate(constant, Rooms(), whole)["depth"]["RMSE"]  # type: ignore[arg-type]
+    padded_to = evaluate(constant, Rooms(), whole, showing=Showing(pad_hw=(48, 64)))  # type: ignore[arg-type]
+    assert padded_to["depth"]["RMSE"] == pytest.approx(plain, rel=1e-6)
 
 
 def test_a_part_may_be_cut_out_with_its_labels():

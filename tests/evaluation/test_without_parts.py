@@ -105,13 +105,16 @@ def test_a_branch_of_zeros_is_a_merge_that_weighs_it_with_zeros(network, name, h
 def test_without_fusion_what_follows_reads_the_preliminary_features(network):
     shown, decoder = images(64, 96), network.decoder
     maps = network.backbone(shown)
-    features, _ = decoder.preliminary(maps)
+    features, together = decoder.preliminary(maps)
     met = features.unflatten(-1, (-1, decoder.pool)).unflatten(-3, (-1, decoder.pool)).mean((-1, -3))
     unfused = to_positions(met)
     refined = decoder.cross_window(decoder.local(met, unfused), decoder.distiller(unfused))
     if decoder.pool > 1:
         refined = features + resize_maps(refined - met, features.shape[-2:])
     expected = decoder.heads.predict.by_task(decoder.heads(refined, maps[0]))
+    for task, coarse in decoder.preliminary.predict.by_task(together).items():
+        if decoder.begins_at_coarse(task):
+            expected[task] = expected[task] + resize_maps(coarse, expected[task].shape[-2:])
     found = changed(network, VARIANTS["no_fusion"])(shown, full_size=False).final
     assert_same(found, expected)
     assert differ(found, network(shown, full_size=False).final)

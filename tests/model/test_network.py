@@ -13,8 +13,10 @@ from mtlsi import kernels
 from mtlsi.config import PRESETS
 from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
+from mtlsi.model.decoder import start_predictions_at
 from mtlsi.model.network import MTLSINet
 from mtlsi.tasks import NYUD40, PARTS7, PASCAL21, TASK_SETS
+from random_weights import at_usual_scale
 
 CHANNELS = {
     "nyud": {"semseg": len(NYUD40), "depth": 1, "normals": 3, "boundary": 1},
@@ -84,7 +86,7 @@ def stirred(model):
 @pytest.fixture(scope="module")
 def tiny():
     """In evaluation, with statistics that a few images have moved: fresh ones would leave the norms idle."""
-    model = stirred(seeded_model()).train()
+    model = at_usual_scale(stirred(seeded_model())).train()  # which are near 1 then, as those of the images are
     with torch.no_grad():
         for seed in range(3):
             model(random_images(batch=2, seed=seed))
@@ -284,7 +286,7 @@ def test_predictions_are_those_of_the_reference_kernels_in_float64(sizes, form):
 @pytest.mark.parametrize("sizes", FORMS.values(), ids=FORMS)
 def test_gradients_are_those_of_the_reference_kernels_in_float64(sizes, form):
     """In training, by the batch's own statistics; the backbone, which amplifies float32's errors, is left out."""
-    model, images = with_statistics(seeded_model(**sizes)).train(), random_images(64, 96, batch=2)
+    model, images = at_usual_scale(with_statistics(seeded_model(**sizes))).train(), random_images(64, 96, batch=2)
     model.backbone.eval()
     exact = copy.deepcopy(model).double()
     for network, x, kind in ((model, images, form), (exact, images.double(), "reference")):
@@ -370,6 +372,7 @@ def test_a_subset_is_refused_while_training_and_unknown_tasks_always(tiny):
         {"decoder_options": {"pool": 4}},
         {"decoder_options": {"refine": "preliminary"}},
         {"decoder_options": {"zero_start": False, "positions": False}},
+        {"decoder_options": {"add_coarse": False}},
     ],
     ids=lambda sizes: ",".join(f"{name}={value}" for name, value in sizes.items()),
 )
@@ -387,6 +390,27 @@ def test_the_refined_form_starts_from_plain_heads():
             maps = model.backbone(random_images())
             model.decoder(maps)
             assert torch.allclose(seen["refined"], model.decoder.preliminary.features(maps), atol=1e-6) == same
+
+
+@torch.no_grad()
+def test_final_predictions_are_the_upsampled_coarse_ones_and_what_the_heads_draw(tiny):
+    drawn_alone, images = copy.deepcopy(tiny), random_images()
+    drawn_alone.decoder.add_coarse = False
+    whole, drawn = tiny(images, full_size=False), drawn_alone(images, full_size=False).final
+    for task, value in whole.final.items():
+        begun = F.interpolate(whole.coarse[task], value.shape[-2:], mode="bilinear", align_corners=False)
+        expected = drawn[task] if task == "boundary" else drawn[task] + begun
+        torch.testing.assert_close(value, expected)
+
+
+def test_predictions_start_at_a_value_once_though_two_are_added():
+    model = seeded_model().eval()
+    for task, value in (("depth", torch.tensor(2.5)), ("boundary", torch.tensor(-1.0))):
+        start_predictions_at(model.decoder, task, value)
+        for predictions in (model.decoder.heads.predict, model.decoder.preliminary.predict):
+            predictions.of_task[task].weight.data.zero_()
+        output = model(random_images())
+        assert output.final[task].unique().item() == output.coarse[task].unique().item() == value
 
 
 @pytest.mark.parametrize("deep", ["all", "areas", "none"])
@@ -419,6 +443,7 @@ def test_a_subset_is_a_slice_of_the_whole_wherever_tasks_meet(options):
 def test_single_choices_make_the_refined_form_the_papers():
     paper = {"tokens": "shares", "pool": 1, "refine": "preliminary"}
     paper |= {"zero_start": False, "positions": False, "deep_supervision": "all", "read_tokens": "own", "mix": 0}
+    paper |= {"add_coarse": False}
     ours, expected = seeded_model(decoder_options=paper).eval(), seeded_model(form="paper").eval()
     with torch.no_grad():
         for task, value in expected(random_images()).final.items():

@@ -49,6 +49,18 @@ def tiny():
     return moved_model()
 
 
+def test_config_json_names_every_choice_and_one_of_before_means_what_it_meant(tmp_path):
+    model = moved_model()
+    model.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["decoder_options"]["mix"] == 16
+    assert stored["decoder_options"].pop("add_coarse") is True
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    before = MTLSINet.from_pretrained(tmp_path)
+    model.decoder.add_coarse = False
+    assert_same_outputs(before, model)
+
+
 def test_a_saved_model_comes_back_the_same(tmp_path):
     model = moved_model(dataset="pascal", tasks=["boundary", "parsing"], input_size=(64, 96), window=4, scales=(1, 3))
     model.save_pretrained(tmp_path)

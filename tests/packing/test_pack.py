@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from io import StringIO
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,6 +15,8 @@ from PIL import Image
 from rich.console import Console
 
 from mtlsi.cli import main
+from mtlsi.config import DataConfig, RunConfig, TrainConfig
+from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate_from_command
 from mtlsi.model.network import MTLSINet
@@ -109,3 +113,54 @@ def test_a_model_of_a_damaged_run_is_refused(tiny_run, tmp_path):
     with pytest.raises(MistakeError):
         pack_from_command(PackOptions(str(run), data="scenes", out=tmp_path / "new"), console=QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_card_names_the_protocol_of_the_boundaries(tiny_run, tmp_path):
+    out = pack_from_command(PackOptions(str(tiny_run.out), data="scenes", limit=1, out=tmp_path / "a"), console=QUIET)
+    stored = json.loads((tiny_run.out / "scores.json").read_text())["boundaries"]
+    assert f"Boundaries are measured by the protocol {stored['protocol']}, " in (out / "README.md").read_text()
+
+
+def depth_row(card: str) -> tuple[float, float]:
+    """The RMSE of the model and of the constant."""
+    found = re.search(r"\| depth \| RMSE ([\d.]+) m \| ([\d.]+) \|", card)
+    assert found is not None
+    return float(found[1]), float(found[2])
+
+
+def test_a_card_of_some_tasks_gives_the_command_that_measures_them_and_how_images_are_shown(nyud_root, tmp_path):
+    from mtlsi.training.loop import train
+
+    config = RunConfig(
+        data=DataConfig(
+            name="nyud", root=str(nyud_root), tasks="depth,normals", size_hw=(64, 64), image_hw=(64, 64),
+            resize="keep_ratio", num_workers=0,
+        ),
+        train=TrainConfig(iterations=1, batch_size=1, precision="float32"),
+    )  # fmt: skip
+    kept = train(config, tmp_path / "run", console=QUIET)["depth"]
+    asked = {"data": "nyud", "root": str(nyud_root), "tasks": "depth"}
+    out = pack_from_command(PackOptions(str(tmp_path / "run"), **asked, out=tmp_path / "kept"), console=QUIET)
+    card = (out / "README.md").read_text()
+    assert "mtlsi evaluate kept --data nyud --root FOLDER --resize keep_ratio --tasks depth\n" in card
+    assert "shown as follows: images resized by one factor into 64x64, padded to 64x64; compared" in card
+    assert "resized by one factor into 64x64 times 0.5 to 2" in card
+    assert depth_row(card)[0] == pytest.approx(kept["RMSE"], rel=0.02)  # as the run itself, but for half precision
+    stretched = evaluate_from_command(EvaluateOptions(str(out), **asked), console=QUIET)["depth"]["RMSE"]
+    again = evaluate_from_command(EvaluateOptions(str(out), **asked, resize="keep_ratio"), console=QUIET)["depth"]
+    assert depth_row(card)[0] == pytest.approx(again["RMSE"], abs=1e-4) != pytest.approx(stretched, abs=1e-4)
+    assert "| surface normals" not in card
+    assert "Boundaries are" not in card
+
+    out = pack_from_command(
+        PackOptions(str(tmp_path / "run"), **asked, protocol="invpt", out=tmp_path / "padded"), console=QUIET
+    )
+    card = (out / "README.md").read_text()
+    assert "mtlsi evaluate padded --data nyud --root FOLDER --protocol invpt --tasks depth\n" in card
+    assert "shown as follows: protocol invpt: images as stored, 480x640 cut to 425x560, padded to 448x576; " in card
+    shown = evaluate_from_command(EvaluateOptions(str(out), **asked, protocol="invpt"), console=QUIET)["depth"]
+    assert depth_row(card)[0] == pytest.approx(shown["RMSE"], abs=1e-4)
+    truth = np.concatenate([open_dataset(config.data, "val")[i]["depth"].numpy().ravel() for i in (0, 1)])
+    known = np.concatenate([open_dataset(config.data, "train")[i]["depth"].numpy().ravel() for i in (0, 1)])
+    median = np.sort(known)[(len(known) - 1) // 2]  # of two in the middle the lower, as torch has it
+    assert depth_row(card)[1] == pytest.approx(np.sqrt(np.mean((truth - median) ** 2)), abs=1e-4)

@@ -180,7 +180,12 @@ def test_a_study_that_has_finished_trains_nothing_more(finished, monkeypatch, ca
     monkeypatch.setattr("mtlsi.studies.runs.train", refuse)
     monkeypatch.setattr("mtlsi.studies.runs.resume", refuse)
     before = (finished.out / "table.csv").read_text()
-    assert main(["study", str(finished.file), "--out", str(finished.out), "--sheet", "scene_0_1000001"]) == 0
+    assert main(["study", str(finished.file), "--out", str(finished.out), "--sheet", "scene_0_1000001", "--pdf"]) == 0
+    drawn = {path.name: path for path in finished.out.glob("*.pdf")}
+    assert drawn.keys() == {"gflop.pdf", "train_minutes.pdf", "num_tokens.pdf", "sheet_scene_0_1000001.pdf"}
+    for path in drawn.values():
+        assert path.read_bytes().startswith(b"%PDF-")
+        path.unlink()
     told = capsys.readouterr().out
     assert "mtlsi_8" in told
     assert "Delta_m" in told
@@ -270,6 +275,7 @@ def test_a_variant_that_cannot_be_built_is_told_before_anything_is_trained(tmp_p
         ({"data.name": "nyud", "data.root": str(tmp_path / "nowhere")}, "nowhere"),
         ({"backbone_weights": str(tmp_path / "none.safetensors")}, r"none\.safetensors"),
         ({"train.tracker": "abacus"}, "abacus"),
+        ({"train.class_weights.semseg": "from_shares"}, "no such task with classes"),
     ):
         file = write(tmp_path, variants={"heads": HEADS, "bad": change})
         with pytest.raises(MistakeError, match=f"variant bad cannot be trained: .*{told}") as mistake:

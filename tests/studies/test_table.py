@@ -70,12 +70,12 @@ def test_a_score_that_is_undefined_is_nowhere_a_number():
     assert "NaN" not in as_json(plan, rows)
 
 
-def write_run(out: Path, scores: dict, train_s: list[float]) -> StudyRun:
+def write_run(out: Path, scores: dict, train_s: list[float], **context) -> StudyRun:
     from mtlsi.run_folder import save_config
 
     out.mkdir(parents=True)
     save_config(RunConfig(), out)
-    (out / "scores.json").write_text(json.dumps({"scores": scores}))
+    (out / "scores.json").write_text(json.dumps({**context, "scores": scores}))
     lines = [{"step": step, "train_s": value} for step, value in enumerate(train_s)] + [{"step": 9, "evaluation_s": 60}]
     (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return StudyRun(Variant(out.parent.name, RunConfig()), int(out.name), out)
@@ -124,3 +124,36 @@ def test_the_printed_table_is_never_cut_where_it_goes_to_a_file():
     )
     assert long in said.getvalue()
     assert "…" not in said.getvalue()
+
+
+def test_the_protocol_of_the_boundaries_stands_in_every_table(tmp_path):
+    scores = {"depth": {"RMSE": 0.5}, "boundary": {"odsF": 70.0}}
+    by = {name: {"boundaries": {"protocol": name}} for name in ("seism", "bsds")}
+    new = scored("new", [write_run(tmp_path / f"new/{seed}", scores, [1], **by["seism"]) for seed in (0, 1)], 2)
+    other = scored("other", [write_run(tmp_path / "other/0", scores, [1], **by["bsds"])], 1)
+    old = scored("old", [write_run(tmp_path / "old/0", scores, [1])], 1)
+    alone = scored("alone", [write_run(tmp_path / "alone/0", {"depth": scores["depth"]}, [1], **by["seism"])], 1)
+    plan = plan_of("new", "other", "old", "alone")
+
+    same = [new, alone]  # a variant without boundaries does not matter
+    text = as_markdown(plan, same)
+    assert "| boundary odsF (%, seism) ↑ |" in text
+    assert "Boundaries: measured by the protocol seism." in text
+    assert "depth RMSE (m) ↓" in text
+    cells = [line["boundary_protocol"] for line in csv.DictReader(StringIO(as_csv(same)))]
+    assert cells == ["seism", ""]
+    stored = json.loads(as_json(plan, same))["variants"]
+    assert [of["boundaries"] for of in stored] == [{"0": "seism", "1": "seism"}, {}]
+
+    mixed = [new, other, old, alone]
+    for text in (as_markdown(plan, mixed), as_latex(plan, mixed)):
+        assert (
+            "Boundaries do not compare, they were measured by several protocols: new by seism; other by bsds; old by "
+            "unknown; unknown: from before it was written down." in text
+        )
+    assert "| boundary odsF (%) ↑ |" in as_markdown(plan, mixed)
+    text = as_markdown(plan, [old])
+    assert "| boundary odsF (%, unknown) ↑ |" in text
+    assert "Boundaries: measured by an unknown protocol" in text
+    assert "Boundaries" not in as_markdown(plan, [alone])
+    assert "boundary_protocol" not in as_csv([alone])

@@ -82,6 +82,8 @@ def test_metrics_have_a_line_for_every_step_and_evaluation(tiny_run):
         if "loss" in line:
             parts = sum(w * (line[f"loss/{task}"] + line[f"loss/coarse/{task}"]) for task, w in weights.items())
             assert line["loss"] == pytest.approx(parts, rel=1e-4)
+    assert not any("/precision/" in name for line in lines for name in line)  # a curve is no score
+    assert "NaN" not in (tiny_run.out / "metrics.jsonl").read_text()
     rates = [line["lr"] for line in lines if "lr" in line]  # what the next step will use: warm-up over two, then poly
     expected = [1e-3, 1e-3, *(1e-3 * (1 - done / 4) ** 0.9 for done in (1, 2, 3, 4))]
     assert rates == pytest.approx(expected)

@@ -142,5 +142,5 @@ def test_only_a_new_depth_begins_at_the_middle_of_the_labels(two_steps, tmp_path
         own = replace(config, init=str(tmp_path / brought))
         network = build_model(own, train_set)
         assert set_first_weights(network, own, train_set) == {"depth": brought, "normals": "all"}
-        bias = network.decoder.heads.predict.of_task["depth"].bias.item()
+        bias = network.decoder.preliminary.predict.of_task["depth"].bias.item()
         assert (bias > 1) == (brought == "new")

@@ -15,7 +15,7 @@ from mtlsi.config import PRESETS
 from mtlsi.device import find_device
 from mtlsi.drawing.plots import plot_scaling
 from mtlsi.errors import MistakeError
-from mtlsi.io import check_writable, replace_text
+from mtlsi.io import check_picture, check_writable, replace_text
 from mtlsi.options import BenchmarkOptions
 from mtlsi.plugins import settle_plugins
 from mtlsi.tasks import check_tasks
@@ -95,6 +95,8 @@ def check(request: BenchmarkOptions) -> None:
         raise MistakeError("sizes: one number of pixels; expected two sizes or more, to see how the cost grows")
     if request.plot_path is not None and not request.sizes:
         raise MistakeError("a plot of what? give sizes too, such as --sizes 224x288,320x416,448x576")
+    if request.plot_path is not None:
+        check_picture(request.plot_path)
     for path in (request.json_path, request.plot_path):
         if path is not None:
             check_writable(path)
@@ -110,7 +112,7 @@ def totals(parts: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def draw(scaling: dict[str, Any], out_png: Path) -> None:
-    """The growth of time and memory, as PNG; ``MistakeError`` where neither could be fitted."""
+    """The growth of time and memory, as a picture; ``MistakeError`` where neither could be fitted."""
     rows = scaling["sizes"]
     series = {}
     for name, title in (("decoder_ms", "decoder time (ms)"), ("peak_memory_mb", "peak activation memory (MB)")):

@@ -71,7 +71,9 @@ def training_batches(
     transform: Callable[[Sample, torch.Generator], Sample] | None = None,
 ) -> DataLoader:
     """Batches of augmented samples in the sampler's order; ``transform`` replaces the field's augmentation."""
-    transform = transform or TrainTransform(config.size_hw, config.image_hw, config.zoom, config.class_limit)
+    transform = transform or TrainTransform(
+        config.size_hw, config.image_hw, config.zoom, config.class_limit, config.resize
+    )
     return DataLoader(
         TrainingImages(dataset, transform, seed, in_memory=config.in_memory),
         batch_sampler=sampler,
@@ -85,9 +87,10 @@ def training_batches(
 def evaluation_batches(
     dataset: LabelledImages, config: DataConfig, indices: Sequence[int], *, batch_size: int = 1
 ) -> DataLoader:
-    """Lists of whole images, labels at their stored size, in the order of ``indices``."""
+    """Lists of whole images, not padded, labels at their stored size, in the order of ``indices``."""
+    images = EvaluationImages(dataset, EvaluationTransform(config.image_hw, config.resize))
     return DataLoader(
-        torch.utils.data.Subset(EvaluationImages(dataset, EvaluationTransform(config.image_hw)), list(indices)),
+        torch.utils.data.Subset(images, list(indices)),
         batch_size=batch_size,
         collate_fn=list,
         num_workers=config.num_workers,

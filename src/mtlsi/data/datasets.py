@@ -13,13 +13,15 @@ from mtlsi import kinds
 from mtlsi.config import DataConfig, split_names
 from mtlsi.data.readers.files import FileDataset
 from mtlsi.data.readers.folder import Folder, splits_of_folder
-from mtlsi.data.readers.nyud_official import open_nyud
+from mtlsi.data.readers.numbered import Cityscapes, open_cityscapes19
+from mtlsi.data.readers.nyud_any import open_nyud
 from mtlsi.data.readers.pascal import PASCALContext
 from mtlsi.data.readers.prepared import INDEX, Prepared
 from mtlsi.data.scenes.dataset import Scenes
 from mtlsi.data.transforms import Sample
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
+from mtlsi.kinds.colouring import Colour
 
 FIRST_VALIDATION_SCENE = 1_000_000
 """Scenes from this index on are never trained on."""
@@ -44,14 +46,29 @@ class LabelledImages(Protocol):
     def name(self, index: int, /) -> str: ...
 
 
-READERS: dict[str, Callable[..., FileDataset]] = {"nyud": open_nyud, "pascal": PASCALContext, "folder": Folder}
+READERS: dict[str, Callable[..., FileDataset]] = {
+    "nyud": open_nyud,
+    "pascal": PASCALContext,
+    "cityscapes": Cityscapes,
+    "cityscapes19": open_cityscapes19,
+    "folder": Folder,
+}
 """By ``DataConfig.name``, called with (root, split, tasks=...)."""
 SIGNS: dict[str, tuple[str, ...]] = {
     "folder": ("dataset.yaml",),
-    "nyud": ("nyu_depth_v2_labeled.mat", "gt_sets"),
     "pascal": ("JPEGImages", "ImageSets/Context"),
+    "nyud": (
+        "nyu_depth_v2_labeled.mat",
+        "gt_sets",
+        "train/normal/*.npy",
+        "val/normal/*.npy",
+        "official_splits",
+        "*/sync_depth_*.png",
+        "*/*/sync_depth_*.png",
+    ),
+    "cityscapes": ("train/image/*.npy", "val/image/*.npy"),
 }
-"""Files or folders, by reader, any of which tells that a folder is of its layout."""
+"""Files or folders, by reader, any of which tells that a folder is of its layout; ``*`` stands for any name."""
 BUILT_IN = ("scenes", *READERS)
 
 
@@ -103,11 +120,11 @@ def recognise(root: Path) -> str:
     if root.suffix == ".mat" and root.is_file():
         return "nyud"
     for name, files in SIGNS.items():
-        if any((root / file).exists() for file in files):
+        if any(next(root.glob(file), None) is not None for file in files):
             return name
     raise MistakeError(
-        f"{root}: {holds(root)}; expected dataset.yaml (your own data), gt_sets/ or nyu_depth_v2_labeled.mat (NYUDv2) or "
-        "JPEGImages/ (PASCAL-Context)"
+        f"{root}: {holds(root)}; expected dataset.yaml (your own data), gt_sets/ or nyu_depth_v2_labeled.mat (NYUDv2), "
+        "JPEGImages/ (PASCAL-Context), train/image/0.npy (MTAN's NYUv2 or Cityscapes) or SCENE/sync_depth_*.png (BTS)"
         + "".join(f" or {' or '.join(SIGNS[name])} ({name})" for name in SIGNS if name not in BUILT_IN)
     )
 
@@ -115,6 +132,11 @@ def recognise(root: Path) -> str:
 def open_folder(root: Path, split: str, **options: Any) -> FileDataset:
     """One split of the data set in ``root``, whichever it is; ``options`` as its reader takes them."""
     return READERS[recognise(root)](root, split, **options)
+
+
+def empty_splits_of(root: Path) -> tuple[str, ...]:
+    """The splits that a folder of one's own names and that hold no image."""
+    return splits_of_folder(root, empty=True) if recognise(root) == "folder" else ()
 
 
 def splits_of(root: Path) -> tuple[str, ...]:
@@ -126,6 +148,11 @@ def spread(num_images: int, length: int) -> list[int]:
     """Indices of ``num_images`` (0: all) spread evenly over ``length``: neighbours in a data set show the same room."""
     count = min(num_images or length, length)
     return [i * length // count for i in range(count)]
+
+
+def colours_of(dataset: LabelledImages) -> dict[str, Sequence[Colour]]:
+    """The colours that a data set chose for its classes, by task; a data set need not have the attribute ``colours``."""
+    return {task: chosen for task, chosen in getattr(dataset, "colours", {}).items() if chosen}
 
 
 def constant_predictions(dataset: LabelledImages, num_images: int = 50) -> dict[str, Tensor]:

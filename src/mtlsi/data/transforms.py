@@ -27,24 +27,24 @@ Box = tuple[int, int, int, int]
 class TrainTransform:
     """The field's augmentation (PROTOCOL of InvPT), as one call on a sample and a generator.
 
-    ``size_hw``: the crop. ``image_hw``: a whole image's size at zoom 1 (None: as stored). ``zoom``: range of the
-    zoom; depth is divided by it. ``class_limit``: a crop is drawn again, up to ten times, while one class fills
-    more than this share of it. Choice: the crop is cut from the stored image and only then upsampled, which shows the
-    same part at a fraction of the work.
+    ``size_hw``: the crop. ``image_hw``: a whole image's size at zoom 1 (None: as stored), to which ``resize`` brings it as
+    ``shown_hw`` says. ``zoom``: range of the zoom; depth is divided by it, and by no other resizing. ``class_limit``: a crop
+    is drawn again, up to ten times, while one class fills more than this share of it. Choice: the crop is cut from the
+    stored image and only then upsampled, which shows the same part at a fraction of the work.
     """
 
     size_hw: tuple[int, int]
     image_hw: tuple[int, int] | None = None
     zoom: tuple[float, float] = (0.5, 2.0)
     class_limit: float = 0.75
+    resize: str = "stretch"
 
     def __call__(self, sample: Sample, generator: Generator) -> Sample:
         zoom = _uniform(generator, *self.zoom)
         h, w = sample["image"].shape[-2:]
-        whole = self.image_hw or (h, w)
-        scale_y, scale_x = whole[0] * zoom / h, whole[1] * zoom / w
-        size = (min(self.size_hw[0], round(h * scale_y)), min(self.size_hw[1], round(w * scale_x)))
-        box = self._choose_box(sample, (min(h, round(size[0] / scale_y)), min(w, round(size[1] / scale_x))), generator)
+        scale_y, scale_x = (zoom * scale for scale in scales((h, w), self.image_hw, self.resize))
+        size = (_side(h * scale_y, self.size_hw[0]), _side(w * scale_x, self.size_hw[1]))
+        box = self._choose_box(sample, (_side(size[0] / scale_y, h), _side(size[1] / scale_x, w)), generator)
         sample = resize(cut(sample, box), size, zoom=zoom)
         if _uniform(generator, 0, 1) < 0.5:
             sample = flip(sample)
@@ -69,15 +69,38 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvaluationTransform:
-    """The image brought to ``image_hw`` (None: as stored) and normalised; the labels stay as they are stored."""
+    """The image brought to ``image_hw`` as ``shown_hw`` says, and normalised; the labels stay as they are stored.
+
+    Nothing is padded here: who shows the image pads it, and cuts the prediction back.
+    """
 
     image_hw: tuple[int, int] | None = None
+    resize: str = "stretch"
 
     def __call__(self, sample: Sample) -> Sample:
         image = sample["image"]
-        if self.image_hw is not None and image.shape[-2:] != torch.Size(self.image_hw):
-            image = tv.resize(image, list(self.image_hw), antialias=True)
+        size = shown_hw((image.shape[-2], image.shape[-1]), self.image_hw, self.resize)
+        if image.shape[-2:] != torch.Size(size):
+            image = tv.resize(image, list(size), antialias=True)
         return sample | {"image": normalise(image.float() / 255)}
+
+
+def scales(size_hw: tuple[int, int], image_hw: tuple[int, int] | None, how: str) -> tuple[float, float]:
+    """By what an image's height and width are multiplied to bring it from ``size_hw`` to ``image_hw`` (None: by 1).
+
+    ``how``: stretch, or keep_ratio, min(H / h, W / w) for both.
+    """
+    if image_hw is None:
+        return 1.0, 1.0
+    down, right = image_hw[0] / size_hw[0], image_hw[1] / size_hw[1]
+    both = min(down, right)
+    return (both, both) if how == "keep_ratio" else (down, right)
+
+
+def shown_hw(size_hw: tuple[int, int], image_hw: tuple[int, int] | None, how: str) -> tuple[int, int]:
+    """The size to which an image of ``size_hw`` is brought; see ``scales``. It fits in ``image_hw``, by a side at least."""
+    (h, w), (down, right), most = size_hw, scales(size_hw, image_hw, how), image_hw or size_hw
+    return _side(h * down, most[0]), _side(w * right, most[1])
 
 
 def cut(sample: Sample, box: Box) -> Sample:
@@ -122,6 +145,11 @@ def pad_centred(sample: Sample, size_hw: tuple[int, int]) -> Sample:
     top, left = (size_hw[0] - h) // 2, (size_hw[1] - w) // 2
     sides = [left, top, size_hw[1] - w - left, size_hw[0] - h - top]
     return as_tensors({name: tv.pad(x, sides) for name, x in as_tv_tensors(sample).items()})
+
+
+def _side(length: float, most: int) -> int:
+    """A length in whole pixels, 1 to ``most``."""
+    return max(1, min(most, round(length)))
 
 
 def _uniform(generator: Generator, low: float, high: float) -> float:

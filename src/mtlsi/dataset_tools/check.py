@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,18 +11,30 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mtlsi import kinds
-from mtlsi.data.datasets import open_folder, splits_of
+from mtlsi.data.datasets import empty_splits_of, open_folder, splits_of
 from mtlsi.data.readers.files import IMAGE, FileDataset
+from mtlsi.data.readers.folder import Folder
+from mtlsi.dataset_tools.findings import (
+    absent_classes,
+    doubts_of_task,
+    labels_of,
+    named,
+    passed_over,
+    shares_of,
+    stretched,
+    turned,
+)
+from mtlsi.dataset_tools.readings import Reader, Reading
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import say_left_out
-from mtlsi.images import turned_label
 from mtlsi.io import check_writable, replace_text
 from mtlsi.parallel import for_each
 from mtlsi.tasks import TASKS
 
 SHOWN = 20
-"""Problems on the screen; the JSON file has all."""
+"""Lines of each sort on the screen; the JSON file has all."""
+MOST_ROWS = 60
+"""Classes in a table of shares."""
 
 
 @dataclass
@@ -40,6 +51,8 @@ class Count:
     """Share of valid pixels in the labels read."""
     values: str = ""
     """The range of the values read, or how many classes occur."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Class -> its share of the valid pixels read."""
 
 
 @dataclass
@@ -51,60 +64,16 @@ class Report:
     counts: list[Count] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    """What is wrong."""
+    doubts: list[str] = field(default_factory=list)
+    """What can be read but is hardly meant."""
     notes: list[str] = field(default_factory=list)
+    """What is good to know."""
 
-
-@dataclass(frozen=True)
-class Reading:
-    """One file of an image: its share of valid pixels, and its lowest and highest value or its classes."""
-
-    what: str
-    valid: float = 0.0
-    values: tuple[float, ...] = ()
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads every file of one image; labels derived from a file that is read anyway are not worked out."""
-
-    dataset: FileDataset
-
-    def __call__(self, index: int) -> list[Reading]:
-        return list(self._readings(index))
-
-    def _readings(self, index: int) -> Iterator[Reading]:
-        dataset, size = self.dataset, None
-        for what in (IMAGE, *dataset.tasks):
-            path = dataset.path(what, index)
-            if what in dataset.derived or (path is None and what != IMAGE):
-                continue
-            try:
-                values = dataset.read(what, index)
-            except MistakeError as error:
-                yield Reading(what, problem=str(error))
-                continue
-            if what == IMAGE:
-                size = values.shape[:2]
-                yield Reading(what, 1.0)
-                continue
-            if size is not None and values.shape[-2:] != size:
-                shapes = f"{values.shape[-2]}x{values.shape[-1]} pixels, but its image has {size[0]}x{size[1]}"
-                turned = turned_label(dataset.path(IMAGE, index), values.shape[-2:], size)
-                yield Reading(what, problem=turned or f"{path}: {shapes}; give both the same size")
-                continue
-            yield _summary(what, values)
-
-
-def _summary(what: str, values: np.ndarray) -> Reading:
-    kind = kinds.of(what)
-    valid = kind.valid(values)
-    labelled = values[..., valid]
-    if kind.discrete:
-        summary: tuple[float, ...] = tuple(np.unique(labelled).tolist())
-    else:
-        summary = (float(labelled.min()), float(labelled.max())) if labelled.size else ()
-    return Reading(what, float(valid.mean()), summary)
+    @property
+    def sound(self) -> bool:
+        """Whether nothing was found: the command's exit code is then 0."""
+        return not (self.problems or self.doubts or self.left_out)
 
 
 def check(root: Path, *, num_workers: int = 2, console: Console | None = None) -> Report:
@@ -121,18 +90,48 @@ def check(root: Path, *, num_workers: int = 2, console: Console | None = None) -
             datasets[split] = open_folder(root, split, may_lack=True)
         except MistakeError as error:
             report.problems.append(str(error))
+    report.problems += [f"split {split}: no images; give it a share or name some" for split in empty_splits_of(root)]
+    found: dict[str, list[Reading]] = {}
     for split, dataset in datasets.items():
         report.layout = dataset.layout
         report.left_out |= dataset.left_out
         _check_names(dataset, report)
         title = f"reading {split}"
-        read = for_each(_Reader(dataset), len(dataset), title=title, num_workers=num_workers, console=console)
+        read = for_each(Reader(dataset), len(dataset), title=title, num_workers=num_workers, console=console)
         readings = [reading for readings_of_image in read for reading in readings_of_image]
         report.problems += [reading.problem for reading in readings if reading.problem]
+        found[split] = [reading for reading in readings if not reading.problem]
         for what in (IMAGE, *dataset.tasks):
-            report.counts.append(_count(dataset, what, [r for r in readings if r.what == what and not r.problem]))
+            of_what = [reading for reading in found[split] if reading.what == what]
+            report.counts.append(_count(dataset, what, of_what))
+            if what != IMAGE:
+                report.doubts += doubts_of_task(dataset, what, of_what)
     _check_between(datasets, report)
+    _doubt(datasets, found, report)
     return report
+
+
+def _doubt(datasets: dict[str, FileDataset], found: dict[str, list[Reading]], report: Report) -> None:
+    """What shows only when the splits are looked at together."""
+    if not datasets:
+        return
+    dataset = next(iter(datasets.values()))
+    readings = [reading for of_split in found.values() for reading in of_split]
+    images = [reading for reading in readings if reading.what == IMAGE]
+    shares: dict[str, dict[str, dict[str, float]]] = {}
+    for count in report.counts:
+        if count.shares:
+            shares.setdefault(count.task, {})[count.split] = count.shares
+    for doubts, notes in (
+        *(absent_classes(task, by_split) for task, by_split in shares.items()),
+        turned(images, labels_of(readings)),
+        passed_over(dataset),
+    ):
+        report.doubts += doubts
+        report.notes += notes
+    if said := stretched(images):
+        # the benchmarks' recipes crop, and their images are known to differ
+        (report.doubts if isinstance(dataset, Folder) else report.notes).append(said)
 
 
 def _count(dataset: FileDataset, what: str, readings: list[Reading]) -> Count:
@@ -143,6 +142,7 @@ def _count(dataset: FileDataset, what: str, readings: list[Reading]) -> Count:
         values = sorted({value for reading in readings for value in reading.values})
         if what in dataset.classes:
             count.values = f"{len(values)} of {len(dataset.classes[what])} classes"
+            count.shares = shares_of(readings, dataset.classes[what])
         elif values:
             count.values = f"{values[0]:.3g}..{values[-1]:.3g}"
     return count
@@ -170,13 +170,10 @@ def _check_between(datasets: dict[str, FileDataset], report: Report) -> None:
         for second in order[i + 1 :]:
             if both := sorted(splits[first] & splits[second]):
                 report.problems.append(f"{len(both)} images are in {first} and in {second}, such as {both[0]}")
-    if not datasets:
-        return
-    dataset = next(iter(datasets.values()))
-    images = dataset.stems(IMAGE)
-    for task in dataset.tasks:
-        if orphans := sorted(dataset.stems(task) - images):
-            report.problems.append(f"{len(orphans)} {task} labels have no image, such as {orphans[0]}")
+    images = set().union(*(dataset.stems(IMAGE) for dataset in datasets.values()))
+    for task in dict.fromkeys(task for one in datasets.values() for task in one.tasks):
+        if orphans := sorted(set().union(*(one.stems(task) for one in datasets.values())) - images):
+            report.problems.append(f"{len(orphans)} {task} labels have no image, such as {named(orphans)}")
     if unlisted := sorted(images - set().union(*splits.values())):
         report.notes.append(f"{len(unlisted)} images are in none of these splits, such as {unlisted[0]}")
 
@@ -184,7 +181,7 @@ def _check_between(datasets: dict[str, FileDataset], report: Report) -> None:
 def write_report(report: Report, path: Path) -> None:
     """The whole report as JSON."""
     check_writable(path)
-    replace_text(path, json.dumps(asdict(report), indent=2, default=str) + "\n")
+    replace_text(path, json.dumps(asdict(report) | {"sound": report.sound}, indent=2, default=str) + "\n")
 
 
 def report_table(report: Report) -> Table:
@@ -201,14 +198,43 @@ def report_table(report: Report) -> Table:
     return table
 
 
+def shares_table(report: Report, task: str) -> Table:
+    """The classes of a task, one row each, and their share of the labelled pixels of each split."""
+    counts = [count for count in report.counts if count.task == task and count.shares]
+    table = Table(title=f"{TASKS[task].title}: share of the labelled pixels")
+    table.add_column("class")
+    for count in counts:
+        table.add_column(count.split, justify="right")
+    names = sorted(counts[0].shares, key=lambda name: -counts[0].shares[name])
+    for name in names[:MOST_ROWS]:
+        table.add_row(name, *(_percent(count.shares[name]) for count in counts))
+    if len(names) > MOST_ROWS:
+        table.caption = f"and {len(names) - MOST_ROWS} rarer ones, which the JSON file has"
+    return table
+
+
+def _percent(share: float) -> str:
+    return "none" if share == 0 else "< 0.01 %" if share < 1e-4 else f"{100 * share:.2f} %"
+
+
 def print_report(report: Report, console: Console) -> None:
-    """The table, then what is left out, what to know and what is wrong."""
+    """The tables, then what is left out, what to know, what to doubt and what is wrong."""
     console.print(report_table(report))
+    for task in dict.fromkeys(count.task for count in report.counts if count.shares):
+        console.print(shares_table(report, task))
     say_left_out(report, console)
-    for note in report.notes:
-        console.print(f"note: {note}", markup=False, soft_wrap=True)
-    for problem in report.problems[:SHOWN]:
-        console.print(f"wrong: {problem}", markup=False, soft_wrap=True)
+    for word, lines in (("note", report.notes), ("doubtful", report.doubts), ("wrong", report.problems)):
+        for line in lines[:SHOWN]:
+            console.print(f"{word}: {line}", markup=False, highlight=False, soft_wrap=True)
     if len(report.problems) > SHOWN:
         console.print(f"and {len(report.problems) - SHOWN} more problems")
-    console.print(f"{len(report.problems)} problems" if report.problems else "nothing is wrong")
+    if report.sound:
+        console.print("nothing is wrong")
+        return
+    counts = (len(report.problems), "problem"), (len(report.doubts), "doubt"), (len(report.left_out), "task left out")
+    console.print(", ".join(_counted(count, word) for count, word in counts if count))
+
+
+def _counted(count: int, word: str) -> str:
+    first, _, rest = word.partition(" ")
+    return f"{count} {first}{'s' * (count != 1)} {rest}".rstrip()

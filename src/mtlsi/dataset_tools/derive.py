@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from mtlsi.data.datasets import open_folder, splits_of
 from mtlsi.data.readers.decoding import UNKNOWN
 from mtlsi.data.readers.derive import boundaries_from_labels, normals_from_depth
 from mtlsi.data.readers.files import FileDataset
+from mtlsi.data.readers.folder_settings import SETTINGS, read_settings
 from mtlsi.errors import MistakeError
 from mtlsi.io import replace_array
 from mtlsi.parallel import for_each
@@ -30,6 +31,9 @@ class Camera:
     focal_xy: tuple[float, float]
     centre_xy: tuple[float, float]
 
+    def __str__(self) -> str:
+        return "focal {:g} {:g}, centre {:g} {:g}".format(*self.focal_xy, *self.centre_xy)
+
 
 @dataclass(frozen=True)
 class Derivation:
@@ -37,7 +41,7 @@ class Derivation:
 
     tasks: tuple[str, ...]
     camera: Camera | None = None
-    """For normals."""
+    """For normals; None: the one that the data set's ``dataset.yaml`` gives."""
     depth_step_m: float | None = None
     """For normals: the step in which depth was stored, if that shows."""
     salient: tuple[str, ...] = ()
@@ -84,15 +88,17 @@ def derive(
     """Write labels of ``wanted`` for every image of the data set in ``root`` into ``out``/TASK; gives counts by split.
 
     PNG files as ``Folder`` and package A read them: boundaries and saliency 0 or 255, 127 where unknown; normals c as
-    2 c / 255 - 1. Raises ``MistakeError`` where ``root`` lacks the labels that these follow from, or for a class or a
-    camera that is not given.
+    2 c / 255 - 1. The camera of normals is the one given, else that of ``tasks.depth.intrinsics`` in ``root``'s
+    ``dataset.yaml``; either is in pixels of the depth maps as they are stored, and so are the normals. Raises
+    ``MistakeError`` where ``root`` lacks the labels that these follow from, or for a class or a camera that is not given.
     """
     console = console or Console()
     needed: Sequence[str] = sorted({SOURCES[task] for task in wanted.tasks})
     if not needed:
         raise MistakeError("nothing to derive; give one or more of --boundary, --normals and --saliency CLASS ...")
     if "normals" in wanted.tasks and wanted.camera is None:
-        raise MistakeError("normals follow from depth and the camera; give --focal FX FY and --centre CX CY in pixels")
+        wanted = replace(wanted, camera=camera_of(root))
+        console.print(f"camera: {wanted.camera}, of {root / SETTINGS}", markup=False, highlight=False, soft_wrap=True)
     datasets = {split: open_folder(root, split, tasks=needed, may_lack=True) for split in splits_of(root)}
     for dataset in datasets.values():
         known = dataset.classes.get("semseg", ())
@@ -110,3 +116,14 @@ def derive(
         raise MistakeError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
     console.print(f"{sum(counts.values())} labels in {out}")
     return counts
+
+
+def camera_of(root: Path) -> Camera:
+    """The camera that ``dataset.yaml`` in ``root`` gives; ``MistakeError`` where it gives none."""
+    keys = read_settings(root, ("depth",)).tasks["depth"] if (root / SETTINGS).is_file() else {}
+    if not keys.get("intrinsics"):
+        raise MistakeError(
+            "normals follow from depth and the camera; give --focal FX FY and --centre CX CY in pixels of its maps, or "
+            f"write tasks.depth.intrinsics into {root / SETTINGS}"
+        )
+    return Camera(**keys["intrinsics"])

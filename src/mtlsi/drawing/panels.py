@@ -29,16 +29,26 @@ TILE_WIDTH, TILE_HEIGHT, NARROWEST = 480, 640, 300
 MARGIN, GAP, TEXT, TITLE, LEGEND_LINES = 20, 8, 15, 19, 6
 
 Classes = Mapping[str, Sequence[str]]
+Colours = Mapping[str, Sequence[Colour]]
+"""By task with classes, the colours in which a data set draws them; a task that is not there has our own."""
 
 
-def draw_task(task: str, array: np.ndarray, classes: Sequence[str] | None = None, longest: int = 1600) -> np.ndarray:
+def draw_task(
+    task: str,
+    array: np.ndarray,
+    classes: Sequence[str] | None = None,
+    longest: int = 1600,
+    colours: Sequence[Colour] | None = None,
+) -> np.ndarray:
     """One task for a person to look at, ``(H' W' 3) uint8``: the map in colours with its legend or scale below.
+
+    ``classes`` and ``colours``: the names and the RGB colours of a task with classes.
 
     The map's longer side is brought to at most ``longest`` pixels, and a small map is upsampled to a legible size.
     """
     height, width = kinds.of(task).channels_last(array).shape[:2]
     box = _fit((height, width), (longest, longest), smallest=TILE_WIDTH)
-    return np.asarray(_grid([[_cell(task, array, classes, box, title=None)]]))
+    return np.asarray(_grid([[_cell(task, array, classes, box, None, colours=colours)]]))
 
 
 def panel(
@@ -46,17 +56,18 @@ def panel(
     prediction: Mapping[str, np.ndarray],
     classes: Classes | None = None,
     titles: Mapping[str, str] | None = None,
+    colours: Colours | None = None,
 ) -> np.ndarray:
     """The image and every task of ``prediction`` side by side on one sheet, ``(H' W' 3) uint8``.
 
-    ``image (H W 3) uint8``; ``classes`` the names of each task that has classes; ``titles`` replaces the headings by
-    task name (``"image"`` for the image's own).
+    ``image (H W 3) uint8``; ``classes`` and ``colours`` the names and colours of each task that has classes; ``titles``
+    replaces the headings by task name (``"image"`` for the image's own).
     """
     classes, box = classes or {}, _fit(image.shape[:2], (TILE_HEIGHT, TILE_WIDTH))
     cells = [_photo_cell(image, box, (titles or {}).get("image", "image"))]
     for task, array in prediction.items():
         title = (titles or {}).get(task, TASKS[task].title)
-        cells.append(_cell(task, array, classes.get(task), box, title))
+        cells.append(_cell(task, array, classes.get(task), box, title, colours=(colours or {}).get(task)))
     columns = _columns(len(cells), cells[0].width / cells[0].height)
     return np.asarray(_grid([cells[i : i + columns] for i in range(0, len(cells), columns)]))
 
@@ -67,6 +78,7 @@ def compare_panel(
     truth: Mapping[str, np.ndarray],
     classes: Classes | None = None,
     titles: tuple[str, str] = ("prediction", "truth"),
+    colours: Colours | None = None,
 ) -> np.ndarray:
     """Predictions above the labels they should equal, the image at the left, ``(H' W' 3) uint8``.
 
@@ -76,7 +88,7 @@ def compare_panel(
     if not tasks:
         raise MistakeError(f"nothing to compare: predictions of {list(prediction)}, labels of {list(truth)}")
     rows = {word: {t: maps[t] for t in tasks} for word, maps in zip(titles, (prediction, truth), strict=True)}
-    return rows_panel(image, rows, classes, scale_of=titles[1])
+    return rows_panel(image, rows, classes, scale_of=titles[1], colours=colours)
 
 
 def rows_panel(
@@ -85,6 +97,7 @@ def rows_panel(
     classes: Classes | None = None,
     *,
     scale_of: str,
+    colours: Colours | None = None,
 ) -> np.ndarray:
     """A row for each entry of ``rows``, a column for each task, the image at the left of the first, ``(H' W' 3) uint8``.
 
@@ -98,7 +111,8 @@ def rows_panel(
         cells.append([blank if cells else _photo_cell(image, box, "image")])
         for task, reference in rows[scale_of].items():
             title, limits = f"{TASKS[task].title}: {word}", kinds.of(task).limits(reference)
-            drawn = _cell(task, maps[task], classes.get(task), box, title, limits) if task in maps else blank
+            named, chosen = classes.get(task), (colours or {}).get(task)
+            drawn = _cell(task, maps[task], named, box, title, limits, chosen) if task in maps else blank
             cells[-1].append(drawn)
     return np.asarray(_grid(cells))
 
@@ -110,13 +124,14 @@ def _cell(
     box: tuple[int, int],
     title: str | None,
     limits: Limits | None = None,
+    colours: Sequence[Colour] | None = None,
 ) -> Image.Image:
     """A title, the map brought to ``box`` (height, width), and below it what its colours mean."""
     kind, width = kinds.of(task), max(box[1], NARROWEST)
     array = _thin_out(kind.channels_last(array), box)
     limits = limits or kind.limits(array)
-    tile = _resize(kind.colours(array, limits), box, hard_edges=kind.hard_edges)
-    meaning = kind.legend(array, classes, limits, num_marks=5 if width >= TILE_WIDTH else 3)
+    tile = _resize(kind.colours(array, limits, colours), box, hard_edges=kind.hard_edges)
+    meaning = kind.legend(array, classes, limits, 5 if width >= TILE_WIDTH else 3, colours)
     key = _legend(meaning, width) if isinstance(meaning, Swatches) else _scale(meaning, width)
     return _stack(title, tile, key)
 

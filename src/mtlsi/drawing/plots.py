@@ -18,14 +18,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from mtlsi.errors import MistakeError
-from mtlsi.io import replace_bytes
+from mtlsi.io import check_picture, replace_bytes
 from mtlsi.tasks import TASKS
 
 
 def plot_precision_recall(
     recall: Sequence[float], precision: Sequence[float], out_png: str | os.PathLike, *, ods: tuple[float, float]
 ) -> Path:
-    """The curve over the thresholds, as PNG; ``ods`` (recall, precision) is its best point; lines of equal F behind."""
+    """The curve over the thresholds, as PNG, PDF or SVG; ``ods`` (recall, precision) is its best point.
+
+    Lines of equal F lie behind.
+    """
     figure = Figure(figsize=(5.2, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -41,7 +44,7 @@ def plot_precision_recall(
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision", title="boundaries", aspect="equal")
     axes.legend(frameon=False, loc="lower left")
     axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, Path(out_png))
+    return save_figure(figure, Path(out_png))
 
 
 def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike) -> Path:
@@ -90,7 +93,7 @@ def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike) -> Path:
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[plots:]:
         axis.set_axis_off()
-    return _save(figure, Path(out_png))
+    return save_figure(figure, Path(out_png))
 
 
 EXTRA_CURVES = {
@@ -116,7 +119,7 @@ def _draw_by_task(axis: Any, series: Mapping[str, tuple[list[int], list[float]]]
 def plot_scaling(
     pixels: Sequence[int], series: Mapping[str, tuple[Sequence[float], float, float]], out_png: str | os.PathLike
 ) -> Path:
-    """How costs grow with the number of pixels, both axes logarithmic, as PNG.
+    """How costs grow with the number of pixels, both axes logarithmic, as PNG, PDF or SVG.
 
     ``series`` holds, by title, the cost at each of ``pixels`` and the line fitted to it, ``factor * pixels ** exponent``,
     as (costs, exponent, factor).
@@ -138,7 +141,7 @@ def plot_scaling(
         axes.legend(frameon=False, fontsize=8)
         axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, Path(out_png))
+    return save_figure(figure, Path(out_png))
 
 
 TINTS = tuple(matplotlib.colormaps["tab20"].colors[i] for i in (*range(0, 20, 2), *range(1, 20, 2)))  # pyright: ignore
@@ -164,7 +167,7 @@ def plot_scores(
     levels: Sequence[Point] = (),
     joined: bool = False,
 ) -> Path:
-    """Headline scores of ``tasks`` over ``x``, one panel each, as PNG.
+    """Headline scores of ``tasks`` over ``x``, one panel each, as PNG, PDF or SVG.
 
     ``levels``: things without an x, drawn as lines across. ``joined``: the points are steps of one quantity that doubles, so
     they share a colour and a line, and x is logarithmic; otherwise each has a colour and its name in the legend.
@@ -207,14 +210,17 @@ def plot_scores(
     named = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     if named:
         figure.legend(list(named.values()), list(named), loc="outside right upper", frameon=False, fontsize=8)
-    return _save(figure, Path(out_png))
+    return save_figure(figure, Path(out_png))
 
 
-def _save(figure: Figure, out_png: Path) -> Path:
-    drawn = BytesIO()
-    figure.savefig(drawn, format="png", dpi=130)
-    replace_bytes(out_png, drawn.getvalue())
-    return out_png
+def save_figure(figure: Figure, out: Path) -> Path:
+    """``figure`` as PNG, PDF or SVG by the end of ``out``, written whole or not at all."""
+    check_picture(out)
+    drawn, kind = BytesIO(), out.suffix.lower()[1:]
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)  # the same figure, the same file
+    figure.savefig(drawn, format=kind, dpi=130, metadata=undated)
+    replace_bytes(out, drawn.getvalue())
+    return out
 
 
 def _read_series(path: Path) -> dict[str, tuple[list[int], list[float]]]:

@@ -17,7 +17,7 @@ from rich.table import Table
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.boundary_files import Truth, find_pairs, read_map, read_truth
 from mtlsi.evaluation.report import write_figures
-from mtlsi.io import check_writable, replace_text
+from mtlsi.io import check_picture, check_writable, replace_text
 from mtlsi.metrics.boundary.curve import BoundaryCurve, Counts, best_point
 from mtlsi.metrics.boundary.protocols import Protocol, protocol_named
 from mtlsi.metrics.boundary.score import count_pairs
@@ -85,6 +85,8 @@ def score_folders(
     said in a line each. Raises ``MistakeError`` where a prediction is missing, sizes differ, or a file cannot be read.
     """
     console = console or Console()
+    if curve_path is not None:
+        check_picture(curve_path)
     for path in (json_path, csv_path, curve_path):
         if path is not None:
             check_writable(path)

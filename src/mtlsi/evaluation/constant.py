@@ -18,9 +18,10 @@ class Constant(nn.Module):
         self.tasks, self.classes = dataset.tasks, dataset.classes
         self.constants = constant_predictions(dataset)
 
-    def forward(self, images: Tensor, tasks: tuple[str, ...], *, full_size: bool = True) -> Output:  # noqa: ARG002
-        """Constant raw predictions (b channels 1 1), which upsample to any size."""
-        return Output({task: self.raw(task).expand(len(images), -1, 1, 1) for task in tasks}, {})
+    def forward(self, images: Tensor, tasks: tuple[str, ...], *, full_size: bool = True) -> Output:
+        """Constant raw predictions: (b channels H W) with ``full_size``, else (b channels 1 1), which fit any size."""
+        size = images.shape[-2:] if full_size else (1, 1)
+        return Output({task: self.raw(task).expand(len(images), -1, *size) for task in tasks}, {})
 
     def raw(self, task: str) -> Tensor:
         """The constant of ``task`` as raw channels (1 channels 1 1)."""

@@ -13,8 +13,9 @@ from rich.table import Table
 from mtlsi.config import DataConfig
 from mtlsi.data.datasets import LabelledImages
 from mtlsi.evaluation.evaluate import evaluate, shared_tasks
+from mtlsi.evaluation.protocols import Showing
 from mtlsi.evaluation.report import Scores, decimals, headline, write_figures
-from mtlsi.evaluation.subject import check_options, context_of, open_subject
+from mtlsi.evaluation.subject import check_options, context_of, open_subject, tasks_of
 from mtlsi.evaluation.token_figures import TaskFigures, Watch
 from mtlsi.evaluation.without_parts import VARIANTS, changed, decoder_of, left_out, tokens_of_another_image
 from mtlsi.model.network import MTLSINet
@@ -46,8 +47,10 @@ def diagnose(
     dataset: LabelledImages,
     config: DataConfig,
     *,
+    tasks: Sequence[str] | None = None,
     indices: Sequence[int] | None = None,
     batch_size: int = 4,
+    showing: Showing | None = None,
     device: torch.device | str = "cpu",
     console: Console | None = None,
 ) -> Diagnosis:
@@ -63,8 +66,8 @@ def diagnose(
     if len(chosen) < 2:
         missing.setdefault(tokens_of_another_image.__name__, "one image has no other")
     changes = {AS_TRAINED: watch.put_on} | {name: do for name, do in VARIANTS.items() if name not in missing}
-    tasks, scores = shared_tasks(model, dataset), dict[str, Scores]()
-    settings: dict[str, Any] = {"batch_size": batch_size, "device": device}
+    tasks, scores = shared_tasks(model, dataset, tasks), dict[str, Scores]()
+    settings: dict[str, Any] = {"tasks": tasks, "batch_size": batch_size, "showing": showing, "device": device}
     for i, (name, change) in enumerate(changes.items()):
         if console is not None:
             console.print(f"measuring {name} ({i + 1} of {len(changes)})", highlight=False)
@@ -89,17 +92,18 @@ def diagnose(
 def diagnose_from_command(options: DiagnoseOptions, *, console: Console | None = None) -> Diagnosis:
     """Load, measure, print, write: ``mtlsi diagnose``."""
     console = console or Console()
-    check_options(options)
-    subject = open_subject(options, console)
+    subject = open_subject(options, console, showing=check_options(options))
     found = diagnose(
         subject.network,
         subject.dataset,
         subject.config,
+        tasks=tasks_of(options),
         indices=subject.indices,
+        showing=subject.showing,
         device=subject.device,
         console=console,
     )
-    console.print(variant_table(found, derived=subject.dataset.derived))
+    console.print(variant_table(found, derived=subject.dataset.derived, caption=str(subject.showing)))
     for name, reason in found.left_out.items():
         console.print(f"left out: {name} ({reason})", markup=False, highlight=False, soft_wrap=True)
     if found.tokens:
@@ -109,9 +113,12 @@ def diagnose_from_command(options: DiagnoseOptions, *, console: Console | None =
     return found
 
 
-def variant_table(found: Diagnosis, *, derived: Sequence[str] = ()) -> Table:
-    """The headline figure of every variant and task, and how far it is from that of the network as trained."""
-    table = Table(title="with one part taken out (difference from as_trained)")
+def variant_table(found: Diagnosis, *, derived: Sequence[str] = (), caption: str | None = None) -> Table:
+    """The headline figure of every variant and task, and how far it is from that of the network as trained.
+
+    ``caption``: how the images were shown.
+    """
+    table = Table(title="with one part taken out (difference from as_trained)", caption=caption)
     table.add_column("variant", no_wrap=True)
     for task in found.variants[AS_TRAINED]:
         record, note = TASKS[task], "\nderived labels" if task in derived else ""

@@ -14,24 +14,25 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mtlsi import kinds
-from mtlsi.config import DataConfig, split_names
+from mtlsi.config import DataConfig
 from mtlsi.data.batches import evaluation_batches
 from mtlsi.data.datasets import LabelledImages
 from mtlsi.data.transforms import Box
+from mtlsi.drawing.confusion import plot_confusion
 from mtlsi.drawing.plots import plot_precision_recall
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.field_files import save_for_field
-from mtlsi.evaluation.protocols import Showing, cut_back, cut_out, padded, showing_of
+from mtlsi.evaluation.protocols import Showing, cut_back, cut_out, padded, showing_by
 from mtlsi.evaluation.report import (
     Scores,
-    check_folder,
     compare_single_task,
     tables,
     write_confusion,
     write_images,
     write_scores,
 )
-from mtlsi.evaluation.subject import check_options, context_of, open_subject, protocol_of
+from mtlsi.evaluation.subject import check_options, context_of, open_subject, protocol_of, tasks_of
+from mtlsi.io import check_folder, check_picture
 from mtlsi.kinds import decode
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
 from mtlsi.metrics.boundary.protocols import Protocol
@@ -64,7 +65,7 @@ def evaluate(
 ) -> Scores:
     """Scores of ``model`` on the images ``indices`` (None: all) of ``dataset``.
 
-    Images are shown as ``showing`` says (None: resized to ``config.image_hw``) and batched where they have one size;
+    Images are shown as ``showing`` says (None: as ``showing_by`` has it of ``config``) and batched where they have one size;
     predictions are cut back to the image and upsampled bilinearly to the labels' size before they are decoded and compared.
     ``tasks``: those to measure; None: all that the model and the data set share. ``boundary_protocol``: a record, or its
     name in ``mtlsi.metrics.boundary.protocols``; ``num_thresholds``: of the boundary curve, instead of the protocol's.
@@ -92,8 +93,8 @@ def evaluate(
     }
     was_training = model.training
     model.eval()
-    showing = showing or Showing(config.image_hw)
-    config = replace(config, image_hw=showing.resize_hw)
+    showing = showing or showing_by(config)
+    config = replace(config, image_hw=showing.resize_hw, resize=showing.resize)
     indices = range(len(dataset)) if indices is None else indices
     waiting = iter(indices)
     with Progress(console=console, disable=console is None, transient=True) as progress:
@@ -194,7 +195,7 @@ def shared_tasks(model: Any, dataset: LabelledImages, wanted: Sequence[str] | No
         if ours != theirs:
             raise MistakeError(
                 f"{task}: the model has {len(ours or ())} classes, the data {len(theirs or ())} or other names; "
-                "expected the classes the model was trained on, or other tasks alone (evaluate --tasks)"
+                "expected the classes the model was trained on, or other tasks alone (--tasks)"
             )
     return tasks
 
@@ -203,9 +204,8 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
     """Load, measure, print, write: ``mtlsi evaluate``."""
     console = console or Console()
     showing = check_evaluation(options)
-    tasks = None if options.tasks is None else split_names(options.tasks)
-    protocol = protocol_of(options)
-    subject = open_subject(options, console, tasks=tasks, showing=showing)
+    tasks, protocol = tasks_of(options), protocol_of(options)
+    subject = open_subject(options, console, showing=showing)
     dataset = subject.dataset
     of_classes = {
         task: MeanIoU(num_channels(task, dataset.classes))
@@ -247,6 +247,8 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
         write_scores(scores, options.json_path, **context, depth_range_m=options.depth_range_m, confusion=confusion)
     if options.confusion is not None:
         write_confusion(pixels, dataset.classes, options.confusion)
+        for task, counts in pixels.items():
+            plot_confusion(counts, dataset.classes[task], options.confusion / f"{task}.png", title=TASKS[task].title)
     if options.csv_path is not None:
         write_images(rows, options.csv_path)
     if options.curve_path is not None:
@@ -256,21 +258,19 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
 
 def check_evaluation(options: EvaluateOptions) -> Showing | None:
     """Refuse, before anything is loaded, what cannot be done; how the protocol shows images, if one is asked for."""
-    check_options(options, options.csv_path, options.curve_path)
+    showing = check_options(options, options.csv_path, options.curve_path)
+    if options.curve_path is not None:
+        check_picture(options.curve_path)
     if options.depth_range_m is not None and not 0 <= options.depth_range_m[0] < options.depth_range_m[1]:
         given = "{:g} {:g}".format(*options.depth_range_m)
         raise MistakeError(f"--depth-range {given}; expected the least and the greatest depth in metres: 0.001 80")
     if options.confusion is not None:
         check_folder(options.confusion)
-    if options.protocol is None:
-        return None
-    if options.size_hw is not None:
-        raise MistakeError("--size and --protocol both say how large the images are shown; give one of them")
-    return showing_of(options.protocol, options.data)
+    return showing
 
 
 def draw_curve(scores: Scores, path: Path) -> None:
-    """The precision-recall curve of the boundaries as PNG; ``MistakeError`` where no boundaries were measured."""
+    """The precision-recall curve of the boundaries as a picture; ``MistakeError`` where no boundaries were measured."""
     if "boundary" not in scores:
         raise MistakeError(f"--curve {path}: no boundaries were measured; expected a model and data that have them")
     figures = {name: value / 100 for name, value in scores["boundary"].items()}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from mtlsi.config import DataConfig
 from mtlsi.data.transforms import Box, Sample, cut, pad_centred
 from mtlsi.errors import MistakeError
 from mtlsi.options import Size
@@ -25,17 +26,27 @@ class Showing:
     """What is done to a test image, of any size, before a network sees it."""
 
     resize_hw: Size | None = None
-    """It is stretched to this size; None: left as stored."""
+    """It is brought to this size; None: left as stored."""
     pad_hw: Size | None = None
     """Then padded to this one, the image in the middle, with the mean colour; None: not padded."""
     cut: Cut | None = None
     """Before all that, an image of this stored size is cut to this part of it, and its labels with it."""
     protocol: str | None = None
     """The protocol that this belongs to."""
+    resize: str = "stretch"
+    """stretch, or keep_ratio: to the largest size of its own shape inside ``resize_hw``."""
+
+    @property
+    def resized(self) -> str:
+        """What size an image is brought to, in words."""
+        if self.resize_hw is None:
+            return "as stored"
+        how = "resized by one factor into" if self.resize == "keep_ratio" else "resized to"
+        return "{} {}x{}".format(how, *self.resize_hw)
 
     def __str__(self) -> str:
         name = f"protocol {self.protocol}: " if self.protocol else ""
-        sized = "as stored" if self.resize_hw is None else "resized to {}x{}".format(*self.resize_hw)
+        sized = self.resized
         if self.cut is not None:
             sized += ", {}x{} cut to {}x{}".format(*self.cut[0], *self.cut[1][2:])
         return f"{name}images {sized}" + (", padded to {}x{}".format(*self.pad_hw) if self.pad_hw else "")
@@ -79,6 +90,12 @@ def showing_of(name: str, data: str) -> Showing:
             "data give --size"
         )
     return replace(showings[data], protocol=name)
+
+
+def showing_by(config: DataConfig) -> Showing:
+    """How a run with the data of ``config`` shows its test images: whole, at ``image_hw``, padded where they leave room."""
+    keeps = config.resize == "keep_ratio"
+    return Showing(config.image_hw, config.image_hw if keeps else None, resize=config.resize)
 
 
 def cut_out(sample: Sample, showing: Showing) -> Sample:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
-from math import isnan
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,11 @@ def decimals(task: str) -> int:
     return 2 if TASKS[task].unit in ("%", "deg") else 4
 
 
+def without_curves(values: Mapping[str, float]) -> dict[str, float]:
+    """The figures of one task without the points of its curve over the thresholds, ``precision/T`` and ``recall/T``."""
+    return {name: value for name, value in values.items() if not re.fullmatch(r"(precision|recall)/[\d.e-]+", name)}
+
+
 def write_scores(scores: Scores, path: Path, **context: Any) -> None:
     """``scores`` and what they were measured on as JSON, written whole or not at all."""
     write_figures({**context, "scores": scores}, path)
@@ -154,19 +160,20 @@ def write_figures(figures: Mapping[str, Any], path: Path) -> None:
     """Figures by name, in dictionaries and lists, as JSON, written whole or not at all; an undefined one is null."""
     check_writable(path)
     try:
-        replace_text(path, json.dumps(_defined(figures), indent=2) + "\n")
+        replace_text(path, json.dumps(defined(figures), indent=2) + "\n")
     except OSError as error:
         raise MistakeError(
             f"cannot write {path} ({error.strerror}); give a file in a folder you may write to"
         ) from error
 
 
-def _defined(value: Any) -> Any:
+def defined(value: Any) -> Any:
+    """``value``, a figure or figures in dictionaries and lists, with None for what is not finite: JSON has no NaN."""
     if isinstance(value, Mapping):
-        return {name: _defined(item) for name, item in value.items()}
+        return {name: defined(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_defined(item) for item in value]
-    return None if isinstance(value, float) and isnan(value) else value
+        return [defined(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def write_images(rows: Sequence[tuple[str, Scores]], path: Path) -> None:
@@ -184,15 +191,6 @@ def write_images(rows: Sequence[tuple[str, Scores]], path: Path) -> None:
         writer.writerow([image, *("" if isnan(value) else f"{value:.6g}" for value in values)])
     check_writable(path)
     replace_text(path, text.getvalue())
-
-
-def check_folder(folder: Path) -> None:
-    """Make the folder where it is missing; ``MistakeError`` where it cannot be made or written into."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MistakeError(f"cannot write {folder} ({message_of(error)}); give another folder") from error
-    check_writable(folder / "file")
 
 
 def write_confusion(

@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 
 from mtlsi import run_folder
-from mtlsi.config import DataConfig
+from mtlsi.config import RESIZES, DataConfig, check_choice, split_names
 from mtlsi.data.datasets import LabelledImages, open_dataset, spread
 from mtlsi.data.scenes.dataset import label_set_of
 from mtlsi.device import find_device
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.protocols import Showing
+from mtlsi.evaluation.protocols import Showing, showing_by, showing_of
 from mtlsi.evaluation.report import introduce
 from mtlsi.io import check_writable
 from mtlsi.metrics.boundary.protocols import Protocol, protocol_named
@@ -24,8 +24,11 @@ from mtlsi.options import EvaluateOptions, MeasureOptions
 from mtlsi.tasks import BOUNDARY_PROTOCOL, check_tasks
 
 
-def check_options(options: MeasureOptions, *files: Path | None) -> None:
-    """Refuse, in one line and before anything is computed, what cannot be done; ``files`` are to be written, too."""
+def check_options(options: MeasureOptions, *files: Path | None) -> Showing | None:
+    """Refuse, in one line and before anything is computed, what cannot be done; ``files`` are to be written, too.
+
+    Gives how the protocol that is asked for shows images, if one is.
+    """
     for path in (options.json_path, *files):
         if path is not None:
             check_writable(path)
@@ -33,25 +36,31 @@ def check_options(options: MeasureOptions, *files: Path | None) -> None:
         raise MistakeError(f"--limit {options.limit}; expected the number of images, or 0 for all")
     if options.size_hw is not None and min(options.size_hw) < 1:
         raise MistakeError(f"--size {options.size_hw[0]} {options.size_hw[1]}; expected a height and a width in pixels")
+    if options.resize is not None:
+        check_choice("--resize", options.resize, RESIZES)
+    if options.protocol is None:
+        return None
+    for flag, given in (("--size", options.size_hw), ("--resize", options.resize)):
+        if given is not None:
+            raise MistakeError(f"{flag} and --protocol both say how the images are shown; give one of them")
+    return showing_of(options.protocol, options.data)
 
 
-def data_config(
-    options: MeasureOptions,
-    network: MTLSINet,
-    *,
-    tasks: tuple[str, ...] | None = None,
-    showing: Showing | None = None,
-) -> DataConfig:
-    """The data with the labels of ``tasks`` (None: all), images sized as ``showing`` says.
+def data_config(options: MeasureOptions, network: MTLSINet, *, showing: Showing | None = None) -> DataConfig:
+    """The data with the labels of the tasks asked for (None: all), images shown as ``showing``, a protocol's, says.
 
-    Without it they have the size that is asked for, else that of the run, if ``options.model`` is a run folder, else the
-    network's own.
+    Without it they have the size and the way of resizing that are asked for, else those of the run, if ``options.model`` is
+    a run folder, else they are stretched to the network's own size.
     """
     size_hw: Any = network.input_size
+    resize, tasks = RESIZES[0], tasks_of(options)
     if (Path(options.model) / "config.yaml").is_file():
-        size_hw = run_folder.load_config(Path(options.model)).data.image_hw
-    size_hw = showing.resize_hw if showing else options.size_hw or size_hw
-    config = DataConfig(name=options.data, root=options.root, tasks=tasks, image_hw=size_hw)
+        of_run = run_folder.load_config(Path(options.model)).data
+        size_hw, resize = of_run.image_hw, of_run.resize
+    size_hw, resize = options.size_hw or size_hw, options.resize or resize
+    if showing is not None:
+        size_hw, resize = showing.resize_hw, showing.resize
+    config = DataConfig(name=options.data, root=options.root, tasks=tasks, image_hw=size_hw, resize=resize)
     if options.data == "scenes":
         wanted = tasks or network.tasks
         classes = {task: names for task, names in network.classes.items() if task in wanted}
@@ -73,29 +82,28 @@ class Subject:
     """How the images are shown to the network."""
 
 
-def open_subject(
-    options: MeasureOptions,
-    console: Console,
-    *,
-    tasks: tuple[str, ...] | None = None,
-    showing: Showing | None = None,
-) -> Subject:
-    """What the options name, loaded and introduced, with the labels of ``tasks`` (None: all).
+def open_subject(options: MeasureOptions, console: Console, *, showing: Showing | None = None) -> Subject:
+    """What the options name, loaded and introduced, with the labels of the tasks asked for (None: all).
 
-    ``showing``: a published protocol's, instead of the options' size. Raises ``MistakeError`` for what cannot be loaded and
-    for a task that the network does not predict or the data has no labels of.
+    ``showing``: what ``check_options`` gave. Raises ``MistakeError`` for what cannot be loaded and for a task that the
+    network does not predict or the data has no labels of.
     """
     run_folder.import_named_plugins(options.plugin, options.model)
     network = MTLSINet.from_pretrained(options.model)
-    if tasks is not None:
+    if (tasks := tasks_of(options)) is not None:
         check_tasks(tasks, among=network.tasks)
     device = find_device(options.device)
     network.to(device)
-    config = data_config(options, network, tasks=tasks, showing=showing)
+    config = data_config(options, network, showing=showing)
     dataset = open_dataset(config, options.split)
     introduce(dataset, console)
     indices = spread(options.limit, len(dataset))
-    return Subject(network, device, config, dataset, indices, showing or Showing(config.image_hw))
+    return Subject(network, device, config, dataset, indices, showing or showing_by(config))
+
+
+def tasks_of(options: MeasureOptions) -> tuple[str, ...] | None:
+    """The tasks asked for; None: all."""
+    return None if options.tasks is None else split_names(options.tasks)
 
 
 def context_of(options: MeasureOptions, subject: Subject) -> dict[str, Any]:
@@ -111,6 +119,7 @@ def context_of(options: MeasureOptions, subject: Subject) -> dict[str, Any]:
         "shown": str(showing),
         "shown_at": showing.pad_hw or showing.resize_hw,
         "resized_to": showing.resize_hw,
+        "resize": showing.resize,
         "padded_to": showing.pad_hw,
         "derived_labels": subject.dataset.derived,
         "boundaries": protocol_of(options).on_data(subject.dataset.boundary_tolerance).record(),

@@ -88,7 +88,8 @@ def task_facts(task: str, model: MTLSINet) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": task, "kind": record.kind, "title": record.title}
     if record.kind == "classes":
         names = list(model.classes[task])
-        return facts | {"classes": names, "colours": [list(colour) for colour in palette(len(names))]}
+        colours = palette(len(names), model.colours.get(task))
+        return facts | {"classes": names, "colours": [list(colour) for colour in colours]}
     meaning = {
         "distance": "metres",
         "direction": "unit vectors: x right, y up, z to the camera",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from mtlsi.kinds.colouring import UNKNOWN, Limits, Scale, Swatches
+from mtlsi.kinds.colouring import UNKNOWN, Colour, Limits, Scale, Swatches
 from mtlsi.kinds.grids import cell_centres, nearest_pixels
 from mtlsi.later import Later
 from mtlsi.tasks import Task
@@ -107,24 +107,31 @@ class Kind(ABC):
 
     # ---- colours
 
-    def colours(self, array: np.ndarray, limits: Limits | None = None) -> np.ndarray:
+    def colours(
+        self, array: np.ndarray, limits: Limits | None = None, chosen: Sequence[Colour] | None = None
+    ) -> np.ndarray:
         """A label or prediction in colours, (H W 3) uint8, invalid pixels in one grey.
 
         ``array`` (H W), (H W c) or (c H W). ``limits``: the values at the ends of the colour scale, by default
-        ``self.limits(array)``.
+        ``self.limits(array)``. ``chosen``: the colours of classes; None: our own.
         """
         array = self.channels_last(array)
-        shown = self.shades(array, limits)
+        shown = self.shades(array, limits, chosen)
         shown[~self._drawn(array)] = UNKNOWN
         return shown
 
     @abstractmethod
-    def shades(self, array: np.ndarray, limits: Limits | None) -> np.ndarray:
+    def shades(self, array: np.ndarray, limits: Limits | None, chosen: Sequence[Colour] | None = None) -> np.ndarray:
         """The colours (H W 3) uint8 of an array with its channels last, as a new array; anything where invalid."""
 
     @abstractmethod
     def legend(
-        self, array: np.ndarray, classes: Sequence[str] | None, limits: Limits | None, num_marks: int
+        self,
+        array: np.ndarray,
+        classes: Sequence[str] | None,
+        limits: Limits | None,
+        num_marks: int,
+        chosen: Sequence[Colour] | None = None,
     ) -> Swatches | Scale:
         """What the colours of ``array`` mean; a scale has ``num_marks`` marks."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtlsi.kinds.base import FieldFile, Kind
-from mtlsi.kinds.colouring import UNKNOWN, Limits, Swatches
+from mtlsi.kinds.colouring import UNKNOWN, Colour, Limits, Swatches
 from mtlsi.kinds.palette import palette
 from mtlsi.later import Later
 from mtlsi.tasks import class_dtype, invalid_class
@@ -49,19 +49,24 @@ class Classes(Kind):
     def raw_constant(self, constant: Tensor, num_channels: int) -> Tensor:
         return torch.nn.functional.one_hot(constant.long(), num_channels).float()
 
-    def shades(self, array: np.ndarray, limits: Limits | None) -> np.ndarray:
+    def shades(self, array: np.ndarray, limits: Limits | None, chosen: Sequence[Colour] | None = None) -> np.ndarray:
         known = self.valid(array)
-        table = np.asarray(palette(int(array[known].max(initial=0)) + 1), np.uint8)
+        table = np.asarray(palette(int(array[known].max(initial=0)) + 1, chosen), np.uint8)
         return table[np.where(known, array, 0)]
 
     def legend(
-        self, array: np.ndarray, classes: Sequence[str] | None, limits: Limits | None, num_marks: int
+        self,
+        array: np.ndarray,
+        classes: Sequence[str] | None,
+        limits: Limits | None,
+        num_marks: int,
+        chosen: Sequence[Colour] | None = None,
     ) -> Swatches:
         """The classes present, the largest first."""
         indices, counts = np.unique(array, return_counts=True)
         present = [int(indices[i]) for i in np.argsort(-counts, kind="stable")]
         names, invalid = classes or (), invalid_class(array.dtype)
-        table = palette(max([i for i in present if i != invalid], default=0) + 1)
+        table = palette(max([i for i in present if i != invalid], default=0) + 1, chosen)
         entries = [(table[i], names[i] if i < len(names) else f"class {i}") for i in present if i != invalid]
         return Swatches(entries + [(UNKNOWN, "not labelled")] * (invalid in present))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtlsi.kinds.base import FieldFile, Kind
-from mtlsi.kinds.colouring import BLUE, GREEN, RED, Limits, Swatches
+from mtlsi.kinds.colouring import BLUE, GREEN, RED, Colour, Limits, Swatches
 from mtlsi.later import Later
 
 if TYPE_CHECKING:
@@ -58,12 +58,17 @@ class Direction(Kind):
         """The mean direction."""
         return torch.nn.functional.normalize(values.mean(-1), dim=0)
 
-    def shades(self, array: np.ndarray, limits: Limits | None) -> np.ndarray:
+    def shades(self, array: np.ndarray, limits: Limits | None, chosen: Sequence[Colour] | None = None) -> np.ndarray:
         """x, y, z as red, green, blue."""
         return np.round((np.clip(array, -1, 1) + 1) * 127.5).astype(np.uint8)
 
     def legend(
-        self, array: np.ndarray, classes: Sequence[str] | None, limits: Limits | None, num_marks: int
+        self,
+        array: np.ndarray,
+        classes: Sequence[str] | None,
+        limits: Limits | None,
+        num_marks: int,
+        chosen: Sequence[Colour] | None = None,
     ) -> Swatches:
         return Swatches([(RED, "right"), (GREEN, "up"), (BLUE, "towards the camera")])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtlsi.kinds.base import FieldFile, Kind
-from mtlsi.kinds.colouring import Limits, Scale, on_scale, percentile_limits, turbo
+from mtlsi.kinds.colouring import Colour, Limits, Scale, on_scale, percentile_limits, turbo
 from mtlsi.later import Later
 
 if TYPE_CHECKING:
@@ -50,14 +50,21 @@ class Distance(Kind):
         low, high = percentile_limits(values) or (0.0, 10.0)
         return low, max(high, low + 0.1)
 
-    def shades(self, array: np.ndarray, limits: Limits | None) -> np.ndarray:
+    def shades(self, array: np.ndarray, limits: Limits | None, chosen: Sequence[Colour] | None = None) -> np.ndarray:
         """Blue (near) to red (far)."""
         return turbo()[on_scale(array, self._drawn(array), limits or self.limits(array))]
 
     def _drawn(self, array: np.ndarray) -> np.ndarray:
         return np.isfinite(array) & (array > 0)
 
-    def legend(self, array: np.ndarray, classes: Sequence[str] | None, limits: Limits | None, num_marks: int) -> Scale:
+    def legend(
+        self,
+        array: np.ndarray,
+        classes: Sequence[str] | None,
+        limits: Limits | None,
+        num_marks: int,
+        chosen: Sequence[Colour] | None = None,
+    ) -> Scale:
         low, high = limits or self.limits(array)
         digits = 1 if high - low >= 1 else 2
         return Scale(turbo(), [f"{v:.{digits}f} m" for v in np.linspace(low, high, num_marks)])

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from mtlsi.kinds.colouring import Colour
 
 
-def palette(num_classes: int) -> list[tuple[int, int, int]]:
-    """One RGB colour per class: slate for the first (wall or background), the others spread over lightness and hue.
+def palette(num_classes: int, chosen: Sequence[Colour] | None = None) -> list[Colour]:
+    """One RGB colour per class: those ``chosen`` for the first ones, then our own.
+
+    Ours are slate for the first (wall or background), the others spread over lightness and hue.
 
     Choice: not the PASCAL VOC colours, in which the commonest class of a room would be black. Colours are spaced in
     OKLab, where equal steps look equal; the first 255 are all different.
@@ -16,7 +21,7 @@ def palette(num_classes: int) -> list[tuple[int, int, int]]:
         lightness, chroma = 0.48 + 0.40 * (index * 0.024 % 1), 0.09 + 0.07 * (index * 0.497 % 1)
         hue = 2 * math.pi * (index * 0.36 % 1)
         colours.append(_oklab_to_rgb(lightness, chroma * math.cos(hue), chroma * math.sin(hue)))
-    return colours[:num_classes]
+    return [*(chosen or ()), *colours[len(chosen or ()) :]][:num_classes]
 
 
 def _oklab_to_rgb(lightness: float, a: float, b: float) -> tuple[int, int, int]:

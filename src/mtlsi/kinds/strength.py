@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtlsi.kinds.base import FieldFile, Kind
-from mtlsi.kinds.colouring import Limits, Scale
+from mtlsi.kinds.colouring import Colour, Limits, Scale
 from mtlsi.kinds.grids import largest_in_cells
 from mtlsi.later import Later
 
@@ -64,14 +64,21 @@ class Strength(Kind):
         logit = constant.logit(1e-4)
         return torch.stack((torch.zeros(()), logit)) if num_channels == 2 else logit[None]
 
-    def shades(self, array: np.ndarray, limits: Limits | None) -> np.ndarray:
+    def shades(self, array: np.ndarray, limits: Limits | None, chosen: Sequence[Colour] | None = None) -> np.ndarray:
         """White on black."""
         return np.round(np.where(self._drawn(array), array, 0) * 255.0).astype(np.uint8)[..., None].repeat(3, -1)
 
     def _drawn(self, array: np.ndarray) -> np.ndarray:
         return (array <= 1) if array.dtype.kind == "f" else self.valid(array)
 
-    def legend(self, array: np.ndarray, classes: Sequence[str] | None, limits: Limits | None, num_marks: int) -> Scale:
+    def legend(
+        self,
+        array: np.ndarray,
+        classes: Sequence[str] | None,
+        limits: Limits | None,
+        num_marks: int,
+        chosen: Sequence[Colour] | None = None,
+    ) -> Scale:
         return Scale(np.arange(256, dtype=np.uint8)[:, None].repeat(3, 1), ["0", "0.5", "1"])
 
     def field_file(self, prediction: np.ndarray) -> FieldFile:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtlsi.kinds.base import FieldFile, Kind
-from mtlsi.kinds.colouring import BLUE, GREEN, RED, Limits, Scale, Swatches, on_scale, percentile_limits, turbo
+from mtlsi.kinds.colouring import BLUE, GREEN, RED, Colour, Limits, Scale, Swatches, on_scale, percentile_limits, turbo
 from mtlsi.later import Later
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Value(Kind):
         low, high = percentile_limits(values) or (0.0, 1.0)
         return low, high if high > low else low + 1
 
-    def shades(self, array: np.ndarray, limits: Limits | None) -> np.ndarray:
+    def shades(self, array: np.ndarray, limits: Limits | None, chosen: Sequence[Colour] | None = None) -> np.ndarray:
         """One channel: blue (low) to red (high). Several: the first three as red, green, blue."""
         steps = on_scale(array, np.isfinite(array), limits or self.limits(array))
         if array.ndim == 2:
@@ -69,7 +69,12 @@ class Value(Kind):
         return shown
 
     def legend(
-        self, array: np.ndarray, classes: Sequence[str] | None, limits: Limits | None, num_marks: int
+        self,
+        array: np.ndarray,
+        classes: Sequence[str] | None,
+        limits: Limits | None,
+        num_marks: int,
+        chosen: Sequence[Colour] | None = None,
     ) -> Swatches | Scale:
         low, high = limits or self.limits(array)
         unit = f" {self.task.unit}" if self.task.unit else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from mtlsi.config import sizes_of
 from mtlsi.errors import MistakeError
+from mtlsi.model.forms import spelt_out
 from mtlsi.model.network import MTLSINet
 from mtlsi.tasks import TASK_SETS, check_tasks, own_records
 
@@ -20,23 +21,26 @@ def create_model(
     classes: Mapping[str, Sequence[str]] | None = None,
     input_size: Sequence[int] | None = None,
     pretrained_backbone: bool = False,
+    colours: Mapping[str, Sequence[Sequence[int]]] | None = None,
     **sizes: Any,
 ) -> MTLSINet:
     """A network with the sizes of ``preset`` for the tasks and classes of ``dataset`` (nyud or pascal).
 
     ``tasks`` and ``classes`` override the data set's; ``sizes`` are fields of ``ModelConfig`` that differ from the
-    preset's, ``decoder="heads_only"`` among them. ``pretrained_backbone`` downloads timm's weights. Raises
-    ``MistakeError`` for unknown names.
+    preset's, ``decoder="heads_only"`` among them. ``pretrained_backbone`` downloads timm's weights. ``colours``: an RGB
+    colour per class, by task, to draw in. Raises ``MistakeError`` for unknown names.
     """
     if dataset not in TASK_SETS:
         raise MistakeError(f"unknown dataset {dataset!r}; expected one of {', '.join(TASK_SETS)}")
     task_set = TASK_SETS[dataset]
+    chosen = {"colours": {task: [list(colour) for colour in row] for task, row in colours.items()}} if colours else {}
     network = MTLSINet(
         list(task_set.tasks if tasks is None else check_tasks(tasks)),
         {task: list(names) for task, names in (classes or task_set.classes).items()},
         list(input_size or task_set.size_hw),
         own_tasks=own_records(task_set.tasks if tasks is None else check_tasks(tasks)),
-        **asdict(sizes_of(preset, sizes)),
+        **chosen,
+        **asdict(spelt_out(sizes_of(preset, sizes))),
     )
     if pretrained_backbone:
         network.backbone.download()

@@ -6,8 +6,9 @@ same where tasks interact, n = y*x positions, k semantic tokens. Every part is l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from mtlsi.model.cross_window import CrossWindowBlock
@@ -17,6 +18,7 @@ from mtlsi.model.preliminary import PreliminaryDecoder
 from mtlsi.nn.layers import Predictions
 from mtlsi.nn.layout import pool_maps, resize_maps
 from mtlsi.nn.task_subset import for_tasks, shallow_copy, take_tasks
+from mtlsi.tasks import TASKS
 
 
 class MTLSIDecoder(nn.Module):
@@ -24,7 +26,8 @@ class MTLSIDecoder(nn.Module):
 
     Paper: coarse to fine. A part that is switched off is a module that passes its input on.
     Choice: tasks may interact at a coarser stride than the heads work at (``pool``), where the same products reach ``pool``
-    squared times as far and cost as much less; what they add to the preliminary features is then upsampled.
+    squared times as far and cost as much less; what they add to the preliminary features is then upsampled. With
+    ``add_coarse`` the heads draw what the coarse predictions lack: these learn faster than what lies behind them.
     """
 
     def __init__(
@@ -37,9 +40,10 @@ class MTLSIDecoder(nn.Module):
         *,
         local: nn.Module,
         pool: int = 1,
+        add_coarse: bool = False,
     ):
         super().__init__()
-        self.pool = pool
+        self.pool, self.add_coarse = pool, add_coarse
         self.index: Sequence[int] | None = None
         """The tasks that are computed behind the fusion; None: all."""
         self.preliminary = preliminary
@@ -60,9 +64,19 @@ class MTLSIDecoder(nn.Module):
         refined = self.cross_window(self.local(met, fused), tokens)     # b t c y x
         if self.pool > 1:
             refined = features + resize_maps(refined - met, features.shape[-2:])  # b t c h w
-        final = self.heads(refined, maps[0])                            # b o H/4 W/4
-        return self.heads.predict.by_task(final), self.preliminary.predict.by_task(coarse)  # {task: b channels h w}
+        drawn = self.heads(refined, maps[0])                            # b o H/4 W/4
+        final = self.heads.predict.by_task(drawn)                       # {task: b channels H/4 W/4}
+        begun = self.preliminary.predict.by_task(coarse)                # {task: b channels h w}
+        return {task: self.finished(task, x, begun) for task, x in final.items()}, begun
         # fmt: on
+
+    def begins_at_coarse(self, task: str) -> bool:
+        """Whether the final prediction of ``task`` is the coarse one and what the heads add to it."""
+        return self.add_coarse and not TASKS[task].thin
+
+    def finished(self, task: str, drawn: Tensor, coarse: Mapping[str, Tensor]) -> Tensor:
+        """The final prediction of ``task`` (b channels H/4 W/4)."""
+        return drawn + resize_maps(coarse[task], drawn.shape[-2:]) if self.begins_at_coarse(task) else drawn
 
     def for_tasks(self, index: Sequence[int]) -> MTLSIDecoder:
         """The decoder of the tasks ``index``: what only other tasks need is not computed.
@@ -93,3 +107,5 @@ def start_predictions_at(decoder: nn.Module, task: str, value: Tensor) -> None:
     for module in decoder.modules():
         if isinstance(module, Predictions) and task in module.of_task:
             module.start_at(task, value)
+    if isinstance(decoder, MTLSIDecoder) and decoder.begins_at_coarse(task):
+        decoder.heads.predict.start_at(task, torch.zeros_like(value))

@@ -23,31 +23,29 @@ class DecoderSpec:
     sizes: ModelConfig
     """Sizes to build from; ``sizes.decoder_options`` holds what only this decoder knows."""
 
-    def given(self, kind: type) -> dict[str, Any]:
-        """``sizes.decoder_options``, lists as tuples; ``MistakeError`` for a name that the dataclass ``kind`` lacks."""
-        known = [field.name for field in fields(kind)]
-        for name in self.sizes.decoder_options:
-            if name not in known:
-                expected = f"some of {', '.join(known)}" if known else "none"
-                raise MistakeError(f"decoder {self.sizes.decoder} has no option {name!r}; expected {expected}")
-        return {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in self.sizes.decoder_options.items()
-        }
-
     def options(self, kind: type[Options]) -> Options:
         """``sizes.decoder_options`` as the dataclass ``kind``, whose fields have defaults.
 
         Lists become tuples. Raises ``MistakeError`` for a name that ``kind`` does not have, and for a value of another type
         than a default that is a bool, a number or a string.
         """
-        given = self.given(kind)
+        given = options_given(self.sizes, kind)
         defaults = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
         for name, value in self.sizes.decoder_options.items():
             if type(defaults[name]) in NAMES and not _alike(value, defaults[name]):
                 expected = NAMES[type(defaults[name])]
                 raise MistakeError(f"option {name} of decoder {self.sizes.decoder}: {value!r}; expected {expected}")
         return kind(**given)
+
+
+def options_given(sizes: ModelConfig, kind: type) -> dict[str, Any]:
+    """``sizes.decoder_options``, lists as tuples; ``MistakeError`` for a name that the dataclass ``kind`` lacks."""
+    known = [field.name for field in fields(kind)]
+    for name in sizes.decoder_options:
+        if name not in known:
+            expected = f"some of {', '.join(known)}" if known else "none"
+            raise MistakeError(f"decoder {sizes.decoder} has no option {name!r}; expected {expected}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.decoder_options.items()}
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:

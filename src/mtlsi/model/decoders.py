@@ -33,7 +33,13 @@ BuildDecoder = Callable[[DecoderSpec], nn.Module]
 
 def build_mtlsi(spec: DecoderSpec) -> MTLSIDecoder:
     """The paper's decoder."""
-    form, sizes, outputs, channels, t = form_of(spec), spec.sizes, spec.outputs, spec.sizes.channels, len(spec.outputs)
+    form, sizes, outputs, channels, t = (
+        form_of(spec.sizes),
+        spec.sizes,
+        spec.outputs,
+        spec.sizes.channels,
+        len(spec.outputs),
+    )
     preliminary = PreliminaryDecoder(
         spec.map_channels,
         channels,
@@ -74,7 +80,9 @@ def build_mtlsi(spec: DecoderSpec) -> MTLSIDecoder:
         if sizes.fusion and form.refine == "fused":
             local = FusedFeatures(t, channels, zero_start=form.zero_start)
     heads = _heads(spec, mix=form.mix)
-    return MTLSIDecoder(preliminary, fusion, distiller, cross_window, heads, local=local, pool=form.pool)
+    return MTLSIDecoder(
+        preliminary, fusion, distiller, cross_window, heads, local=local, pool=form.pool, add_coarse=form.add_coarse
+    )
 
 
 def build_heads_only(spec: DecoderSpec) -> HeadsOnlyDecoder:

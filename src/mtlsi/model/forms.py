@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from mtlsi.config import ModelConfig
 from mtlsi.errors import MistakeError
-from mtlsi.model.decoder_spec import DecoderSpec, check_choice
+from mtlsi.model.decoder_spec import check_choice, options_given
 from mtlsi.model.preliminary import DEEP_SUPERVISION
 
 
@@ -35,6 +37,9 @@ class Form:
     deep_supervision: str = "all"
     """Of which tasks the losses of the coarse predictions train the preliminary features: all; areas, all but those of thin
     lines; none. Of the others they train the predictions' own layer alone."""
+    add_coarse: bool = False
+    """The final predictions are what the heads draw plus the upsampled coarse ones, but for those of thin lines, which are
+    wide in coarse ones."""
 
 
 FORMS = {
@@ -48,6 +53,7 @@ FORMS = {
         mix=16,
         positions=True,
         deep_supervision="areas",
+        add_coarse=True,
     ),
 }
 """By ``ModelConfig.form``."""
@@ -60,14 +66,28 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "mix": (0, 8, 16, 32),
     "positions": (True, False),
     "deep_supervision": DEEP_SUPERVISION,
+    "add_coarse": (True, False),
 }
 
 
-def form_of(spec: DecoderSpec) -> Form:
-    """The form that ``spec`` names, with its changes. Raises ``MistakeError`` for an unknown form or choice."""
-    if spec.sizes.form not in FORMS:
-        raise MistakeError(f"unknown form {spec.sizes.form!r}; expected {' or '.join(FORMS)}")
-    changes = {name: value for name, value in spec.given(Form).items() if value is not None}
+def form_of(sizes: ModelConfig) -> Form:
+    """The form that ``sizes`` name, with its changes. Raises ``MistakeError`` for an unknown form or choice."""
+    if sizes.form not in FORMS:
+        raise MistakeError(f"unknown form {sizes.form!r}; expected {' or '.join(FORMS)}")
+    changes = {name: value for name, value in options_given(sizes, Form).items() if value is not None}
     for name, value in changes.items():
         check_choice(name, value, CHOICES[name])
-    return replace(FORMS[spec.sizes.form], **changes)
+    return replace(FORMS[sizes.form], **changes)
+
+
+def spelt_out(sizes: ModelConfig) -> ModelConfig:
+    """The same sizes with every choice of the form among ``decoder_options``, where a form that changes later leaves it."""
+    return replace(sizes, decoder_options=asdict(form_of(sizes))) if sizes.decoder == "mtlsi" else sizes
+
+
+def as_stored(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of a config.json, with what was otherwise before it had a name in there."""
+    options = sizes.get("decoder_options") or {}
+    if sizes.get("decoder", "mtlsi") != "mtlsi" or sizes.get("form") != "refined":
+        return {**sizes}
+    return {**sizes, "decoder_options": {"add_coarse": False, **options}}

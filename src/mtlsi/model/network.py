@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,9 +29,11 @@ from torch import Tensor, nn
 from mtlsi.config import ModelConfig
 from mtlsi.errors import MistakeError
 from mtlsi.kernels.recompute import called_modules, recompute
+from mtlsi.kinds.colouring import Colour
 from mtlsi.model.backbone import STRIDES, Backbone
 from mtlsi.model.decoder_spec import DecoderSpec
 from mtlsi.model.decoders import OnlyTasks, build_decoder
+from mtlsi.model.forms import as_stored
 from mtlsi.nn.layout import resize_maps
 from mtlsi.nn.task_subset import shallow_copy
 from mtlsi.tasks import check_tasks, num_channels, register_records
@@ -55,12 +58,17 @@ class Output:
         return fit_to_image(self.padded_coarse, self.size_hw, full_size=self.full_size)
 
 
+NO_COLOURS: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({})
+"""As a default it is not written into config.json, which so stays readable for versions without colours."""
+
+
 class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="mit", tags=["multi-task-learning"]):
     """One RGB image in, every task out.
 
     ``tasks`` fixes the task axis; ``classes`` names the classes of each task that has classes; ``input_size`` (h, w) is
     the size of the images that the weights were trained on; ``own_tasks`` are the records of tasks that are not built in,
-    registered again by name; ``sizes`` are the fields of ``ModelConfig``.
+    registered again by name; ``colours``, by task, the RGB colours of the classes where the data set chose them; ``sizes``
+    are the fields of ``ModelConfig``.
     Raises ``MistakeError`` for an unknown task, backbone, decoder or size.
     """
 
@@ -70,6 +78,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         classes: Mapping[str, Sequence[str]],
         input_size: Sequence[int],
         own_tasks: Sequence[Mapping[str, Any]] = (),
+        colours: Mapping[str, Sequence[Sequence[int]]] = NO_COLOURS,
         **sizes: Any,
     ):
         super().__init__()
@@ -78,6 +87,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         self.sizes = config
         self.tasks = check_tasks(tasks)
         self.classes = {task: tuple(names) for task, names in classes.items() if task in self.tasks}
+        self.colours = checked_colours(colours, self.classes)
         self.input_size = (int(input_size[0]), int(input_size[1]))
         outputs = {task: num_channels(task, self.classes) for task in self.tasks}
         self.backbone = Backbone(config.backbone, drop_path=config.drop_path)
@@ -137,6 +147,10 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
 
         return open_pretrained(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
+    @classmethod
+    def _from_pretrained(cls, **kwargs: Any) -> MTLSINet:
+        return super()._from_pretrained(**as_stored(kwargs))
+
     def _decoder_for(self, tasks: Iterable[str] | None) -> nn.Module:
         names = self._checked_tasks(tasks)
         if names == self.tasks:
@@ -151,6 +165,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         chosen = shallow_copy(self)
         chosen.tasks = names
         chosen.classes = {task: classes for task, classes in self.classes.items() if task in names}
+        chosen.colours = {task: colours for task, colours in self.colours.items() if task in names}
         index = [self.tasks.index(task) for task in names]
         decoder: Any = self.decoder
         chosen.decoder = decoder.for_tasks(index) if hasattr(decoder, "for_tasks") else OnlyTasks(decoder, names)
@@ -180,6 +195,26 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_subsets": {}}  # a copy makes its own
+
+
+def checked_colours(
+    colours: Mapping[str, Sequence[Sequence[int]]], classes: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[Colour, ...]]:
+    """``colours`` of the tasks in ``classes``; ``MistakeError`` unless every class has one of its own, in 0..255."""
+    found = {}
+    for task, given in (colours or {}).items():
+        if task not in classes:
+            continue
+        try:
+            found[task] = tuple((int(red), int(green), int(blue)) for red, green, blue in given)
+        except (TypeError, ValueError) as error:
+            raise MistakeError(f"colours.{task}; expected a list of [r, g, b] in 0..255") from error
+        if len(found[task]) != len(classes[task]) or not all(0 <= x <= 255 for colour in found[task] for x in colour):
+            raise MistakeError(
+                f"colours.{task}: {len(found[task])} for {len(classes[task])} classes; expected a list of as many [r, g, b] "
+                "in 0..255"
+            )
+    return found
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 
-from mtlsi.config import RunConfig
+from mtlsi.config import FROM_SHARES, RunConfig
+from mtlsi.evaluation.protocols import showing_by
 from mtlsi.evaluation.report import Scores, decimals
 from mtlsi.model.network import MTLSINet
 from mtlsi.run_folder import Progress
@@ -29,11 +30,14 @@ class Measured:
     """What the data set is called for people."""
     images: int
     split: str
-    shown_at: tuple[int, int]
+    shown: str
+    """How the model saw them."""
     derived: Sequence[str] = ()
     """Tasks whose labels were worked out from other labels."""
     flags: str = ""
     """What the command needs beyond the data."""
+    boundaries: str = ""
+    """What boundaries were measured by; "": not known."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,10 @@ def introduction(network: MTLSINet, config: RunConfig, megabytes: float) -> str:
 
 def scores_text(name: str, measured: Measured) -> str:
     """The command that measures them, and a row for each task."""
-    height, width = measured.shown_at
     root = "" if measured.data == "scenes" else " --root FOLDER"
     lines = [
-        f"On {measured.layout}: {measured.images} images of the split {measured.split}, shown at {height}x{width}, compared "
-        "at the labels' own size. *Constant*: the best prediction that does not look at the image.",
+        f"On {measured.layout}: {measured.images} images of the split {measured.split}, {measured.shown}; compared at the "
+        "labels' own size. *Constant*: the best prediction that does not look at the image.",
         "",
         f"```bash\nmtlsi evaluate {name} --data {measured.data}{root}{measured.flags}\n```",
         "",
@@ -112,6 +115,8 @@ def scores_text(name: str, measured: Measured) -> str:
             f"{key} {value:.4g}" for key, value in values.items() if key != record.score and "/" not in key
         )
         lines.append(f"| {title} | {best} | {figure(task, constant)} | {others} |")
+    if any(TASKS[task].metric == "boundary_f" for task in measured.scores):
+        lines += ["", f"Boundaries are measured by the protocol {measured.boundaries or 'unknown'}."]
     if measured.derived:
         lines += ["", "Derived labels were worked out from other labels: those figures do not compare with a paper's."]
     return "\n".join(lines)
@@ -126,7 +131,7 @@ def training_text(trained: Trained) -> str:
     """What the run's configuration says, as a list."""
     config, options, data = trained.config, trained.config.train, trained.config.data
     images = "" if trained.images is None else f"{trained.images} images, "
-    whole = "as stored" if data.image_hw is None else f"resized to {data.image_hw[0]}x{data.image_hw[1]}"
+    whole = showing_by(data).resized
     frozen = [f"everything up to stride {options.freeze_stride}"] if options.freeze_stride else []
     frozen += ["all batch statistics"] if options.freeze_norm else []
     kept = f" Frozen of the backbone: {' and '.join(frozen)}." if frozen else ""
@@ -137,6 +142,8 @@ def training_text(trained: Trained) -> str:
         steps += f" (stopped; its schedule was made for {options.iterations})"
     balance = "" if options.balance == "fixed" else f", losses balanced by {options.balance}"
     weights = ", ".join(f"{task} {weight:g}" for task, weight in options.loss_weights.items()) or "the field's"
+    weighed = options.class_weights if isinstance(options.class_weights, dict) else {"all classes": FROM_SHARES}
+    classes = ", ".join(f"{task} {'by their shares' if w == FROM_SHARES else 'by hand'}" for task, w in weighed.items())
     lines = [
         f"Trained on {trained.layout}: {images}{whole} times {data.zoom[0]:g} to {data.zoom[1]:g}, crops of "
         f"{data.size_hw[0]}x{data.size_hw[1]}.",
@@ -144,7 +151,7 @@ def training_text(trained: Trained) -> str:
         f"{steps}: {options.optimizer}, "
         f"learning rate {options.lr:g} ({options.backbone_lr_factor:g} of it for the backbone), {options.precision}"
         f"{balance}.",
-        f"Loss weights: {weights}. The last weights, not the best.",
+        f"Loss weights: {weights}.{f' Classes weighed: {classes}.' if classes else ''} The last weights, not the best.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 

@@ -6,13 +6,14 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 
 from mtlsi import run_folder
-from mtlsi.config import RunConfig
+from mtlsi.config import RESIZES, RunConfig
 from mtlsi.data.datasets import LabelledImages, open_dataset
 from mtlsi.data.scenes.dataset import render_scene
 from mtlsi.drawing.panels import panel
@@ -20,7 +21,7 @@ from mtlsi.errors import MistakeError, message_of
 from mtlsi.evaluation.constant import Constant
 from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.report import score_table
-from mtlsi.evaluation.subject import Subject, check_options, open_subject
+from mtlsi.evaluation.subject import Subject, check_options, open_subject, protocol_of, tasks_of
 from mtlsi.options import PackOptions
 from mtlsi.packing.card import PICTURE, Measured, Trained, card
 from mtlsi.prediction.predictor import Predictor
@@ -38,7 +39,7 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
     """
     console = console or Console()
     run, notes = Path(options.model), read_notes(options.notes_path)
-    check_options(options)
+    showing = check_options(options)
     if options.out.exists():
         raise MistakeError(f"--out {options.out} is there already; give a new folder")
     config = run_folder.load_config(run)
@@ -50,10 +51,13 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
     try:
         run_folder.import_named_plugins(options.plugin, run)
         run_folder.pack_model(run, fresh)
-        subject = open_subject(replace(options, model=str(fresh)), console)
+        if showing is None:  # the folder to share does not say how the run resized
+            options = replace(options, resize=options.resize or config.data.resize)
+        subject = open_subject(replace(options, model=str(fresh)), console, showing=showing)
         training = open_dataset(subject.config, "train")
         measured = measure(options, subject, training, console)
-        console.print(score_table(measured.scores, derived=measured.derived, others={"constant": measured.constant}))
+        others, caption = {"constant": measured.constant}, str(subject.showing)
+        console.print(score_table(measured.scores, derived=measured.derived, others=others, caption=caption))
         Image.fromarray(rooms(subject)).save(fresh / PICTURE, quality=88)
         text = card(
             options.out.name,
@@ -84,10 +88,12 @@ def read_notes(path: Path | None) -> str:
 
 def measure(options: PackOptions, subject: Subject, training: LabelledImages, console: Console) -> Measured:
     """The model's scores and, on the same images, those of the best constant of the split ``training``."""
-    dataset, indices = subject.dataset, subject.indices
-    scores = evaluate(subject.network, dataset, subject.config, indices=indices, device=subject.device, console=console)
-    constant = evaluate(Constant(training), dataset, subject.config, indices=indices)
+    dataset, indices, showing = subject.dataset, subject.indices, subject.showing
+    asked: dict[str, Any] = {"tasks": tasks_of(options), "indices": indices, "showing": showing}
+    scores = evaluate(subject.network, dataset, subject.config, device=subject.device, console=console, **asked)
+    constant = evaluate(Constant(training), dataset, subject.config, **asked)
     shown_at = subject.config.image_hw or subject.network.input_size
+    plain = showing.protocol is None and showing.pad_hw is None
     return Measured(
         scores,
         {task: values for task, values in constant.items() if task in scores},
@@ -95,10 +101,23 @@ def measure(options: PackOptions, subject: Subject, training: LabelledImages, co
         getattr(dataset, "layout", "generated rooms"),
         len(indices),
         options.split,
-        (shown_at[0], shown_at[1]),
+        "shown at {}x{}".format(*shown_at) if plain else f"shown as follows: {showing}",
         dataset.derived,
-        f" --size {shown_at[0]} {shown_at[1]}" if options.size_hw else "",
+        flags_of(options),
+        str(protocol_of(options).on_data(dataset.boundary_tolerance)),
     )
+
+
+def flags_of(options: PackOptions) -> str:
+    """What ``mtlsi evaluate`` needs beyond the data, to measure the packed model as it was measured here."""
+    tasks = tasks_of(options)
+    flags = {
+        "size": options.size_hw and "{} {}".format(*options.size_hw),
+        "resize": options.resize if options.resize != RESIZES[0] else None,
+        "protocol": options.protocol,
+        "tasks": tasks and ",".join(tasks),
+    }
+    return "".join(f" --{name} {value}" for name, value in flags.items() if value)
 
 
 def trained(run: Path, config: RunConfig, options: PackOptions, training: LabelledImages) -> Trained:
@@ -116,7 +135,8 @@ def rooms(subject: Subject) -> np.ndarray:
     predictor, sheets = Predictor(subject.network, device=subject.device), []
     for index in ROOMS:
         image = render_scene(index, size_hw=ROOM_HW)["image"]
-        sheets.append(panel(image, predictor(image), subject.network.classes))
+        network = subject.network
+        sheets.append(panel(image, predictor(image), network.classes, colours=network.colours))
     width = max(sheet.shape[1] for sheet in sheets)
     padded = [np.pad(x, ((0, 0), (0, width - x.shape[1]), (0, 0)), constant_values=255) for x in sheets]
     return np.concatenate(padded)

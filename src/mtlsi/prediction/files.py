@@ -18,11 +18,13 @@ from rich.console import Console
 from rich.progress import track
 
 from mtlsi import kinds
-from mtlsi.drawing.panels import draw_task, panel
+from mtlsi.drawing.panels import Colours, draw_task, panel
 from mtlsi.errors import MistakeError
+from mtlsi.images import IMAGE_ENDINGS, FilePath
 from mtlsi.io import replace_array
+from mtlsi.kinds.colouring import Colour
 from mtlsi.kinds.palette import palette
-from mtlsi.prediction.images import IMAGE_ENDINGS, FilePath, ImageLike, as_pixels, check_file, read_image
+from mtlsi.prediction.images import ImageLike, as_pixels, check_file, read_image
 from mtlsi.tasks import check_tasks
 
 
@@ -32,6 +34,7 @@ def save_prediction(
     out_dir: FilePath,
     stem: str,
     classes: Mapping[str, Sequence[str]] | None = None,
+    colours: Colours | None = None,
 ) -> list[Path]:
     """Writes what ``Predictor`` gave for ``image`` into ``out_dir`` and gives the files' paths.
 
@@ -44,13 +47,13 @@ def save_prediction(
     ``<stem>_panel.png``        the image and all tasks on one sheet
     ==========================  =======================================================================
 
-    Writes are atomic; existing files of those names are replaced.
+    ``classes`` and ``colours``: the model's. Writes are atomic; existing files of those names are replaced.
     Raises ``MistakeError`` where the folder or a file cannot be written.
     """
-    folder, classes = _prepare_folder(out_dir), classes or {}
-    sheet = panel(as_pixels(image), prediction, classes)
+    folder, classes, colours = _prepare_folder(out_dir), classes or {}, colours or {}
+    sheet = panel(as_pixels(image), prediction, classes, colours=colours)
     written = [
-        _write_whole(folder / f"{stem}_{ending}", render(array, classes.get(task)))
+        _write_whole(folder / f"{stem}_{ending}", render(array, classes.get(task), colours.get(task)))
         for task, array in prediction.items()
         for ending, render in _files_of(task).items()
     ]
@@ -68,6 +71,11 @@ class PredictsImages(Protocol):
     @property
     def classes(self) -> Mapping[str, Sequence[str]]:
         """The class names of each task that has classes."""
+        ...
+
+    @property
+    def colours(self) -> Colours:
+        """The colours of the classes, by task, where they are not our own."""
         ...
 
     def __call__(self, image: np.ndarray, tasks: tuple[str, ...], /) -> dict[str, np.ndarray]: ...
@@ -109,7 +117,7 @@ def predict_paths(
         except MistakeError as error:
             outcome.failed.append((path, str(error)))
             continue
-        files = save_prediction(predictor(image, names), image, folder, stem, predictor.classes)
+        files = save_prediction(predictor(image, names), image, folder, stem, predictor.classes, predictor.colours)
         outcome.written.extend(files)
     if not outcome.written:
         several = f"none of {len(stems)} images can be read; the first: " if len(stems) > 1 else ""
@@ -192,19 +200,30 @@ def _write_whole(path: Path, content: np.ndarray | Image.Image) -> Path:
     return path
 
 
-def _files_of(task: str) -> dict[str, Callable[[np.ndarray, Sequence[str] | None], np.ndarray | Image.Image]]:
+Render = Callable[[np.ndarray, Sequence[str] | None, Sequence[Colour] | None], np.ndarray | Image.Image]
+"""What goes into a file, from the array and its classes' names and colours."""
+
+
+def _files_of(task: str) -> dict[str, Render]:
     """The end of each file's name for one task, and what goes into it."""
-    files = {f"{task}.npy": lambda a, _: a, f"{task}.png": lambda a, names: Image.fromarray(draw_task(task, a, names))}
+    files: dict[str, Render] = {
+        f"{task}.npy": lambda array, *_: array,
+        f"{task}.png": lambda array, names, colours: Image.fromarray(draw_task(task, array, names, colours=colours)),
+    }
     for name, pixels in kinds.of(task).extra_files().items():
         files[f"{task}_{name}.png"] = partial(_draw_pixels, pixels, name == "index")
     return files
 
 
 def _draw_pixels(
-    pixels: Callable[[np.ndarray], np.ndarray], in_colours: bool, array: np.ndarray, _: Sequence[str] | None
+    pixels: Callable[[np.ndarray], np.ndarray],
+    in_colours: bool,
+    array: np.ndarray,
+    _: Sequence[str] | None,
+    colours: Sequence[Colour] | None,
 ) -> Image.Image:
     """An array as an image file's numbers; 8-bit classes are shown in their colours."""
     image = Image.fromarray(pixels(array))
     if in_colours and image.mode == "L":
-        image.putpalette(np.asarray(palette(256), np.uint8).tobytes())
+        image.putpalette(np.asarray(palette(256, colours), np.uint8).tobytes())
     return image

@@ -12,6 +12,7 @@ import numpy as np
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
+from mtlsi.kinds.colouring import Colour
 from mtlsi.options import PredictOptions
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.tasks import check_tasks, register_records
@@ -36,6 +37,9 @@ class GraphPredictor:
         self.tasks: tuple[str, ...] = tuple(fact["name"] for fact in self.facts)
         self.classes: Mapping[str, Sequence[str]] = {
             fact["name"]: tuple(fact["classes"]) for fact in self.facts if "classes" in fact
+        }
+        self.colours: Mapping[str, Sequence[Colour]] = {
+            fact["name"]: [tuple(colour) for colour in fact["colours"]] for fact in self.facts if "colours" in fact
         }
         self.resizes = json.loads(facts["working_size"]) is not None
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from math import isnan, nan
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -56,6 +58,8 @@ class Row:
     """Median time of one image at that size, on this machine."""
     num_tokens: int | None = None
     """K; None for a decoder without tokens."""
+    boundaries: dict[int, str | None] = field(default_factory=dict)
+    """By finished seed that learned boundaries, the protocol that they were measured by; None: its folder does not say."""
     delta_m: float | None = None
     """In percent, of the means, against the single-task runs; of complete variants only."""
 
@@ -109,20 +113,37 @@ def scored(variant: str, runs: Sequence[StudyRun], num_planned: int) -> Row:
         spread={task: _spread(values) for task, values in tasks.items()},
         iterations=[load_config(run.out).train.iterations for run in runs],
         train_minutes=fmean(seconds) / 60 if seconds and len(seconds) == len(runs) else None,
+        boundaries={run.seed: protocol_of(run.out) for run in runs if any(map(has_boundaries, by_seed[run.seed]))},
     )
+
+
+def has_boundaries(task: str) -> bool:
+    """Whether a boundary protocol says how ``task`` is measured."""
+    return TASKS[task].metric == "boundary_f"
 
 
 def headline_of(out: Path) -> dict[str, float]:
     """The headline score of every task in a run folder's ``scores.json``; NaN where it is undefined."""
-    path = out / "scores.json"
+    with reading(out / "scores.json") as stored:
+        found = {task: values[TASKS[task].score] for task, values in stored["scores"].items()}
+    return {task: nan if value is None else float(value) for task, value in found.items()}
+
+
+def protocol_of(out: Path) -> str | None:
+    """The protocol by which a run folder's boundaries were measured; None: it was made before there were several."""
+    with reading(out / "scores.json") as stored:
+        return stored["boundaries"]["protocol"] if "boundaries" in stored else None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Any]:
+    """The content of a file of scores; ``MistakeError`` where it is not what the context takes it for."""
     try:
-        scores = json.loads(path.read_text())["scores"]
-        found = {task: values[TASKS[task].score] for task, values in scores.items()}
+        yield json.loads(path.read_text())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MistakeError(
             f"{path}: {message_of(error)}; expected the scores of a finished run: remove the file to measure again"
         ) from error
-    return {task: nan if value is None else float(value) for task, value in found.items()}
 
 
 def count(row: Row, model: MTLSINet, run: StudyRun, device: torch.device) -> Forward:

@@ -26,7 +26,7 @@ X_AXES = ("num_tokens", "gflop", "train_minutes")
 """What scores are drawn over."""
 KEYS = ("title", "note", "recipe", "variants", "grid", "seeds", "baseline", "plots")
 TIME_OF = "iterations_by_time_of"
-ENDINGS = (".md", ".csv", ".tex", ".json", ".png", ".lock")
+ENDINGS = (".md", ".csv", ".tex", ".json", ".png", ".pdf", ".lock")
 """Of the files that lie beside the variants' folders."""
 
 

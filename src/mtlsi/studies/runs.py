@@ -18,6 +18,7 @@ from mtlsi.evaluation.report import introduce
 from mtlsi.model.network import MTLSINet
 from mtlsi.studies.plan import StudyRun
 from mtlsi.studies.times import seconds_per_step, times_of
+from mtlsi.training.class_weights import wanted_by_task
 from mtlsi.training.loop import resume, train
 from mtlsi.training.setup import build_criterion, build_model, check_tracker, load_backbone, settle
 
@@ -81,6 +82,8 @@ def check_runs(runs: Iterable[StudyRun], console: Console) -> None:
             network = build_model(settle(run.config), train_set)
             shared_tasks(network, val_set)
             build_criterion(network.tasks, run.config.train)
+            if run.config.train.class_weights:
+                wanted_by_task(run.config.train.class_weights, train_set.classes)
             check_tracker(run.config.train.tracker)
             _check_weights(network, run.config.backbone_weights or "none", weights)
         except FAILURES as error:

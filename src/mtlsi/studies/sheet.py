@@ -21,19 +21,24 @@ from mtlsi.studies.runs import FINISHED, state_of
 from mtlsi.tasks import TASKS
 
 
-def write_sheets(plan: Plan, out: Path, names: Sequence[str], console: Console) -> None:
+def write_sheets(
+    plan: Plan, out: Path, names: Sequence[str], console: Console, pictures: Sequence[str] = (".png",)
+) -> None:
     """``sheet_NAME.png`` in ``out`` for each validation image: its truth, and below a row per variant, a column per task.
 
     Every variant is shown with the first seed of the study (the seed decides which scenes are generated); those that have
     not finished it are left out. Raises ``MistakeError`` for a name that is not among the validation images.
+    ``pictures``: the endings of a sheet's files.
     """
     runs = {run.variant.name: run for run in plan.runs(out) if run.seed == plan.seeds[0] and state_of(run) == FINISHED}
     if not runs:
         raise MistakeError(f"--sheet: no variant has finished seed {plan.seeds[0]}; train one first")
     for name in dict.fromkeys(names):
-        path = out / f"sheet_{name.replace('/', '_')}.png"
-        replace_array(path, Image.fromarray(draw_sheet(runs, name, tuple(plan.baseline.values()))))
-        console.print(f"sheet: {path}", markup=False, highlight=False, soft_wrap=True)
+        sheet = Image.fromarray(draw_sheet(runs, name, tuple(plan.baseline.values())))
+        for ending in pictures:
+            path = out / f"sheet_{name.replace('/', '_')}{ending}"
+            replace_array(path, sheet)
+            console.print(f"sheet: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 def check_names(plan: Plan, names: Sequence[str]) -> None:
@@ -46,7 +51,7 @@ def check_names(plan: Plan, names: Sequence[str]) -> None:
 
 def draw_sheet(runs: dict[str, StudyRun], name: str, single: Sequence[str] = ()) -> np.ndarray:
     """The sheet of one image ``(H W 3) uint8``; ``runs`` by variant. ``single``: those that share a row."""
-    photo, truth, rows, classes = np.empty(0), {}, {}, {}
+    photo, truth, rows, classes, colours = np.empty(0), {}, {}, {}, {}
     for variant, run in runs.items():
         dataset = open_dataset(run.config.data, "val", run.seed)
         index = index_of(name, dataset)
@@ -56,8 +61,10 @@ def draw_sheet(runs: dict[str, StudyRun], name: str, single: Sequence[str] = ())
         photo = shown.photo
         truth |= shown.truth
         classes |= network.classes
+        colours |= network.colours
     order = [task for task in TASKS if task in truth]
-    return rows_panel(photo, {"truth": {task: truth[task] for task in order}, **rows}, classes, scale_of="truth")
+    maps = {"truth": {task: truth[task] for task in order}, **rows}
+    return rows_panel(photo, maps, classes, scale_of="truth", colours=colours)
 
 
 def index_of(name: str, dataset: LabelledImages) -> int:

@@ -48,6 +48,7 @@ def study(
     table_only: bool = False,
     time: bool = True,
     sheet: Sequence[str] = (),
+    pdf: bool = False,
     console: Console | None = None,
 ) -> Outcome:
     """Train every variant of the study ``file`` with every seed, each in the run folder ``out/VARIANT/SEED``; compare them.
@@ -59,8 +60,8 @@ def study(
     ``only``: train these alone (VARIANT or VARIANT/SEED), and make no table. ``seeds``: instead of the file's.
     ``settings``: by dotted name, such as ``{"data.root": "nyud"}``, set in every run. ``plugins``: modules to import first.
     ``table_only``: train nothing. ``time``: measure ms per image. ``sheet``: names of validation images to draw as every
-    variant sees them. Raises a one-line ``MistakeError``, before anything is trained, for a file, a variant or a run
-    folder that cannot be used.
+    variant sees them. ``pdf``: write plots and sheets as PDF, too. Raises a one-line ``MistakeError``, before anything is
+    trained, for a file, a variant or a run folder that cannot be used.
     """
     console, out = console or Console(), Path(out)
     prepare_process()
@@ -81,7 +82,7 @@ def study(
     else:
         outcome = _train_all(plan, runs, finished, out, console)
     if not only and (outcome.finished or table_only):
-        compare(plan, out, time=time, sheet=sheet, console=console)
+        compare(plan, out, time=time, sheet=sheet, pdf=pdf, console=console)
     return outcome
 
 
@@ -97,6 +98,7 @@ def study_from_command(options: StudyOptions) -> Outcome:
         table_only=options.table,
         time=options.time,
         sheet=options.sheet or (),
+        pdf=options.pdf,
     )
 
 
@@ -127,11 +129,12 @@ def _train_all(
     return outcome
 
 
-def compare(plan: Plan, out: Path, *, time: bool, sheet: Sequence[str], console: Console) -> None:
+def compare(plan: Plan, out: Path, *, time: bool, sheet: Sequence[str], pdf: bool, console: Console) -> None:
     """The table, the plots and the sheet of the runs in ``out`` that have finished; ``MistakeError`` where none has."""
     rows = measure(plan, out, time=time, console=console)
-    write_all(plan, rows, out)
+    pictures = (".png", ".pdf") if pdf else (".png",)
+    write_all(plan, rows, out, pictures)
     print_table(plan, rows, console)
     if sheet:
-        write_sheets(plan, out, sheet, console)
+        write_sheets(plan, out, sheet, console, pictures)
     console.print(f"table and plots: {out}", markup=False, highlight=False, soft_wrap=True)

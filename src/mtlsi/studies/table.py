@@ -16,12 +16,13 @@ from rich.table import Table
 from mtlsi.device import find_device
 from mtlsi.drawing.plots import Point, plot_scores
 from mtlsi.io import replace_text
-from mtlsi.studies.figures import Row, single_task_scores
+from mtlsi.studies.figures import Row, has_boundaries, single_task_scores
 from mtlsi.studies.plan import Plan, Plot
 from mtlsi.tasks import TASKS
 from mtlsi.timing import describe_machine
 
 NONE = "-"
+UNKNOWN = "unknown"
 WIDEST = 400
 X_TITLES = {"num_tokens": "tokens K", "gflop": "GFLOP", "train_minutes": "training time (minutes)"}
 LATEX = {
@@ -30,8 +31,11 @@ LATEX = {
 }  # fmt: skip
 
 
-def write_all(plan: Plan, rows: Sequence[Row], out: Path) -> None:
-    """``table.md``, ``.csv``, ``.tex`` and ``.json``, the plots, and ``baseline.json`` if its runs are done."""
+def write_all(plan: Plan, rows: Sequence[Row], out: Path, pictures: Sequence[str] = (".png",)) -> None:
+    """``table.md``, ``.csv``, ``.tex`` and ``.json``, the plots, and ``baseline.json`` if its runs are done.
+
+    ``pictures``: the endings of the plots' files.
+    """
     for ending, text in (
         ("md", as_markdown(plan, rows)),
         ("csv", as_csv(rows)),
@@ -47,8 +51,8 @@ def write_all(plan: Plan, rows: Sequence[Row], out: Path) -> None:
         points, levels = points_of(plot, rows)
         shown = [row for row in rows if row.variant in {point.name for point in points}]
         tasks = [task for task in tasks_of(shown) if task in (plot.tasks or (task,))]
-        if tasks:
-            path = out / ("_".join([plot.x, *plot.tasks]) + ".png")
+        for ending in pictures if tasks else ():
+            path = out / ("_".join([plot.x, *plot.tasks]) + ending)
             plot_scores(points, tasks, X_TITLES[plot.x], path, levels=levels, joined=plot.x == "num_tokens")
 
 
@@ -78,7 +82,8 @@ def columns_of(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
     columns: list[tuple[str, Callable[[Row], str]]] = [("variant", lambda row: row.variant), ("seeds", _seeds)]
     for task in tasks_of(rows):
         record = TASKS[task]
-        unit = f" ({record.unit})" if record.unit else ""
+        by = protocols_of(rows)[0] if has_boundaries(task) and len(protocols_of(rows)) == 1 else None
+        unit = f" ({', '.join(filter(None, (record.unit, by)))})" if record.unit or by else ""
         title = f"{task} {record.score}{unit} {'↑' if record.higher_is_better else '↓'}"
         columns.append((title, lambda row, task=task: _score(row, task)))
     for title, name, form, unit in (
@@ -92,6 +97,11 @@ def columns_of(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
         if any(getattr(row, name) is not None for row in rows):
             columns.append((title, lambda row, name=name, form=form, unit=unit: _number(row, name, form, unit)))
     return columns
+
+
+def protocols_of(rows: Sequence[Row]) -> list[str]:
+    """The protocols that the boundaries of ``rows`` were measured by, each once."""
+    return list(dict.fromkeys(name or UNKNOWN for row in rows for name in row.boundaries.values()))
 
 
 def _seeds(row: Row) -> str:
@@ -119,6 +129,8 @@ def notes_of(plan: Plan, rows: Sequence[Row]) -> list[str]:
     sizes = dict.fromkeys(row.size_hw for row in rows if row.size_hw is not None)
     shown = ", ".join(f"{height}x{width}" for height, width in sizes)
     notes.append(f"GFLOP: 2 x MAC of one image of {shown} pixels; training: minutes without evaluations.")
+    if names := protocols_of(rows):
+        notes.append(_boundary_note(rows, names))
     if any(row.ms is not None for row in rows):
         notes.append("ms: median of one image in float32, all variants in turn on one machine.")
     if any(not row.is_complete for row in rows):
@@ -128,6 +140,16 @@ def notes_of(plan: Plan, rows: Sequence[Row]) -> list[str]:
         names = ", ".join(plan.baseline.values())
         notes.append(f"Delta_m: against {names}." if done else f"Delta_m: not yet, {names} must all finish.")
     return notes
+
+
+def _boundary_note(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """What boundaries were measured by, and which variants do not compare in them."""
+    if len(names) == 1:
+        said = UNKNOWN in names and "an unknown protocol, for these runs are from before it was written down"
+        return f"Boundaries: measured by {said or f'the protocol {names[0]}'}."
+    old = f"; {UNKNOWN}: from before it was written down" if UNKNOWN in names else ""
+    of_variants = "; ".join(f"{row.variant} by {', '.join(protocols_of([row]))}" for row in rows if row.boundaries)
+    return f"Boundaries do not compare, they were measured by several protocols: {of_variants}{old}."
 
 
 # ---- the forms
@@ -180,10 +202,12 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     names = ("parameters", "decoder_parameters", "gflop", "ms", "train_minutes", "delta_m", "num_tokens")
     scores = [f"{task}/{TASKS[task].score}/{what}" for task in tasks for what in ("mean", "std")]
-    writer.writerow(["variant", "seeds", "planned", *scores, *names])
+    protocol = ["boundary_protocol"] if protocols_of(rows) else []
+    writer.writerow(["variant", "seeds", "planned", *scores, *names, *protocol])
     for row in rows:
         values = [of.get(task) for task in tasks for of in (row.mean, row.spread)]
         values += [getattr(row, name) for name in names]
+        values += [" ".join(protocols_of([row]))] if protocol else []
         cells = ["" if value is None else value for value in values]
         writer.writerow([row.variant, len(row.by_seed), row.num_planned, *cells])
     return text.getvalue()

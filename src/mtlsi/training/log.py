@@ -18,7 +18,7 @@ from torch import Tensor
 from mtlsi import run_folder
 from mtlsi.config import TrainConfig
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.report import Scores, headline
+from mtlsi.evaluation.report import Scores, defined, headline, without_curves
 from mtlsi.run_folder import Position
 from mtlsi.tasks import TASKS
 
@@ -98,16 +98,25 @@ class Log:
         self.sums, self.num_added, self.since = {}, 0, time.perf_counter()
 
     def validation(self, step: int, scores: Scores, seconds: float) -> None:
-        """Scores of an evaluation; its ``seconds`` do not count as training time."""
+        """Scores of an evaluation; its ``seconds`` do not count as training time.
+
+        A curve over thresholds is no score: its points are in ``scores.json`` of the last evaluation alone.
+        """
         self.since += seconds
         self.began += seconds
-        figures = {f"val/{task}/{name}": value for task, values in scores.items() for name, value in values.items()}
+        figures = {
+            f"val/{task}/{name}": value
+            for task, values in scores.items()
+            for name, value in without_curves(values).items()
+        }
         self._write({"step": step, **figures, "evaluation_s": seconds})
         if self.accelerator.is_main_process:
             text = ", ".join(f"{task} {TASKS[task].score} {value:.4g}" for task, value in headline(scores).items())
             self.progress.console.print(f"step {step}: {text}", soft_wrap=True)
 
     def _write(self, line: dict[str, float]) -> None:
+        """A line, in which a figure that is not defined is null; a tracker does not get it."""
         if self.accelerator.is_main_process:
-            run_folder.append_metrics(self.out, line)
-        self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=int(line["step"]))
+            run_folder.append_metrics(self.out, defined(line))
+        known = {name: value for name, value in line.items() if name != "step" and isfinite(value)}
+        self.accelerator.log(known, step=int(line["step"]))

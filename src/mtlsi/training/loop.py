@@ -218,5 +218,5 @@ def draw_samples(
     folder.mkdir(exist_ok=True)
     for index in spread(num_images, len(dataset)):
         shown = predict_image(network, dataset, config, index)
-        sheet = compare_panel(shown.photo, shown.predicted, shown.truth, network.classes)
-        Image.fromarray(sheet).save(folder / f"{dataset.name(index)}.png")
+        sheet = compare_panel(shown.photo, shown.predicted, shown.truth, network.classes, colours=network.colours)
+        Image.fromarray(sheet).save(folder / f"{dataset.name(index).replace('/', '_')}.png")

@@ -18,7 +18,7 @@ from torchmetrics import Metric
 
 from mtlsi import kinds, run_folder
 from mtlsi.config import RunConfig, TrainConfig, sizes_of
-from mtlsi.data.datasets import LabelledImages, constant_predictions, open_dataset
+from mtlsi.data.datasets import LabelledImages, colours_of, constant_predictions, open_dataset
 from mtlsi.data.transforms import Sample
 from mtlsi.device import choose_precision
 from mtlsi.errors import MistakeError
@@ -32,8 +32,10 @@ from mtlsi.model.pretrained import is_packaged
 from mtlsi.nn.layers import TaskLayerNorm
 from mtlsi.plugins import settle_plugins
 from mtlsi.run_folder import MovingAverage, Position
+from mtlsi.training import class_weights
 from mtlsi.training.balance.base import Balance
 from mtlsi.training.balance.build import build_balance
+from mtlsi.training.class_weights import weights_for
 
 Transform = Callable[[Sample, Generator], Sample]
 """An augmentation: a sample and the generator of all its random draws, to a sample of the network's input."""
@@ -114,6 +116,10 @@ def assemble(
 ) -> TrainingRun:
     """Open the data, build the network and its optimizer, and create or open the run folder ``out``."""
     options = config.train
+    if criterion is not None and options.class_weights:
+        raise MistakeError(
+            "train.class_weights belong to MultiTaskLoss, and a criterion is given; leave one of them out"
+        )
     check_tracker(options.tracker)
     trackers: dict[str, Any] = {"log_with": options.tracker, "project_dir": str(out)} if options.tracker else {}
     AcceleratorState._reset_state()  # else a second run in this process could not have another precision
@@ -124,7 +130,8 @@ def assemble(
     taken_over = {} if resume else set_first_weights(network, config, train_set)
     shared_tasks(network, val_set)
     check_metrics(metrics or {}, network.tasks)
-    loss: nn.Module = build_criterion(network.tasks, options) if criterion is None else criterion
+    weights = weights_for(config, train_set, out if resume else None) if criterion is None else {}
+    loss: nn.Module = build_criterion(network.tasks, options, weights) if criterion is None else criterion
     balance = build_balance(options, network, loss, accelerator.distributed_type)
     if accelerator.is_main_process:
         run_folder.prepare_run_folder(out, resume=resume)
@@ -146,6 +153,8 @@ def assemble(
     if accelerator.is_main_process:
         run_folder.forget_metrics_after(out, position.step)
         run_folder.save_config(config, out)
+        if weights:
+            class_weights.save(weights, train_set.classes, out)
     if options.tracker:
         accelerator.init_trackers(out.name)
     return TrainingRun(
@@ -172,6 +181,7 @@ def build_model(config: RunConfig, dataset: LabelledImages) -> MTLSINet:
         config.preset,
         tasks=dataset.tasks,
         classes=dataset.classes,
+        colours=colours_of(dataset),
         input_size=config.data.image_hw or dataset[0]["image"].shape[-2:],
         **config.model,
     )
@@ -205,13 +215,16 @@ def load_backbone(network: MTLSINet, weights: str) -> None:
         network.backbone.load(weights)
 
 
-def build_criterion(tasks: tuple[str, ...], options: TrainConfig) -> MultiTaskLoss:
-    """The multi-task loss with the weights of ``options``."""
+def build_criterion(
+    tasks: tuple[str, ...], options: TrainConfig, weights: class_weights.ClassWeights | None = None
+) -> MultiTaskLoss:
+    """The multi-task loss with the weights of ``options``, and ``weights`` of classes."""
     return MultiTaskLoss(
         tasks,
         weights=options.loss_weights,
         coarse_weight=options.coarse_weight,
         boundary_weight=options.boundary_positive,
+        class_weights=weights,
     )
 
 

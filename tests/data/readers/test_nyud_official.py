@@ -13,7 +13,8 @@ from scipy.io import savemat
 
 from mtlsi.data.readers.derive import boundaries_from_labels, normals_from_depth
 from mtlsi.data.readers.nyud import NYUD
-from mtlsi.data.readers.nyud_official import NUM_RAW_CLASSES, OfficialNYUD, classes_of_raw, open_nyud
+from mtlsi.data.readers.nyud_any import open_nyud
+from mtlsi.data.readers.nyud_official import NUM_RAW_CLASSES, OfficialNYUD, classes_of_raw
 from mtlsi.errors import MistakeError
 from mtlsi.tasks import NYUD40
 

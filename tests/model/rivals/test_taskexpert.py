@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
 from mtlsi.model.rivals.taskexpert import Experts, MemorialMixture, TaskExpertOptions, assemble
+from random_weights import draw_weights
 
 TASKS = ("semseg", "depth", "normals", "boundary")
 
@@ -123,7 +124,7 @@ def test_experts_read_every_depth_at_the_decoders_stride():
 
 
 def test_tasks_share_the_experts_and_nothing_else():
-    model = model_of()
+    model = draw_weights(model_of(), std=0.3)
     maps = maps_of(model)
     before = final_of(model, maps)
     with torch.no_grad():

@@ -7,13 +7,14 @@ Every decoder takes the path (for messages) and the content, and gives an array 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from mtlsi.data.readers.label_pixels import Pixels, grey_values, label_image, read_pixels, strength_pixels
 from mtlsi.errors import MistakeError
 from mtlsi.images import open_image, to_rgb
 from mtlsi.tasks import class_dtype, invalid_class
@@ -51,7 +52,7 @@ def decode_npy(path: Path, content: bytes) -> np.ndarray:
     """The numbers of a NumPy file; pickled objects are refused."""
     try:
         values = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # a damaged header raises whatever its parser does
         raise MistakeError(
             f"{path}: not a whole NumPy file ({len(content)} bytes); download it again or delete it"
         ) from error
@@ -77,20 +78,29 @@ def is_npy(path: Path) -> bool:
     return path.suffix.lower() == ".npy"
 
 
-def decode_indices(path: Path, content: bytes) -> np.ndarray:
-    """Whole numbers (H W): of an image with one channel of 8 or 16 bits, of a palette image, or of a NumPy file."""
+def without_axis_of_one(values: np.ndarray) -> np.ndarray:
+    """(H W) of (H W 1) or (1 H W); all else as it is."""
+    if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
+        return values[0] if values.shape[0] == 1 else values[..., 0]
+    return values
+
+
+def whole_numbers(path: Path, values: np.ndarray) -> np.ndarray:
+    """An array as whole numbers (H W), yes and no as 1 and 0; ``MistakeError`` where it is another one."""
+    values = without_axis_of_one(values)
+    if values.dtype.kind not in "iub" or values.ndim != 2:
+        kind = f"{values.dtype} of shape {list(values.shape)}"
+        raise MistakeError(f"{path}: {kind}; expected whole numbers (height, width): class indices")
+    return values.astype(np.uint8) if values.dtype.kind == "b" else values
+
+
+def decode_indices(path: Path, content: bytes) -> Pixels:
+    """Whole numbers (H W): of an image of 1 to 16 bits, grey in RGB, or with a palette, or of a NumPy file."""
     if is_npy(path):
-        values = decode_npy(path, content)
-        if values.dtype.kind not in "iu" or values.ndim != 2:
-            kind = f"{values.dtype} of shape {list(values.shape)}"
-            raise MistakeError(f"{path}: {kind}; expected whole numbers (height, width): class indices")
-        return values
-    image = decode_image(path, content)
-    if image.mode not in ("L", "P", "I", "I;16", "I;16B", "I;16L"):
-        raise MistakeError(
-            f"{path}: pixels of mode {image.mode}; expected one channel of 8 or 16 bits; convert the file"
-        )
-    return np.array(image)
+        return Pixels(whole_numbers(path, decode_npy(path, content)))
+    pixels = read_pixels(path, content)
+    grey = grey_values(path, pixels, "expected grey ones: class indices; convert the file")
+    return Pixels(grey.values // pixels.step, pixels.known)
 
 
 def decode_classes(
@@ -100,32 +110,78 @@ def decode_classes(
 
     uint8 with 255 where unlabelled; int32 with 65535 where there are more than 255 classes.
     """
-    return classes_from_values(path, decode_indices(path, content), num_classes, first=first, invalid=invalid)
+    pixels = decode_indices(path, content)
+    return classes_from_values(path, pixels.values, num_classes, first=first, invalid=invalid, known=pixels.known)
 
 
 def classes_from_values(
-    path: Path, values: np.ndarray, num_classes: int, *, first: int = 0, invalid: Sequence[int] = (255,)
+    path: Path,
+    values: np.ndarray,
+    num_classes: int,
+    *,
+    first: int = 0,
+    invalid: Sequence[int] = (255,),
+    known: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Class indices (H W), laid out as ``decode_classes`` says, of a map of whole numbers."""
+    """Class indices (H W), laid out as ``decode_classes`` says, of a map of whole numbers; none where not ``known``."""
+    none = invalid_class(class_dtype(num_classes))
+    meanings = {first + index: index for index in range(num_classes)} | dict.fromkeys(invalid, none)
+    return look_up(
+        path,
+        values,
+        meanings,
+        num_classes,
+        known=known,
+        expected=f"{first}..{first + num_classes - 1}, and {ranges_of(invalid)} for unlabelled",
+        advice="map the labels to the classes",
+    )
+
+
+def look_up(
+    path: Path,
+    values: np.ndarray,
+    meanings: Mapping[int, int],
+    num_classes: int,
+    *,
+    known: np.ndarray | None,
+    expected: str,
+    advice: str,
+) -> np.ndarray:
+    """Class indices (H W) of whole numbers by ``meanings``, unlabelled where not ``known``.
+
+    Raises ``MistakeError``, with what was ``expected`` and ``advice``, for a number that ``meanings`` lacks.
+    """
     dtype = class_dtype(num_classes)
-    table = np.full(max(first + num_classes, *invalid, 0) + 1, -1)
-    table[first : first + num_classes] = np.arange(num_classes)
-    table[list(invalid)] = invalid_class(dtype)
-    known = (values >= 0) & (values < len(table))
-    classes = np.where(known, table[np.where(known, values, 0)], -1)
-    if (classes < 0).any():
-        unlabelled = ", ".join(map(str, invalid)) or "none"
-        raise MistakeError(
-            f"{path}: label {values[classes < 0].max()}; expected {first}..{first + num_classes - 1}, and {unlabelled} for "
-            "unlabelled; map the labels to the classes"
-        )
+    stored, low = np.fromiter(meanings, np.int64), min(meanings)
+    table = np.full(max(meanings) - low + 1, -1)
+    table[stored - low] = list(meanings.values())
+    values = values.astype(np.int64)
+    inside = (values >= low) & (values < low + len(table))
+    classes = np.where(inside, table[np.where(inside, values - low, 0)], -1)
+    if known is not None:
+        classes[~known] = invalid_class(dtype)
+    if (strange := classes < 0).any():
+        raise MistakeError(f"{path}: label {values[strange].max()}; expected {expected}; {advice}")
     return classes.astype(dtype)
+
+
+def ranges_of(values: Iterable[int]) -> str:
+    """Whole numbers in words: ``0..3, 255``; "none"."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    shown = [
+        str(low) if low == high else f"{low}..{high}" if high > low + 1 else f"{low}, {high}" for low, high in runs
+    ]
+    return ", ".join(shown[:8] + ["..."] * (len(shown) > 8)) or "none"
 
 
 def checked_depth(path: Path, metres: np.ndarray) -> np.ndarray:
     """(H W) float32 metres, 0 where there is none; a trailing or leading axis of one is dropped."""
-    if metres.ndim == 3 and 1 in (metres.shape[0], metres.shape[-1]):
-        metres = metres[0] if metres.shape[0] == 1 else metres[..., 0]
+    metres = without_axis_of_one(metres)
     if metres.ndim != 2:
         raise MistakeError(f"{path}: an array of shape {list(metres.shape)}; expected depth (height, width)")
     bad = ~np.isfinite(metres)
@@ -144,21 +200,42 @@ def depth_metres(path: Path, content: bytes) -> np.ndarray:
     return checked_depth(path, decode_npy(path, content))
 
 
-def checked_normals(path: Path, normals: np.ndarray) -> np.ndarray:
-    """(3 H W) float32 unit vectors from (H W 3) or (3 H W); vectors shorter than a half are invalid: (0, 0, 0)."""
-    if normals.ndim != 3 or 3 not in (normals.shape[0], normals.shape[-1]):
-        raise MistakeError(f"{path}: an array of shape {list(normals.shape)}; expected normals (height, width, 3)")
-    if normals.shape[-1] == 3:
-        normals = normals.transpose(2, 0, 1)
-    bad = ~np.isfinite(normals)
+def as_vectors(path: Path, array: np.ndarray) -> np.ndarray:
+    """(3 H W) float32, float64 where ``array`` is that, of (H W 3) or (3 H W), all of it finite."""
+    if array.ndim != 3 or 3 not in (array.shape[0], array.shape[-1]):
+        raise MistakeError(f"{path}: an array of shape {list(array.shape)}; expected normals (height, width, 3)")
+    vectors = array.transpose(2, 0, 1) if array.shape[-1] == 3 else array
+    vectors = np.ascontiguousarray(vectors, np.float64 if array.dtype == np.float64 else np.float32)
+    bad = ~np.isfinite(vectors)
     if bad.any():
         raise MistakeError(
             f"{path}: {int(bad.sum())} numbers are not finite; expected vectors, (0, 0, 0) where invalid"
         )
-    length = np.sqrt((normals.astype(np.float64) ** 2).sum(0))
-    if length.max(initial=0) > 2:  # the field's are unit vectors; 8-bit ones are off by a hundredth
-        raise MistakeError(f"{path}: vectors up to {length.max():.3g} long; expected unit vectors")
-    return np.divide(normals, length, out=np.zeros(normals.shape), where=length > 0.5).astype(np.float32)
+    return vectors
+
+
+def lengths_of(vectors: np.ndarray) -> np.ndarray:
+    """(H W) of (3 H W); 0 of (-1, -1, -1) and (1, 1, 1), black and white in an image, which mean no label."""
+    x, y, z = vectors  # written out: sums over a leading axis take twice as long
+    with np.errstate(over="ignore"):
+        squares, total = x * x + y * y + z * z, x + y + z
+    blank = (np.abs(squares - 3) < 1e-3) & (np.abs(np.abs(total) - 3) < 1e-3)  # together: all are 1, or all -1
+    return np.where(blank, 0, np.sqrt(squares))
+
+
+def unit_vectors(vectors: np.ndarray, lengths: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """(3 H W) float32 of unit length where ``valid``, else (0, 0, 0)."""
+    factors = np.divide(1, lengths, out=np.zeros(lengths.shape, vectors.dtype), where=valid)
+    return (vectors * factors).astype(np.float32, copy=False)
+
+
+def checked_normals(path: Path, normals: np.ndarray) -> np.ndarray:
+    """(3 H W) float32 unit vectors from (H W 3) or (3 H W); vectors shorter than a half are invalid: (0, 0, 0)."""
+    vectors = as_vectors(path, normals)
+    lengths = lengths_of(vectors)
+    if lengths.max(initial=0) > 2:  # the field's are unit vectors; 8-bit ones are off by a hundredth
+        raise MistakeError(f"{path}: vectors up to {lengths.max():.3g} long; expected unit vectors")
+    return unit_vectors(vectors, lengths, lengths > 0.5)
 
 
 def normals_npy(path: Path, content: bytes) -> np.ndarray:
@@ -166,12 +243,19 @@ def normals_npy(path: Path, content: bytes) -> np.ndarray:
     return checked_normals(path, decode_npy(path, content))
 
 
-def normals_png(path: Path, content: bytes) -> np.ndarray:
-    """Normals from an image whose channels c stand for 2 c / 255 - 1."""
-    image = decode_image(path, content)
-    if image.mode != "RGB":
+def vectors_of_image(path: Path, content: bytes) -> np.ndarray:
+    """Vectors (H W 3) of an image whose channels c stand for 2 c / 255 - 1; (0, 0, 0) where its opacity is 0."""
+    image = label_image(path, content)
+    if image.mode not in ("RGB", "RGBA"):
         raise MistakeError(f"{path}: pixels of mode {image.mode}; expected three 8-bit channels; convert the file")
-    return checked_normals(path, np.array(image).astype(np.float32) * (2 / 255) - 1)
+    pixels = np.array(image).astype(np.float32)
+    vectors = pixels[..., :3] * (2 / 255) - 1
+    return np.where(pixels[..., 3:] > 0, vectors, 0) if image.mode == "RGBA" else vectors
+
+
+def normals_png(path: Path, content: bytes) -> np.ndarray:
+    """Normals from an image."""
+    return checked_normals(path, vectors_of_image(path, content))
 
 
 def check_strength(path: Path, values: np.ndarray, what: str) -> None:
@@ -180,13 +264,18 @@ def check_strength(path: Path, values: np.ndarray, what: str) -> None:
         raise MistakeError(f"{path}: shape {list(values.shape)}; expected {what} (height, width) in 0..1 or 0..255")
 
 
-def binary_from_values(path: Path, values: np.ndarray) -> np.ndarray:
-    """(H W) uint8, 1 from the middle of the range on, which ends at 1 or at 255; in the latter 127 is unknown: 255."""
-    values = values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
+def binary_from_values(path: Path, values: np.ndarray, known: np.ndarray | None = None) -> np.ndarray:
+    """(H W) uint8, 1 from the middle of the range on, which ends at 1 or at 255; in the latter 127 is unknown: 255.
+
+    So are pixels that are not ``known``.
+    """
+    values = without_axis_of_one(values)
     check_strength(path, values, "boundaries")
     if values.max(initial=0) <= 1:
-        return (values >= 0.5).astype(np.uint8)
-    return np.where(values == UNKNOWN, 255, values > UNKNOWN).astype(np.uint8)
+        found = (values >= 0.5).astype(np.uint8)
+    else:
+        found = np.where(values == UNKNOWN, np.uint8(255), (values > UNKNOWN).astype(np.uint8))
+    return found if known is None else np.where(known, found, np.uint8(255))
 
 
 def edges_npy(path: Path, content: bytes) -> np.ndarray:
@@ -196,7 +285,7 @@ def edges_npy(path: Path, content: bytes) -> np.ndarray:
 
 def edges_png(path: Path, content: bytes) -> np.ndarray:
     """Boundaries from an image."""
-    return binary_from_values(path, decode_grey(path, content))
+    return binary_from_values(path, *strength_pixels(path, content))
 
 
 def encode_normals(normals: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ class Source:
     """The label is worked out from another one and is not a benchmark's own; tables say so."""
     version: str = ""
     """What else a kept label follows from than its files: the settings of ``decode``."""
+    files: Mapping[str, str] | None = field(default=None, compare=False)
+    """By name the file, relative to the root, where it is not ``folder``/NAME``suffix``."""
 
     @property
     def places(self) -> tuple[tuple[str, str], ...]:
@@ -136,9 +138,11 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def stems(self, what: str) -> set[str]:
         """The names of all files of "image" or of a task, listed in a split or not."""
-        return {
+        found = {name for source in self.sources[what] for name in source.files or ()}
+        return found | {
             name[: -len(source.suffix)]
             for source in self.sources[what]
+            if source.files is None
             for name in self._listing(source.folder)
             if name.endswith(source.suffix)
         }
@@ -150,7 +154,7 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         if found is None:
             raise MistakeError(f"{name}: no {what}; {self._absent(what, [name])}")
         source = found[1]
-        paths = [self.root / folder / (name + suffix) for folder, suffix in source.places]
+        paths = [found[0], *(self.root / folder / (name + suffix) for folder, suffix in source.places[1:])]
         files = [(path, _content(path)) for path in paths]
         if not source.keep:
             return _decode(files, source)
@@ -184,7 +188,10 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def _find(self, what: str, name: str) -> tuple[Path, Source] | None:
         for source in self.sources[what]:
-            if all(name + suffix in self._listing(folder) for folder, suffix in source.places):
+            if source.files is not None:
+                if name in source.files:
+                    return self.root / source.files[name], source
+            elif all(name + suffix in self._listing(folder) for folder, suffix in source.places):
                 return self.root / source.folder / (name + source.suffix), source
         return None
 
@@ -213,6 +220,11 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         folder = self.root / place
         if not folder.is_dir():
             return f"{folder}: no such folder; expected one file {missing[0]}{suffix} for each name of {self.split}"
+        if self.sources[what][0].files:
+            return (
+                f"{folder}: no file for {missing[0]}, nor for {len(missing) - 1} more that the split {self.split} lists; "
+                "restore the files or take the names off the list"
+            )
         kinds = ", ".join(sorted({Path(name).suffix or name for name in self._listing(place)})[:4]) or "nothing"
         return (
             f"{folder / (missing[0] + suffix)}: missing, and so are {len(missing) - 1} more that the split "
@@ -223,7 +235,7 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 def read_names(path: Path, expected: str) -> list[str]:
     """The names in a split list, one per line. Raises ``MistakeError`` if there are none; ``expected`` shows one."""
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise MistakeError(f"{path}: cannot be read as text; expected one name per line, such as {expected}") from error
     if not names:

@@ -9,34 +9,36 @@ from typing import Any
 
 import numpy as np
 
+from mtlsi.data.readers.class_maps import ClassMap, decode_class_map
 from mtlsi.data.readers.decoding import (
     UNKNOWN,
     Decoder,
     check_strength,
     checked_depth,
-    decode_classes,
-    decode_grey,
-    decode_image,
     decode_npy,
     edges_npy,
     edges_png,
     is_npy,
-    normals_npy,
-    normals_png,
+    without_axis_of_one,
 )
 from mtlsi.data.readers.derive import boundaries_from_labels, normals_from_depth
 from mtlsi.data.readers.folder_settings import METRES, SETTINGS
+from mtlsi.data.readers.folder_vectors import decode_vectors
+from mtlsi.data.readers.label_pixels import label_image, strength_pixels
 from mtlsi.errors import MistakeError
 from mtlsi.tasks import Task
 
+LOSSLESS = (".png", ".npy", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+JPEG = (".jpg", ".jpeg")
 SUFFIXES = {
-    "classes": (".png", ".npy"),
-    "strength": (".png", ".npy"),
-    "value": (".png", ".npy", ".tif", ".tiff"),
-    "distance": (".png", ".npy", ".tif", ".tiff"),
-    "direction": (".png", ".npy"),
+    "classes": (*LOSSLESS, *JPEG),
+    "strength": (*LOSSLESS, *JPEG),
+    "value": (".png", ".npy", ".tif", ".tiff", *JPEG),
+    "distance": (".png", ".npy", ".tif", ".tiff", *JPEG),
+    "direction": (".png", ".npy", ".tif", ".tiff", *JPEG),
 }
-"""The kinds of files that are read, by kind of task, in either case; in every folder they may be mixed."""
+"""The kinds of files that are looked for, by kind of task, in either case; in every folder they may be mixed. JPEG is found
+so that the reader can say why it takes none."""
 
 ONE_CHANNEL = ("L", "I", "F", "I;16", "I;16B", "I;16L")
 """Pillow's modes of images with one channel of numbers."""
@@ -47,30 +49,30 @@ def decoder_of(task: Task, keys: dict[str, Any]) -> Decoder:
     if task.name == "boundary":
         return decode_edges
     if task.kind == "classes":
-        return partial(decode_classes, **class_map(keys))
+        return partial(decode_class_map, classes=keys["map"])
     if task.kind == "strength":
-        return partial(decode_strength, threshold=keys["threshold"])
+        return partial(decode_strength, task=task.name, threshold=keys["threshold"])
     if task.kind == "distance":
-        return partial(decode_depth, **depth_map(keys))
+        return partial(decode_depth, **depth_map(keys, task.name))
     if task.kind == "direction":
-        return partial(decode_vectors, axes=keys["axes"])
+        return partial(decode_vectors, axes=keys["axes"], key=f"tasks.{task.name}.axes", facing=task.name == "normals")
     return partial(
-        decode_value, channels=task.channels or 1, span=task.range, scale=keys["scale"], invalid=keys["invalid"]
+        decode_value,
+        task=task.name,
+        channels=task.channels or 1,
+        span=task.range,
+        scale=keys["scale"],
+        invalid=keys["invalid"],
     )
 
 
-def class_map(keys: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of ``decode_classes``."""
-    return {"num_classes": len(keys["classes"]), "first": keys["first"], "invalid": keys["invalid"]}
-
-
-def depth_map(keys: dict[str, Any]) -> dict[str, Any]:
+def depth_map(keys: dict[str, Any], task: str = "depth") -> dict[str, Any]:
     """The arguments of ``decode_depth``."""
-    return {"scale": METRES[keys["unit"]] if keys["unit"] else keys["scale"], "invalid": keys["invalid"]}
+    return {"task": task, "scale": METRES[keys["unit"]] if keys["unit"] else keys["scale"], "invalid": keys["invalid"]}
 
 
 def _depth_and_step(
-    path: Path, content: bytes, scale: float | None, invalid: Sequence[float]
+    path: Path, content: bytes, task: str, scale: float | None, invalid: Sequence[float]
 ) -> tuple[np.ndarray, float | None]:
     """(H W) float32 metres, 0 where there is none, and the step in which they are stored (None: not in steps).
 
@@ -80,13 +82,13 @@ def _depth_and_step(
     if is_npy(path):
         values = decode_npy(path, content)
     else:
-        image = decode_image(path, content)
+        image = label_image(path, content)
         if image.mode not in ONE_CHANNEL:
             raise MistakeError(f"{path}: pixels of mode {image.mode}; expected one channel of depth; convert the file")
         values = np.array(image)
     in_steps = values.dtype.kind != "f"
     if scale is None and values.dtype.itemsize < 2:
-        key = f"tasks.{path.parent.name}.scale"
+        key = f"tasks.{task}.scale"
         raise MistakeError(f"{path}: 8-bit depth; give {key} in {SETTINGS}: metres per stored unit")
     if scale is None:
         scale = METRES["mm" if in_steps else "m"]
@@ -95,24 +97,24 @@ def _depth_and_step(
     return checked_depth(path, metres), scale if in_steps else None
 
 
-def decode_depth(path: Path, content: bytes, *, scale: float | None, invalid: Sequence[float]) -> np.ndarray:
+def decode_depth(path: Path, content: bytes, *, task: str, scale: float | None, invalid: Sequence[float]) -> np.ndarray:
     """(H W) float32 metres of an image or a NumPy file that holds ``scale`` metres per unit."""
-    return _depth_and_step(path, content, scale, invalid)[0]
+    return _depth_and_step(path, content, task, scale, invalid)[0]
 
 
-def decode_vectors(path: Path, content: bytes, *, axes: Sequence[int]) -> np.ndarray:
-    """Directions (3 H W), each axis times its sign in ``axes``."""
-    normals = normals_npy(path, content) if is_npy(path) else normals_png(path, content)
-    return normals * np.array(axes, np.float32)[:, None, None]
+def decode_strength(path: Path, content: bytes, *, task: str, threshold: float) -> np.ndarray:
+    """(H W) uint8: 1 above ``threshold``, of values in 0..1 or, if one is above 1, 0..255; of these 127 is unknown: 255.
 
-
-def decode_strength(path: Path, content: bytes, *, threshold: float) -> np.ndarray:
-    """(H W) uint8: 1 above ``threshold``, of values in 0..1 or, if one is above 1, 0..255; of these 127 is unknown: 255."""
-    values = decode_npy(path, content) if is_npy(path) else decode_grey(path, content)
-    check_strength(path, values, path.parent.name)
+    So are pixels of opacity 0.
+    """
+    values, known = (decode_npy(path, content), None) if is_npy(path) else strength_pixels(path, content)
+    values = without_axis_of_one(values)
+    check_strength(path, values, task)
     if values.max(initial=0) <= 1:
-        return (values > threshold).astype(np.uint8)
-    return np.where(values == UNKNOWN, 255, values > threshold * 255).astype(np.uint8)
+        found = (values > threshold).astype(np.uint8)
+    else:
+        found = np.where(values == UNKNOWN, 255, values > threshold * 255).astype(np.uint8)
+    return found if known is None else np.where(known, found, np.uint8(255))
 
 
 def decode_edges(path: Path, content: bytes) -> np.ndarray:
@@ -124,6 +126,7 @@ def decode_value(
     path: Path,
     content: bytes,
     *,
+    task: str,
     channels: int,
     span: tuple[float, float] | None,
     scale: float | None,
@@ -140,7 +143,7 @@ def decode_value(
         stored = stored[..., None]
     if stored.ndim != 3 or stored.shape[2] != channels:
         shape = "(height, width)" if channels == 1 else f"(height, width, {channels})"
-        raise MistakeError(f"{path}: an array of shape {list(stored.shape)}; expected {path.parent.name} {shape}")
+        raise MistakeError(f"{path}: an array of shape {list(stored.shape)}; expected {task} {shape}")
     in_steps = stored.dtype.kind != "f"
     if scale is None:
         scale = 1 if is_npy(path) or not in_steps else 1 / (255 if stored.dtype.itemsize == 1 else 65535)
@@ -160,7 +163,7 @@ def decode_value(
 
 def _pixels(path: Path, content: bytes) -> np.ndarray:
     """(H W) of an image with one channel, (H W 3) of one in RGB."""
-    image = decode_image(path, content)
+    image = label_image(path, content)
     if image.mode not in (*ONE_CHANNEL, "RGB"):
         raise MistakeError(f"{path}: pixels of mode {image.mode}; expected grey or RGB; convert the file")
     return np.array(image)
@@ -170,18 +173,17 @@ def derive_normals(
     path: Path,
     content: bytes,
     *,
+    task: str,
     scale: float | None,
     invalid: Sequence[float],
     focal_xy: tuple[float, float],
     centre_xy: tuple[float, float],
 ) -> np.ndarray:
     """Normals (3 H W) of a depth file; the camera's numbers are in pixels of that file."""
-    depth_m, step_m = _depth_and_step(path, content, scale, invalid)
+    depth_m, step_m = _depth_and_step(path, content, task, scale, invalid)
     return normals_from_depth(depth_m, focal_xy=focal_xy, centre_xy=centre_xy, step_m=step_m)
 
 
-def derive_boundaries(
-    path: Path, content: bytes, *, num_classes: int, first: int, invalid: Sequence[int]
-) -> np.ndarray:
+def derive_boundaries(path: Path, content: bytes, *, classes: ClassMap) -> np.ndarray:
     """Boundaries (H W) of a label map file."""
-    return boundaries_from_labels(decode_classes(path, content, num_classes=num_classes, first=first, invalid=invalid))
+    return boundaries_from_labels(decode_class_map(path, content, classes=classes))

@@ -9,9 +9,12 @@ from typing import Any
 
 import yaml
 
+from mtlsi.data.readers.file_names import read_pattern
+from mtlsi.data.readers.folder_classes import CLASS_NAMES, settle_classes
 from mtlsi.data.readers.keys import Key, listed, mapping, number, one_of, read_keys, span, text, truth, whole
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
+from mtlsi.kinds.colouring import Colour
 from mtlsi.tasks import BUILT_IN, KINDS, LOSSES_OF, MAX_DIST, METRICS_OF, MOST_CLASSES, TASKS, Task, check_name
 
 SETTINGS = "dataset.yaml"
@@ -26,12 +29,15 @@ class Settings:
     path: Path
     name: str
     splits: Splits
-    """By split: a file with one name per line, the names, or the share of the images that is held out for it."""
+    """By split: a file with one name per line, a folder in images/ (with a slash at its end), the names, or the share of
+    the images that is held out for it. None at all: see ``folder_splits.py``."""
     tasks: dict[str, dict[str, Any]]
     """By task, a value for each of its keys."""
     own: dict[str, Task]
     """The tasks that are declared here, by name."""
     boundary_tolerance: float
+    files: dict[str, str]
+    """By task, or "images": where its files lie, with one ``*`` for the name; see ``file_names.py``."""
 
 
 def _class_names(value: Any) -> tuple[str, ...]:
@@ -47,6 +53,12 @@ def _intrinsics(value: Any) -> dict[str, tuple[float, float]]:
     return {"focal_xy": listed(number(0), 2)(value["focal"]), "centre_xy": listed(number(), 2)(value["centre"])}
 
 
+def _files(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError
+    return {text(name): read_pattern(pattern) for name, pattern in value.items()}
+
+
 def _splits(value: Any) -> Splits:
     if not isinstance(value, dict) or not value:
         raise ValueError
@@ -56,15 +68,48 @@ def _splits(value: Any) -> Splits:
     return {text(split): readers[type(names)](names) for split, names in value.items()}
 
 
-_PIXEL = whole(0, MOST_CLASSES)
+def _values(value: Any) -> dict[int, str | None]:
+    """Stored value -> the class that it stands for; None: no label."""
+    if not isinstance(value, dict) or not value:
+        raise ValueError
+    return {_STORED(stored): None if name is None else text(name) for stored, name in value.items()}
+
+
+def _colours(value: Any) -> dict[str, tuple[Colour, ...]] | tuple[tuple[Colour, ...], ...]:
+    """By class name or in the order of the classes, its colours, the first of which it is drawn in."""
+    if isinstance(value, dict):
+        if not value:
+            raise ValueError
+        return {text(name): _one_or_more(colours) for name, colours in value.items()}
+    return listed(_one_or_more)(value)
+
+
+def _one_or_more(value: Any) -> tuple[Colour, ...]:
+    several = isinstance(value, list) and value and isinstance(value[0], list)
+    return listed(_COLOUR)(value if several else [value])
+
+
+def _pixel(value: Any) -> int | Colour:
+    return _COLOUR(value) if isinstance(value, list) else _STORED(value)
+
+
+_STORED = whole(-(2**31), 2**31 - 1)
+_COLOUR = listed(whole(0, 255), 3)
 FILE_KEYS: dict[str, dict[str, Key]] = {
     "classes": {
-        "classes": Key(
-            "a list of names, each once, in quotes where YAML reads a number or yes and no", _class_names, required=True
+        "classes": Key(CLASS_NAMES, _class_names),
+        "colours": Key(
+            "a list of [r, g, b] in 0..255, one for each class, or {class: [r, g, b]}; a class may have a list of them",
+            _colours,
         ),
-        "colours": Key("a list of [r, g, b] in 0..255", listed(listed(whole(0, 255), 3))),
-        "first": Key(f"the pixel value of the first class, 0..{MOST_CLASSES - 1}", whole(0, MOST_CLASSES - 1), 0),
-        "invalid": Key(f"a list of pixel values in 0..{MOST_CLASSES}", listed(_PIXEL)),
+        "first": Key(f"the pixel value of the first class, 0..{MOST_CLASSES - 1}", whole(0, MOST_CLASSES - 1)),
+        "values": Key(
+            "{stored value: class}, such as {0: background, 255: object, 127: null}; null: no label", _values
+        ),
+        "invalid": Key(
+            "a list of stored values, whole numbers, and of [r, g, b] in colour-coded files, without a label",
+            listed(_pixel),
+        ),
     },
     "strength": {"threshold": Key("a number between 0 and 1", number(0, 1), 0.5)},
     "value": {
@@ -91,12 +136,17 @@ BUILT_IN_KEYS: dict[str, dict[str, Key]] = {
 _KEYS = {
     "name": Key("a name in letters", text, ""),
     "splits": Key(
-        "for each split a file with one name per line, a list of names in quotes, or a share between 0 and 1, such as "
-        "{val: 0.2}",
+        "for each split a file with one name per line, a folder in images/ such as train/, a list of names in quotes, or a "
+        "share between 0 and 1, such as {val: 0.2}",
         _splits,
-        {"val": 0.2},
+        {},
     ),
     "tasks": Key("for each task its keys, such as {depth: {unit: mm}}", mapping, {}),
+    "files": Key(
+        "for images or a task where its files lie, with one * for the name, such as {semseg: '*_mask', depth: 'd/*_d.png'}",
+        _files,
+        {},
+    ),
     "boundary_tolerance": Key("a fraction of the image's diagonal, between 0 and 0.1", number(0, 0.1), MAX_DIST),
 }
 
@@ -141,6 +191,7 @@ def read_settings(root: Path, tasks: Collection[str] = ()) -> Settings:
         ) from error
     top = read_keys(path, "", content, _KEYS)
     own = {task: keys for task, keys in top["tasks"].items() if _declares(path, task, keys)}
+    tasks = {*tasks, *top["files"]}
     known = [task for task in TASKS if (task in top["tasks"] or task in tasks) and task not in own]
     found = {
         task: read_keys(path, f"tasks.{task}", top["tasks"].get(task), BUILT_IN_KEYS.get(task) or _file_keys(task))
@@ -150,7 +201,8 @@ def read_settings(root: Path, tasks: Collection[str] = ()) -> Settings:
     for task, keys in own.items():
         records[task], found[task] = _own_task(path, task, keys)
     _check(path, found)
-    return Settings(path, top["name"] or root.resolve().name, top["splits"], found, records, top["boundary_tolerance"])
+    name = top["name"] or root.resolve().name
+    return Settings(path, name, top["splits"], found, records, top["boundary_tolerance"], top["files"])
 
 
 def _file_keys(task: str) -> dict[str, Key]:
@@ -191,7 +243,7 @@ def _check(path: Path, tasks: Mapping[str, dict[str, Any]]) -> None:
     """What no key can tell alone."""
     for task, keys in tasks.items():
         if "classes" in keys:
-            _check_classes(path, task, keys)
+            settle_classes(path, task, keys)
         if keys.get("unit") and keys.get("scale"):
             raise MistakeError(f"{path}: tasks.{task}.scale: given beside unit; give one of the two")
     depth = tasks.get("depth")
@@ -203,23 +255,3 @@ def _check(path: Path, tasks: Mapping[str, dict[str, Any]]) -> None:
     source = tasks.get("boundary", {}).get("from")
     if source and source not in tasks:
         raise MistakeError(f"{path}: tasks.{source}: missing, and boundaries are to come from it; give its classes")
-
-
-def _check_classes(path: Path, task: str, keys: dict[str, Any]) -> None:
-    """Classes that pixel values can tell apart; fills in the default of ``invalid``: the end of 8 bits, or of 16."""
-    num_classes, last = len(keys["classes"]), keys["first"] + len(keys["classes"]) - 1
-    if keys["invalid"] is None:
-        keys["invalid"] = (255,) if last <= 255 else (MOST_CLASSES,)
-    if last > MOST_CLASSES or num_classes > MOST_CLASSES:
-        raise MistakeError(
-            f"{path}: tasks.{task}.classes: {num_classes} from pixel value {keys['first']} on; 16 bits end at "
-            f"{MOST_CLASSES}"
-        )
-    if both := [value for value in keys["invalid"] if keys["first"] <= value <= last]:
-        raise MistakeError(
-            f"{path}: tasks.{task}.invalid: {both[0]} is a class too, of {keys['first']}..{last}; change one"
-        )
-    if keys["colours"] is not None and len(keys["colours"]) != num_classes:
-        raise MistakeError(
-            f"{path}: tasks.{task}.colours: {len(keys['colours'])} for {num_classes} classes; give as many"
-        )

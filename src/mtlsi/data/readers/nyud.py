@@ -5,9 +5,10 @@
     package A      images/0001.png  segmentation/0001.png  depth/0001.npy  normals/0001.png  edge/0001.png
     package B      images/0001.jpg  segmentation/0001.png  depth/0001.npy  normals/0001.npy  edge/0001.npy
     8-bit depth    images/0001.jpg  segmentation/0001.png  depth/0001.png  (normals and boundaries are derived)
+    16-bit depth   the same, depth in millimetres
 
 each with gt_sets/train.txt and gt_sets/val.txt, one name per line. Segmentation: 0 unlabelled, 1..40 class 0..39; depth
-in metres, or 8 bits with metres = (value + 0.5) / 25.5; normals c as 2 c / 255 - 1, or the vectors themselves.
+in metres, or 8 bits with metres = (value + 0.5) / 25.5, 0 none; normals c as 2 c / 255 - 1, or the vectors themselves.
 A (425x560, the InvPT line) and B (480x640, the MTI-Net line) are two data sets: scores on one are not scores on the other.
 """
 
@@ -19,10 +20,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from mtlsi.data.readers.decoding import (
+    Decoder,
+    checked_depth,
     decode_classes,
     decode_grey,
+    decode_image,
     depth_metres,
     edges_npy,
     edges_png,
@@ -38,10 +43,14 @@ from mtlsi.data.readers.derive import (
 )
 from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split, read_names
 from mtlsi.errors import MistakeError
+from mtlsi.images import UNREADABLE
 from mtlsi.io import holds
 from mtlsi.tasks import NYUD40, TASK_SETS, check_tasks
 
 SPLITS = ("train", "val")
+MILLIMETRE = 0.001
+SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L")
+"""Pillow's modes of 16-bit images."""
 SIZE_HW = (480, 640)
 """The size of the official images, to which the camera's numbers belong."""
 
@@ -65,6 +74,19 @@ def camera_normals(depth_m: np.ndarray, step_m: float | None) -> np.ndarray:
     )
 
 
+def depth_millimetres(path: Path, content: bytes) -> np.ndarray:
+    """(H W) float32 metres of a 16-bit image in millimetres."""
+    image = decode_image(path, content)
+    if image.mode not in SIXTEEN_BITS:
+        raise MistakeError(f"{path}: pixels of mode {image.mode}; expected 16 bits: depth in millimetres")
+    return checked_depth(path, np.array(image) * np.float32(MILLIMETRE))
+
+
+def normals_of_millimetres(path: Path, content: bytes) -> np.ndarray:
+    """Normals (3 H W) derived from such an image."""
+    return camera_normals(depth_millimetres(path, content), MILLIMETRE)
+
+
 def _normals_of_8bit(path: Path, content: bytes) -> np.ndarray:
     return camera_normals(_depth_8bit(path, content), NYU_DEPTH_STEP_M)
 
@@ -83,6 +105,18 @@ class Layout:
 
 _SEMSEG = Source(folder="segmentation", suffix=".png", decode=_decode_classes)
 _BOUNDARY = Source(folder="segmentation", suffix=".png", decode=_boundary_of_classes, keep=True, derived=True)
+
+
+def _depth_images(depth: Decoder, normals: Decoder, version: str = "") -> dict[str, tuple[Source, ...]]:
+    """The sources of a layout whose depth is in images."""
+    return {
+        IMAGE: (Source(folder="images", suffix=".jpg"),),
+        "semseg": (_SEMSEG,),
+        "depth": (Source(folder="depth", suffix=".png", decode=depth),),
+        "normals": (Source(folder="depth", suffix=".png", decode=normals, keep=True, derived=True, version=version),),
+        "boundary": (_BOUNDARY,),
+    }
+
 
 LAYOUTS = (
     Layout(
@@ -107,19 +141,17 @@ LAYOUTS = (
     ),
     Layout(
         "NYUDv2 with 8-bit depth (normals and boundaries derived)",
-        {
-            IMAGE: (Source(folder="images", suffix=".jpg"),),
-            "semseg": (_SEMSEG,),
-            "depth": (Source(folder="depth", suffix=".png", decode=_depth_8bit),),
-            "normals": (Source(folder="depth", suffix=".png", decode=_normals_of_8bit, keep=True, derived=True),),
-            "boundary": (_BOUNDARY,),
-        },
+        _depth_images(_depth_8bit, _normals_of_8bit),
     ),
+)
+DEPTH_16BIT = Layout(
+    "NYUDv2 with 16-bit depth in millimetres (normals and boundaries derived)",
+    _depth_images(depth_millimetres, normals_of_millimetres, "mm"),
 )
 
 
 class NYUD(FileDataset):
-    """One split of NYU Depth v2 in one of ``LAYOUTS``.
+    """One split of NYU Depth v2 in one of ``LAYOUTS``, or with ``DEPTH_16BIT``.
 
     Labels that a layout lacks are derived where they can be (``derived`` names them), once, and kept in ``cache_dir``. The
     camera's numbers scale with the images, so a resized copy of the 8-bit set gives the right normals too.
@@ -176,4 +208,14 @@ def find_layout(root: Path) -> Layout:
         }
         return sum(found.values())
 
-    return max(LAYOUTS, key=kinds)
+    found = max(LAYOUTS, key=kinds)
+    first = next((root / "depth").glob("*.png"), None)
+    return DEPTH_16BIT if found is LAYOUTS[-1] and first is not None and _is_16bit(first) else found
+
+
+def _is_16bit(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.mode in SIXTEEN_BITS
+    except UNREADABLE:  # named when it is read
+        return False

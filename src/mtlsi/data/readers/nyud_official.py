@@ -19,7 +19,7 @@ import numpy as np
 from mtlsi.data.readers.decoding import checked_depth, decode_mat
 from mtlsi.data.readers.derive import boundaries_from_labels
 from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
-from mtlsi.data.readers.nyud import NYUD, SPLITS, camera_normals
+from mtlsi.data.readers.nyud import SPLITS, camera_normals
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
 from mtlsi.tasks import NYUD40, TASK_SETS, check_tasks
@@ -173,20 +173,6 @@ class OfficialNYUD(FileDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_opened": None}
-
-
-def open_nyud(
-    root: str | Path,
-    split: str = "train",
-    *,
-    tasks: Sequence[str] | None = None,
-    cache_dir: str | Path | None = None,
-    may_lack: bool = False,
-) -> FileDataset:
-    """NYU Depth v2 in whichever layout lies in ``root``: the official files where they are, else one of ``nyud.LAYOUTS``."""
-    official = Path(root).is_file() or (Path(root) / LABELLED).is_file()
-    reader = OfficialNYUD if official else NYUD
-    return reader(root, split, tasks=tasks, cache_dir=cache_dir, may_lack=may_lack)
 
 
 def read_indices(path: Path, split: str, num_images: int) -> list[int]:

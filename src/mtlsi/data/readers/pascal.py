@@ -23,8 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mtlsi.data.readers.decoding import decode_classes, decode_grey, decode_mat, normals_png
+from mtlsi.data.readers.decoding import decode_classes, decode_mat, normals_png
 from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split, read_names
+from mtlsi.data.readers.label_pixels import strength_pixels
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
 from mtlsi.tasks import PARTS7, PASCAL21, TASK_SETS
@@ -183,7 +184,9 @@ def _boundary(path: Path, content: bytes) -> np.ndarray:
 
 
 def _saliency(path: Path, content: bytes) -> np.ndarray:
-    return (decode_grey(path, content) > 255 / 2).astype(np.uint8)
+    values, known = strength_pixels(path, content)
+    salient = (values > 255 / 2).astype(np.uint8)
+    return salient if known is None else np.where(known, salient, np.uint8(255))
 
 
 def _normals(path: Path, content: bytes, labels_path: Path, labels_content: bytes) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 ::
 
-    prepared.json               where it came from, tasks, own tasks, classes, splits
+    prepared.json               where it came from, tasks, own tasks, classes, their colours, splits
     pictures/0003.safetensors   image and labels
 
 An image is kept as its own JPEG file's bytes, or as pixels. Labels are packed by their kind: class maps and strengths are
@@ -76,6 +76,7 @@ class Prepared(torch.utils.data.Dataset[dict[str, Tensor]]):
         held = tuple(index["tasks"][split])
         self.tasks = check_tasks(tasks, among=held) if tasks else held
         self.classes = {task: tuple(names) for task, names in index["classes"].items() if task in self.tasks}
+        self.colours = {task: chosen for task, chosen in index.get("colours", {}).items() if task in self.classes}
         self.derived = tuple(task for task in self.tasks if task in index["derived"])
         self.boundary_tolerance: float = index["boundary_tolerance"]
         self.layout = f"prepared from {index['layout']}"

@@ -1,0 +1,59 @@
+"""A confusion matrix for people: which class is taken for which."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mtlsi.drawing.plots import save_figure
+
+CELL_INCHES, WIDEST_INCHES = 0.34, 14.0
+SAID_FROM = 0.005
+"""Shares below this are left blank."""
+
+
+def plot_confusion(
+    pixels: Sequence[Sequence[int]], classes: Sequence[str], out: str | os.PathLike, *, title: str = ""
+) -> Path:
+    """The matrix ``pixels`` (label, prediction) with each label's row in percent of its pixels, as PNG, PDF or SVG.
+
+    A class without a labelled pixel has an empty row, marked by a dash. Up to about fifty classes every cell says its
+    number; with more of them the cells are only coloured.
+    """
+    counts = np.asarray(pixels, np.float64)
+    totals = counts.sum(1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    num_classes = len(classes)
+    side = min(WIDEST_INCHES, max(3.0, CELL_INCHES * num_classes))
+    points = 72 * side / num_classes
+    """Of a cell."""
+    figure = Figure(figsize=(side + 2.2, side + 2.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    between = [i - 0.5 for i in range(1, num_classes)]
+    axes.hlines(between, -0.5, num_classes - 0.5, color="0.9", lw=0.5)
+    axes.vlines(between, -0.5, num_classes - 0.5, color="0.9", lw=0.5)
+    size = min(9.0, 0.55 * points)
+    marks = range(num_classes)
+    axes.set_xticks(marks, list(classes), rotation=90, fontsize=size)
+    axes.set_yticks(
+        marks,
+        [f"{name}{'' if total else ' –'}" for name, total in zip(classes, totals[:, 0], strict=True)],
+        fontsize=size,
+    )
+    axes.tick_params(length=2, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.set(xlabel="predicted", ylabel="labelled", title=f"{title}: percent of each label's pixels".lstrip(": "))
+    axes.xaxis.set_label_position("top")
+    if points > 20:  # two digits are legible
+        for row, column in zip(*np.nonzero(shares >= SAID_FROM), strict=True):
+            share = shares[row, column]
+            ink = "white" if share > 0.55 else "0.15"
+            where = {"ha": "center", "va": "center", "in_layout": False}
+            axes.text(column, row, f"{100 * share:.0f}", fontsize=0.75 * size, color=ink, **where)
+    return save_figure(figure, Path(out))
