@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mtlsi.model.build import create_model
+from mtlsi.model.decoder import start_predictions_at
 from mtlsi.model.network import MTLSINet
 
 for library in ("onnx", "onnxscript", "onnxruntime"):
@@ -39,6 +40,7 @@ def awake(model: MTLSINet) -> MTLSINet:
             parameter.normal_(std=0.1)
         if ".predict." in name:
             parameter.normal_(std=0.3)
+    start_predictions_at(model.decoder, "depth", torch.tensor([3.0]))  # metres: differences are relative to them
     model.train()
     for _ in range(3):
         model(torch.randn(4, 3, 64, 96))

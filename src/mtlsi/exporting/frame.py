@@ -4,9 +4,10 @@
     x = (u / 255 - mean) / std, padded to multiples of 32
     y = decode(resize(network(x)))      bilinear, to the image's size
 
-Written in ONNX's own text, which has no functions of torch in it. Maps have their channels last here: resizing and the
-choice of the best class take a third of the time. No operation names axes to resize or to pad: onnxruntime's optimiser moves
-the axes of some operations, and the names would stay behind.
+Written in ONNX's own text, which has no functions of torch in it. The maps of classes, many channels, have them last here:
+resizing and choosing the best then take a third of the time. Maps of one to three channels have them first, which takes a
+fifth. No operation names axes to resize or to pad: onnxruntime's optimiser moves the axes of some operations, and the names
+would stay behind.
 """
 
 from __future__ import annotations
@@ -97,13 +98,11 @@ def finish(task: str, num_channels: int) -> ModelProto:
         finish (float[batch, {num_channels}, y, x] {raw_name(task)}, int64[2] shown_hw, int64[2] image_hw,
                 int64[1] batch_size)
             => ({_output_type(task, num_channels)} {task})
-        <int64[1] {task}_stride = {{4}}, int64[2] {task}_start = {{0, 0}}, int64[2] {task}_axes = {{1, 2}},
-         int64[1] {task}_last = {{-1}},
+        <int64[1] {task}_stride = {{4}}, int64[2] {task}_start = {{0, 0}}, int64[2] {task}_axes = {{2, 3}},
          int64[1] {task}_first = {{0}}, int64[1] {task}_second = {{1}}, int64[1] {task}_third = {{2}}>
         {{
-            {task}_channels_last = Transpose <perm=[0, 2, 3, 1]> ({raw_name(task)})
             {task}_grid = Div (shown_hw, {task}_stride)
-            {task}_cut = Slice ({task}_channels_last, {task}_start, {task}_grid, {task}_axes)
+            {task}_cut = Slice ({raw_name(task)}, {task}_start, {task}_grid, {task}_axes)
             {_decoding(task, num_channels)}
         }}""")
 
@@ -119,47 +118,56 @@ def _parsed(text: str) -> ModelProto:
 
 
 def _decoding(task: str, num_channels: int) -> str:
-    """From the raw map ``TASK_cut`` (b y x c) to the output; the same arithmetic as the kind's ``decode``."""
+    """From the raw map ``TASK_cut`` (b c y x) to the output; the same arithmetic as the kind's ``decode``."""
     kind = kinds.of(task)
+    if kind.task.kind == "classes":
+        return _best_class(task, num_channels)
     whole = _enlarged(task, f"{task}_cut", num_channels)
-    one = f"{task}_one = Squeeze ({task}_whole, {task}_last)\n"
+    one = f"{task}_one = Squeeze ({task}_whole, {task}_second)\n"
+    last = f"{task}_last = Transpose <perm=[0, 2, 3, 1]> ({task}_whole)\n"
     if isinstance(kind, Strength):
-        if num_channels == 1:
-            return whole + one + f"{task} = Sigmoid ({task}_one)"
-        return f"""
-            {task}_no = Slice ({task}_cut, {task}_first, {task}_second, {task}_last)
-            {task}_yes = Slice ({task}_cut, {task}_second, {task}_third, {task}_last)
+        if num_channels == 2:
+            whole = f"""
+            {task}_no = Slice ({task}_cut, {task}_first, {task}_second, {task}_second)
+            {task}_yes = Slice ({task}_cut, {task}_second, {task}_third, {task}_second)
             {task}_logit = Sub ({task}_yes, {task}_no)
-            {_enlarged(task, f"{task}_logit", 1)}
-            {one} {task} = Sigmoid ({task}_one)"""
+            {_enlarged(task, f"{task}_logit", 1)}"""
+        return whole + one + f"{task} = Sigmoid ({task}_one)"
     if isinstance(kind, Distance):
         return whole + one + f"{task} = Relu ({task}_one)"
     if isinstance(kind, Direction):
-        return whole + f"{task} = LpNormalization <axis=-1, p=2> ({task}_whole)"
+        return whole + last + f"{task} = LpNormalization <axis=-1, p=2> ({task}_last)"
     if isinstance(kind, Value):
-        values = f"{task}_whole" if kind.label_channels else f"{task}_one"
-        begun = whole if kind.label_channels else whole + one
+        begun, values = (last, f"{task}_last") if kind.label_channels else (one, f"{task}_one")
         if kind.task.range is None:
-            return begun + f"{task} = Identity ({values})"
+            return whole + begun + f"{task} = Identity ({values})"
         low, high = kind.task.range
-        return f"""{begun}
+        return f"""{whole} {begun}
             {task}_low = Constant <value_float={low!r}> ()
             {task}_high = Constant <value_float={high!r}> ()
             {task} = Clip ({values}, {task}_low, {task}_high)"""
-    if kind.task.kind != "classes":
-        raise MistakeError(f"{task}: of kind {kind.task.kind}, which cannot be exported; leave it out with --tasks")
+    raise MistakeError(f"{task}: of kind {kind.task.kind}, which cannot be exported; leave it out with --tasks")
+
+
+def _best_class(task: str, num_channels: int) -> str:
     to = onnx.TensorProto.UINT8 if class_dtype(num_channels) == "uint8" else onnx.TensorProto.INT32
-    return f"{whole} {task}_best = ArgMax <axis=3, keepdims=0> ({task}_whole)\n {task} = Cast <to={to}> ({task}_best)"
+    return f"""
+            {task}_cut_last = Transpose <perm=[0, 2, 3, 1]> ({task}_cut)
+            {_enlarged(task, f"{task}_cut_last", num_channels, last=True)}
+            {task}_best = ArgMax <axis=3, keepdims=0> ({task}_whole)
+            {task} = Cast <to={to}> ({task}_best)"""
 
 
-def _enlarged(task: str, source: str, num_channels: int) -> str:
+def _enlarged(task: str, source: str, num_channels: int, *, last: bool = False) -> str:
     """``TASK_whole``: the map at the image's size, antialiased where the image is smaller than the map."""
-    branch = f"""= {task}_%s () => (float[batch, height, width, {num_channels}] {task}_%s_out)
+    axes = f"height, width, {num_channels}" if last else f"{num_channels}, height, width"
+    sides = f"image_hw, {task}_channels" if last else f"{task}_channels, image_hw"
+    branch = f"""= {task}_%s () => (float[batch, {axes}] {task}_%s_out)
         {{ {task}_%s_out = %s ({source}, , , {task}_shape) }}"""
     reduced, enlarged = (branch % (name, name, name, way) for name, way in (("less", REDUCE), ("more", RESIZE)))
     return f"""
             {task}_channels = Constant <value_ints=[{num_channels}]> ()
-            {task}_shape = Concat <axis=0> (batch_size, image_hw, {task}_channels)
+            {task}_shape = Concat <axis=0> (batch_size, {sides})
             {task}_asked = ReduceProd <keepdims=0> (image_hw)
             {task}_made = ReduceProd <keepdims=0> ({task}_grid)
             {task}_is_less = LessOrEqual ({task}_asked, {task}_made)
