@@ -13,7 +13,8 @@ from mtlsi.model.network import MTLSINet
 for library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(library, reason=f"{library} is not installed: pip install .[export]")
 
-CLASSES = {"semseg": ("wall", "floor", "chair")}
+COLOURS = {"semseg": [(6 * i, 255 - i, i) for i in range(40)]}
+"""Not the package's own."""
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -28,7 +29,7 @@ def _shapes_are_not_checked() -> Iterator[None]:
 def tiny() -> MTLSINet:
     """Every part of the network, small, with weights that tell the tasks and the places apart."""
     torch.manual_seed(0)
-    model = create_model("tiny", dataset="nyud", input_size=(96, 128), num_tokens=4, window=2)
+    model = create_model("tiny", dataset="nyud", input_size=(96, 128), num_tokens=4, window=2, colours=COLOURS)
     return awake(model)
 
 

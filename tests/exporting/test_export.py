@@ -21,7 +21,6 @@ from mtlsi.exporting import compare
 from mtlsi.exporting import onnx as graphs
 from mtlsi.exporting.export import export
 from mtlsi.exporting.int8 import Calibration, in_8_bits
-from mtlsi.kinds.palette import palette
 from mtlsi.options import ExportOptions
 from mtlsi.prediction.graph import GraphPredictor
 from mtlsi.prediction.predictor import Predictor
@@ -85,7 +84,7 @@ def test_the_file_says_what_its_numbers_mean(tiny, exported):
     tasks = {fact["name"]: fact for fact in json.loads(facts["tasks"])}
     assert tuple(tasks) == tiny.tasks
     assert tasks["semseg"]["classes"] == list(tiny.classes["semseg"])
-    assert tasks["semseg"]["colours"] == [list(colour) for colour in palette(40)]
+    assert tasks["semseg"]["colours"] == [list(colour) for colour in tiny.colours["semseg"]]
     assert tasks["depth"]["unit"] == "metres"
     assert json.loads(facts["working_size"]) == [96, 128]
     assert facts["mtlsi_version"]
@@ -96,6 +95,7 @@ def test_the_reader_gives_what_the_predictor_gives(tiny, exported, tmp_path):
     Image.fromarray(photo(60, 81)).save(tmp_path / "a.png")
     reader = GraphPredictor(exported[0], num_threads=1)
     assert (reader.tasks, dict(reader.classes)) == (tiny.tasks, tiny.classes)
+    assert reader.colours == {task: list(colours) for task, colours in tiny.colours.items()}
     found, expected = reader(tmp_path / "a.png", "normals,depth"), Predictor(tiny, device="cpu")(tmp_path / "a.png")
     assert list(found) == ["normals", "depth"]
     np.testing.assert_allclose(np.linalg.norm(found["normals"], axis=-1), 1, atol=1e-5)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,16 @@ def _write_onnx(
     from mtlsi.prediction.graph import open_session
 
     check_kinds(tasks)
-    network = network_graph(model, tasks, torch.float16 if options.dtype == "float16" else torch.float32)
     working = working_size if options.resize else None
+    quantise = None
     if options.dtype == "int8":
         from mtlsi.exporting.int8 import Calibration, in_8_bits
 
-        network = in_8_bits(network, Calibration(_calibrating(options.images), working), tasks)
+        # the images are read before the network is traced, which takes minutes
+        quantise = partial(in_8_bits, calibration=Calibration(_calibrating(options.images), working), tasks=tasks)
+    network = network_graph(model, tasks, torch.float16 if options.dtype == "float16" else torch.float32)
+    if quantise is not None:
+        network = quantise(network)
     made = whole_graph(network, tasks, raw_channels(model, tasks), working)
     describe(made, model, tasks, working, options.dtype)
     check_graph(made)
@@ -106,11 +111,11 @@ def _write_onnx(
     return lambda images: dict(zip(tasks, session.run(list(tasks), {"image": images}), strict=True))
 
 
-def _calibrating(paths: Sequence[Path]) -> list[np.ndarray]:
+def _calibrating(paths: Sequence[Path]) -> Iterator[np.ndarray]:
     """The pixels of some of the images given, spread over them."""
     found = find_images(paths)
-    step = max(1, -(-len(found) // MOST_CALIBRATED))
-    return [read_image(path) for path in found[::step]]
+    step = -(-len(found) // MOST_CALIBRATED)
+    return map(read_image, found[::step])
 
 
 def _write_program(model: MTLSINet, tasks: tuple[str, ...], path: Path) -> compare.Predict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,6 @@ from mtlsi.exporting import frame
 
 QUANTISED = ("Conv",)
 """Choice: convolutions alone, which hold nine tenths of the operations. Norms, softmaxes and sums stay float32."""
-
-
 FIRST = 5
 """Convolutions at the graph's start that stay float32.
 
@@ -28,16 +26,13 @@ change class: what they lose at the finest maps, every later one sees.
 
 
 class Calibration(CalibrationDataReader):
-    """The network's input for each image, as the frame makes it."""
+    """The network's input for each image (H W 3) uint8, as the frame makes it; all are read at once, and kept small."""
 
-    def __init__(self, images: Sequence[np.ndarray], working_size: tuple[int, int] | None):
+    def __init__(self, images: Iterable[np.ndarray], working_size: tuple[int, int] | None):
         before = frame.prepare(working_size).SerializeToString()
-        self.session = onnxruntime.InferenceSession(before, providers=["CPUExecutionProvider"])
-        self.inputs = self._inputs(images)
-
-    def _inputs(self, images: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        for pixels in images:
-            yield {frame.IMAGES: np.asarray(self.session.run([frame.IMAGES], {"image": pixels[None]})[0])}
+        session = onnxruntime.InferenceSession(before, providers=["CPUExecutionProvider"])
+        made = [np.asarray(session.run([frame.IMAGES], {"image": pixels[None]})[0]) for pixels in images]
+        self.inputs = iter([{frame.IMAGES: pixels} for pixels in made])
 
     def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
         return next(self.inputs, None)

@@ -90,6 +90,7 @@ def predictor_from_command(options: PredictOptions) -> GraphPredictor:
         ("--device", options.device not in (None, "cpu")),
         ("--dtype", options.dtype != "float32"),
         ("--compile", options.compile),
+        ("--plugin", bool(options.plugin)),
     ):
         if given:
             raise MistakeError(f"{flag} with {options.model}, which runs as it was exported; leave the flag out")
