@@ -5,9 +5,9 @@
     y = decode(resize(network(x)))      bilinear, to the image's size
 
 Written in ONNX's own text, which has no functions of torch in it. The maps of classes, many channels, have them last here:
-resizing and choosing the best then take a third of the time. Maps of one to three channels have them first, which takes a
-fifth. No operation names axes to resize or to pad: onnxruntime's optimiser moves the axes of some operations, and the names
-would stay behind.
+resizing and choosing the best then take a quarter of the time. Maps of one to three channels have them first, which takes
+half or less. No operation names axes to resize or to pad: onnxruntime's optimiser moves the axes of some operations, and
+the names would stay behind.
 """
 
 from __future__ import annotations
