@@ -144,6 +144,29 @@ def test_a_graph_that_differs_is_not_written(folder, network, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_graph_that_is_held_to_one_size_is_not_written(folder, network, tmp_path, monkeypatch):
+    network = copy.deepcopy(network)
+    for node in network.graph.node:
+        node.input[:] = ["held" if name == "network_images" else name for name in node.input]
+    nodes = [onnx.helper.make_node("Reshape", ["network_images", "one_size"], ["held"]), *network.graph.node]
+    del network.graph.node[:]
+    network.graph.node.extend(nodes)
+    network.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 3, 96, 128]), "one_size"))
+    monkeypatch.setattr(graphs, "network_graph", lambda *_: network)
+    with pytest.raises(MistakeError, match="does not run for 2 images of .*, such as one of convolutions; nothing was"):
+        export(ExportOptions(str(folder), out=tmp_path / "model.onnx"), console=Console(file=StringIO()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_for_8_bits_are_read_before_anything_is_traced(folder, tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_text("hello")
+    monkeypatch.setattr(graphs, "network_graph", lambda *_: pytest.fail("traced"))
+    options = ExportOptions(str(folder), out=tmp_path / "m.onnx", dtype="int8", images=[tmp_path / "a.jpg"])
+    with pytest.raises(MistakeError, match="a.jpg: not a whole image"):
+        export(options, console=Console(file=StringIO()))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -108,7 +108,19 @@ def _write_onnx(
     check_graph(made)
     onnx.save(made, path)
     session = open_session(path)
-    return lambda images: dict(zip(tasks, session.run(list(tasks), {"image": images}), strict=True))
+    return partial(_run, session, tasks)
+
+
+def _run(session: Any, tasks: Sequence[str], images: np.ndarray) -> dict[str, np.ndarray]:
+    """What the graph gives; ``MistakeError`` where it runs at some sizes only."""
+    try:
+        return dict(zip(tasks, session.run(list(tasks), {"image": images}), strict=True))
+    except Exception as error:  # onnxruntime's own exceptions share no base but this
+        batch, height, width, _ = images.shape
+        raise MistakeError(
+            f"the exported graph does not run for {batch} images of {height}x{width} ({message_of(error)[-160:]}); expected a "
+            "backbone whose shapes follow the image's, such as one of convolutions; nothing was written"
+        ) from error
 
 
 def _calibrating(paths: Sequence[Path]) -> Iterator[np.ndarray]:
