@@ -153,7 +153,7 @@ def test_a_graph_that_is_held_to_one_size_is_not_written(folder, network, tmp_pa
     network.graph.node.extend(nodes)
     network.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 3, 96, 128]), "one_size"))
     monkeypatch.setattr(graphs, "network_graph", lambda *_: network)
-    with pytest.raises(MistakeError, match="does not run for 2 images of .*, such as one of convolutions; nothing was"):
+    with pytest.raises(MistakeError, match=r"does not run for images \(2, .*; nothing was written"):
         export(ExportOptions(str(folder), out=tmp_path / "model.onnx"), console=Console(file=StringIO()))
     assert not list(tmp_path.iterdir())
 
@@ -162,7 +162,7 @@ def test_images_for_8_bits_are_read_before_anything_is_traced(folder, tmp_path, 
     (tmp_path / "a.jpg").write_text("hello")
     monkeypatch.setattr(graphs, "network_graph", lambda *_: pytest.fail("traced"))
     options = ExportOptions(str(folder), out=tmp_path / "m.onnx", dtype="int8", images=[tmp_path / "a.jpg"])
-    with pytest.raises(MistakeError, match="a.jpg: not a whole image"):
+    with pytest.raises(MistakeError, match=r"a\.jpg: not a whole image"):
         export(options, console=Console(file=StringIO()))
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 

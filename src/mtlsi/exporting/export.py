@@ -116,10 +116,9 @@ def _run(session: Any, tasks: Sequence[str], images: np.ndarray) -> dict[str, np
     try:
         return dict(zip(tasks, session.run(list(tasks), {"image": images}), strict=True))
     except Exception as error:  # onnxruntime's own exceptions share no base but this
-        batch, height, width, _ = images.shape
         raise MistakeError(
-            f"the exported graph does not run for {batch} images of {height}x{width} ({message_of(error)[-160:]}); expected a "
-            "backbone whose shapes follow the image's, such as one of convolutions; nothing was written"
+            f"the exported graph does not run for images {images.shape} ({message_of(error)[:200]}); nothing was written: "
+            "expected a backbone whose shapes follow the image's, such as one of convolutions; export another model"
         ) from error
 
 
