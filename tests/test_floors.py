@@ -66,6 +66,7 @@ def test_looking_around_loads_nothing_heavy(statement):
         ["boundary"],
         ["benchmark"],
         ["study"],
+        ["export"],
     ],
 )
 def test_help_is_quick_and_complete(verb):

@@ -22,6 +22,7 @@ from mtlsi.options import (
     DeriveOptions,
     DiagnoseOptions,
     EvaluateOptions,
+    ExportOptions,
     PackOptions,
     PredictOptions,
     PrepareOptions,
@@ -31,8 +32,8 @@ from mtlsi.options import (
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
 
-NETWORK_VERBS = ("demo", "train", "evaluate", "diagnose", "pack", "predict", "benchmark")
-"""The verbs that run a network."""
+NETWORK_VERBS = ("demo", "train", "evaluate", "diagnose", "pack", "benchmark", "export")
+"""The verbs that run a network; ``predict`` runs exported ones too, which need no torch."""
 
 
 class Parser(ArgumentParser):
@@ -193,8 +194,14 @@ def _pack(options: PackOptions) -> int:
 
 
 def _predict(options: PredictOptions) -> int:
-    from mtlsi.model.network import MTLSINet
     from mtlsi.prediction.files import predict_paths
+
+    if options.model.endswith(".onnx"):
+        from mtlsi.prediction.graph import predictor_from_command
+
+        outcome = predict_paths(options.images, predictor_from_command(options), options.out, options.tasks)
+        return 1 if outcome.failed else 0
+    from mtlsi.model.network import MTLSINet
     from mtlsi.prediction.predictor import Predictor
     from mtlsi.run_folder import import_named_plugins
 
@@ -203,6 +210,13 @@ def _predict(options: PredictOptions) -> int:
     predictor = Predictor(model, device=options.device, dtype=options.dtype, compile=options.compile)
     outcome = predict_paths(options.images, predictor, options.out, options.tasks)
     return 1 if outcome.failed else 0
+
+
+def _export(options: ExportOptions) -> int:
+    from mtlsi.exporting.export import export
+
+    export(options)
+    return 0
 
 
 def _boundary(options: BoundaryOptions) -> int:
@@ -289,6 +303,7 @@ VERBS: dict[str, Verb] = {
     "diagnose": (DiagnoseOptions, _diagnose, "measure what each part of a trained MTLSI-Net contributes"),
     "pack": (PackOptions, _pack, "a trained model as a folder to share, with its card"),
     "predict": (PredictOptions, _predict, "predict every task for your images"),
+    "export": (ExportOptions, _export, "a trained model as one file for other runtimes: ONNX"),
     "boundary": (BoundaryOptions, _boundary, "score the boundary maps of any detector: ODS, OIS, AP"),
     "benchmark": (BenchmarkOptions, _benchmark, "measure what a model costs: operations, time, memory, growth"),
 }

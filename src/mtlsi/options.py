@@ -165,7 +165,7 @@ class PredictOptions:
     images: list[Path]
     """Images or folders of images."""
     model: str = DEFAULT_MODEL
-    """A packaged model, a run or model folder, or a hub id."""
+    """A packaged model, a run or model folder, a hub id, or what mtlsi export wrote: model.onnx."""
     tasks: Names | None = None
     """Comma-separated, such as depth,normals; by default all."""
     out: Path = Path("out")
@@ -176,6 +176,38 @@ class PredictOptions:
     """float32 (fp32), bfloat16 (bf16) or float16 (fp16)."""
     compile: bool = False
     """Compile the network, which takes a minute for every new image shape."""
+    plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)
+    """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", PRECISIONS.get(self.dtype, self.dtype))
+        if self.tasks is not None:
+            object.__setattr__(self, "tasks", split_names(self.tasks))
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """A trained model as one file that takes an image's bytes and gives finished predictions, without this package.
+
+    The file is compared with PyTorch at three sizes first, and not written where they differ. See docs/deploy.md.
+    """
+
+    model: str
+    """A packaged model, a run or model folder, or a hub id."""
+    out: Path = field(kw_only=True)
+    """The file to write: NAME.onnx, or NAME.pt2 with --format program."""
+    format: str = "onnx"
+    """onnx, for any runtime, or program, for PyTorch: torch.export's."""
+    tasks: Names | None = None
+    """Comma-separated, such as depth,normals; by default all."""
+    dtype: str = "float32"
+    """float32 (fp32), float16 (fp16) or int8, which needs --images."""
+    images: list[Path] = field(default_factory=list)
+    """For int8: images, or folders of them, like those that are to be predicted; its scales are found on at most 64."""
+    size_hw: Size | None = None
+    """Area at which the network sees an image, as a height and a width; by default the model's own."""
+    resize: bool = True
+    """Take images at the network's own size, sides multiples of 4: for runtimes that cannot resize with antialiasing."""
     plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)
     """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
 

@@ -38,7 +38,7 @@ def test_the_environment_and_the_context_force_a_mode(monkeypatch):
         assert choice.choose("task_linear", X, WEIGHT) is cpu_linear.task_linear
         assert choice.choose("attention", X, X, X, 2, None) is default.attention
     monkeypatch.setenv("MTLSI_KERNELS", "fast")
-    with pytest.raises(MistakeError, match="MTLSI_KERNELS=fast; expected one of auto, cpu, default, reference"):
+    with pytest.raises(MistakeError, match="MTLSI_KERNELS=fast; expected one of auto, cpu, default, graph, reference"):
         kernels.task_linear(X, WEIGHT)
     with pytest.raises(MistakeError, match="kernels 'fast'"), kernels.use("fast"):
         pass

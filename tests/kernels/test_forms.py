@@ -72,7 +72,7 @@ def _small_maps_are_large_enough(monkeypatch):
 def cases():
     for case in ARGUMENTS:
         operation = OPERATIONS[case.split(",")[0]]
-        for form in ("default", *(form.name for form in operation.cpu)):
+        for form in ("default", "graph", *(form.name for form in operation.cpu)):
             yield case, form
 
 
@@ -122,7 +122,7 @@ def test_a_form_is_the_reference_in_float64(case, form, gradients, dtype, tolera
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("form", ["default", "cpu"])
+@pytest.mark.parametrize("form", ["default", "cpu", "graph"])
 def test_tensors_of_half_precision_are_taken_as_they_are(form, dtype):
     """A network whose weights are bf16 or float16, without autocast."""
     for case, make in ARGUMENTS.items():
@@ -156,7 +156,7 @@ def test_every_operation_has_its_cases():
     assert {case.split(",")[0] for case in ARGUMENTS} == set(OPERATIONS)
 
 
-@pytest.mark.parametrize("form", ["reference", "default", "cpu"])
+@pytest.mark.parametrize("form", ["reference", "default", "cpu", "graph"])
 def test_linear_attention_is_attention_with_its_matrix_of_kernels(form):
     """phi(q_n) . phi(k_m), divided by its row sums, times the values: against the n x m matrix, and loops over heads."""
     queries, keys, values = positions(), positions(M, seed=1), positions(M, seed=2)
@@ -172,7 +172,7 @@ def test_linear_attention_is_attention_with_its_matrix_of_kernels(form):
         torch.testing.assert_close(out[..., part], expected)
 
 
-@pytest.mark.parametrize("form", ["reference", "default", "cpu"])
+@pytest.mark.parametrize("form", ["reference", "default", "cpu", "graph"])
 def test_attention_equals_loops_over_queries_and_keys(form):
     queries, keys, values = positions(6), positions(K, seed=1), positions(K, seed=2)
     with torch.no_grad(), kernels.use(form):
@@ -185,7 +185,7 @@ def test_attention_equals_loops_over_queries_and_keys(form):
         torch.testing.assert_close(out[b, t, i, part].double(), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["reference", "default", "cpu"])
+@pytest.mark.parametrize("form", ["reference", "default", "cpu", "graph"])
 def test_a_context_is_a_mean_and_stays_float32_under_autocast(form):
     keys, values = positions(M).float(), positions(M, seed=1).float()
     with kernels.use(form):

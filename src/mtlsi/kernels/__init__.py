@@ -1,8 +1,8 @@
 """How the network's operations are computed; what the network computes is in ``model/``.
 
 Each operation has one signature, given here, and several forms: ``reference`` in the paper's order, ``default`` for any
-device, and for some of them forms that are faster on a CPU (``cpu_*``). ``choice`` picks one. Every form is tested against
-the reference in float64.
+device, for some of them forms that are faster on a CPU (``cpu_*``) or in another runtime (``graph``). ``choice`` picks one.
+Every form is tested against the reference in float64.
 
 Axes: b batch, t task, n positions, c d e o channels, k tokens or keys, m pooled positions, h w a map. In
 memory a position comes before its tasks and a task before its channels, (b n t c); any other order is slower, not wrong.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mtlsi.kernels import choice, cpu_attention, cpu_linear, cpu_tokens, default, probes, reference
+from mtlsi.kernels import choice, cpu_attention, cpu_linear, cpu_tokens, default, graph, probes, reference
 from mtlsi.kernels.choice import OPERATIONS, CPUForm, Operation, choose, use
 
 __all__ = [
@@ -146,7 +146,7 @@ def block_conv(
 
 
 for _name in __all__[:-1]:
-    OPERATIONS[_name] = Operation(getattr(reference, _name), getattr(default, _name))
+    OPERATIONS[_name] = Operation(getattr(reference, _name), getattr(default, _name), graph=getattr(graph, _name, None))
 
 for _name in ("task_linear", "task_linear_chunks", "task_linear_concat"):
     OPERATIONS[_name].cpu.append(CPUForm("cpu_grouped", getattr(cpu_linear, _name), choice.always, probes.linear))

@@ -1,9 +1,9 @@
 """Which form of an operation runs: the one place where device, dtype, gradients and compilation decide.
 
-``MTLSI_KERNELS`` (or ``use``) forces ``reference``, ``default`` or ``cpu``: on a CPU, every CPU form where it applies. In
-``auto``, the default, a CPU form gives way to the default form where a short measurement on this very machine found it
-clearly slower. What was measured is kept, with the CPU's name, in ``kernels.json`` of the cache folder, so that later runs
-on the same machine take the same forms.
+``MTLSI_KERNELS`` (or ``use``) forces ``reference``, ``default``, ``graph``, for a graph that another runtime is to run, or
+``cpu``: on a CPU, every CPU form where it applies. In ``auto``, the default, a CPU form gives way to the default form where
+a short measurement on this very machine found it clearly slower. What was measured is kept, with the CPU's name, in
+``kernels.json`` of the cache folder, so that later runs on the same machine take the same forms.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.io import default_cache_dir, replace_text
 from mtlsi.timing import cpu_name
 
-MODES = ("auto", "cpu", "default", "reference")
+MODES = ("auto", "cpu", "default", "graph", "reference")
 ROUNDS = 5
 MANY_POSITIONS = 1024
 """From here on one image is work enough for a loop over the images to cost nothing."""
@@ -51,6 +51,8 @@ class Operation:
     reference: Callable[..., Any]
     default: Callable[..., Any]
     cpu: list[CPUForm] = field(default_factory=list)
+    graph: Callable[..., Any] | None = None
+    """None: the default form."""
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -91,8 +93,10 @@ def choose(name: str, *arguments: Any) -> Callable[..., Any]:
     wanted = mode()
     if wanted == "reference":
         return operation.reference
+    if wanted == "graph":
+        return operation.graph or operation.default
     first = arguments[0] if isinstance(arguments[0], torch.Tensor) else arguments[0][0]
-    if wanted == "default" or first.device.type != "cpu" or _is_exporting():
+    if wanted == "default" or first.device.type != "cpu" or _is_exporting() or any(map(is_free, first.shape)):
         return operation.default
     for form in operation.cpu:
         if not form.applies(*arguments):
@@ -141,6 +145,16 @@ def loops_over_images(first: torch.Tensor | Sequence[torch.Tensor], *_: object) 
 def has_own_backward(first: torch.Tensor | Sequence[torch.Tensor], *_: object) -> bool:
     """The same, with a backward pass of its own, which a compiler cannot look into."""
     return loops_over_images(first) and not torch.compiler.is_compiling()
+
+
+def makes_graph() -> bool:
+    """Whether forms for another runtime's graph are wanted, where there are no views of one memory."""
+    return mode() == "graph"
+
+
+def is_free(size: int | torch.SymInt) -> bool:
+    """Whether ``size`` is no number but a symbol of a graph that is being traced for any size: nothing may depend on it."""
+    return isinstance(size, torch.SymInt)
 
 
 def _is_exporting() -> bool:

@@ -6,8 +6,7 @@ One module per kind; ``base.Kind`` is the contract. A task of an existing kind n
 from __future__ import annotations
 
 from functools import cache
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mtlsi.kinds.base import Kind
 from mtlsi.kinds.classes import Classes
@@ -16,6 +15,9 @@ from mtlsi.kinds.distance import Distance
 from mtlsi.kinds.strength import Strength
 from mtlsi.kinds.value import Value
 from mtlsi.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["KIND_TYPES", "Kind", "decode", "of"]
 

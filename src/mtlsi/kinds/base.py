@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from mtlsi.kinds.colouring import UNKNOWN, Colour, Limits, Scale, Swatches
 from mtlsi.kinds.grids import cell_centres, nearest_pixels
+from mtlsi.later import Later
 from mtlsi.tasks import Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Later("torch")  # an exported model is drawn without it
 
 FieldFile = tuple[str, np.ndarray]
 """A file's suffix, ``.npy`` or ``.png``, and its content; an image is uint8 or uint16."""
@@ -85,7 +89,7 @@ class Kind(ABC):
 
     def pad(self, label: Tensor, sides: Sequence[int]) -> Tensor:
         """``label`` with invalid pixels at its ``sides``: left, right, top, bottom."""
-        return F.pad(label, list(sides), value=self.fill_value(label.dtype))
+        return torch.nn.functional.pad(label, list(sides), value=self.fill_value(label.dtype))
 
     # ---- predictions
 

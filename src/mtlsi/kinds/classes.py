@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mtlsi.kinds.base import FieldFile, Kind
 from mtlsi.kinds.colouring import UNKNOWN, Colour, Limits, Swatches
 from mtlsi.kinds.palette import palette
+from mtlsi.later import Later
 from mtlsi.tasks import class_dtype, invalid_class
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Later("torch")  # an exported model is drawn without it
 
 
 class Classes(Kind):

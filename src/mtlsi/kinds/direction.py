@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from mtlsi.kinds.base import FieldFile, Kind
 from mtlsi.kinds.colouring import BLUE, GREEN, RED, Colour, Limits, Swatches
+from mtlsi.later import Later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Later("torch")  # an exported model is drawn without it
 
 
 def unit_length(x: Tensor, shortest: float) -> Tensor:
@@ -39,7 +43,7 @@ class Direction(Kind):
         return (label * label).sum(-3) > 0.25
 
     def random(self, batch: int, size_hw: Sequence[int], num_channels: int) -> Tensor:
-        return F.normalize(torch.randn(batch, num_channels, *size_hw), dim=1)
+        return torch.nn.functional.normalize(torch.randn(batch, num_channels, *size_hw), dim=1)
 
     def flip(self, label: Tensor, axis: int) -> Tensor:
         """Left to right x changes its sign, upside down y."""
@@ -52,7 +56,7 @@ class Direction(Kind):
 
     def constant(self, values: Tensor) -> Tensor:
         """The mean direction."""
-        return F.normalize(values.mean(-1), dim=0)
+        return torch.nn.functional.normalize(values.mean(-1), dim=0)
 
     def shades(self, array: np.ndarray, limits: Limits | None, chosen: Sequence[Colour] | None = None) -> np.ndarray:
         """x, y, z as red, green, blue."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mtlsi.kinds.base import FieldFile, Kind
 from mtlsi.kinds.colouring import Colour, Limits, Scale, on_scale, percentile_limits, turbo
+from mtlsi.later import Later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Later("torch")  # an exported model is drawn without it
 
 
 class Distance(Kind):

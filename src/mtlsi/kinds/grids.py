@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from mtlsi.later import Later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Later("torch")  # an exported model is drawn without it
 
 
 def cell_centres(length: int, num_cells: int, device: torch.device) -> Tensor:
@@ -23,5 +29,5 @@ def largest_in_cells(label: Tensor, valid: Tensor, size_hw: tuple[int, int], fil
     Where the ratio is not whole, neighbouring cells share pixels.
     """
     values = torch.where(valid, label.float(), -torch.inf)
-    pooled = F.adaptive_max_pool2d(values.reshape(-1, *label.shape[-2:]), size_hw)
+    pooled = torch.nn.functional.adaptive_max_pool2d(values.reshape(-1, *label.shape[-2:]), size_hw)
     return torch.where(pooled == -torch.inf, fill, pooled).to(label.dtype).view(*label.shape[:-2], *size_hw)

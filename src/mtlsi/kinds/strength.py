@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mtlsi.kinds.base import FieldFile, Kind
 from mtlsi.kinds.colouring import Colour, Limits, Scale
 from mtlsi.kinds.grids import largest_in_cells
+from mtlsi.later import Later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Later("torch")  # an exported model is drawn without it
 
 
 class Strength(Kind):

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mtlsi.kinds.base import FieldFile, Kind
 from mtlsi.kinds.colouring import BLUE, GREEN, RED, Colour, Limits, Scale, Swatches, on_scale, percentile_limits, turbo
+from mtlsi.later import Later
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = Later("torch")  # an exported model is drawn without it
 
 
 class Value(Kind):

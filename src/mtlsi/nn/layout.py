@@ -9,6 +9,7 @@ which its convolutions no longer recognise channels-last.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mtlsi.kernels.choice import is_free, makes_graph
 from mtlsi.kernels.default import apart, side_by_side
 
 __all__ = [
@@ -30,22 +32,37 @@ __all__ = [
 ]
 
 
+if TYPE_CHECKING:
+    Side = int
+else:
+    Side = int | torch.SymInt
+    """A number, or what stands for one in a graph for any size."""
+
+
 def to_positions(x: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t n c"]:
     """A map as its n = h*w positions, a view."""
+    if makes_graph():
+        return x.flatten(3).transpose(2, 3)
     return x.permute(0, 3, 4, 1, 2).flatten(1, 2).transpose(1, 2)
 
 
-def to_map(x: Float[Tensor, "b t n c"], size_hw: Sequence[int]) -> Float[Tensor, "b t c h w"]:
+def to_map(x: Float[Tensor, "b t n c"], size_hw: Sequence[Side]) -> Float[Tensor, "b t c h w"]:
     """Positions as the map of ``size_hw`` (h, w), a view."""
+    if makes_graph():
+        return x.transpose(2, 3).unflatten(3, (size_hw[0], size_hw[1]))
     return x.transpose(1, 2).unflatten(1, (size_hw[0], size_hw[1])).permute(0, 3, 4, 1, 2)
 
 
-def resize_maps(x: Tensor, size_hw: Sequence[int]) -> Tensor:
+def resize_maps(x: Tensor, size_hw: Sequence[Side]) -> Tensor:
     """Maps (b c h w) or (b t c h w) at another size (h, w), bilinear."""
     if x.shape[-2:] == torch.Size(size_hw):
         return x
     if x.dim() == 5:
         return apart(resize_maps(side_by_side(x), size_hw), x.shape[1])
+    if makes_graph():
+        for factor in (2, 4, 8):  # a fixed factor, of which runtimes make more than of two computed sides
+            if tuple(size_hw) == (factor * x.shape[-2], factor * x.shape[-1]):
+                return F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
     x = x.contiguous(memory_format=torch.channels_last)  # 4x faster with many channels
     return F.interpolate(x, size=(size_hw[0], size_hw[1]), mode="bilinear", align_corners=False)
 
@@ -65,13 +82,14 @@ def split_windows(
     """The positions of a map, one square window of p = window*window positions after another, and which are real.
 
     A map that the window does not divide is zero-padded at the right and the bottom; the mask, a row for each window of
-    each image, is then True on real positions. It is None where nothing was padded.
+    each image, is then True on real positions. It is None where nothing was padded; in a graph for any size there is always
+    a mask.
     """
     h, w = x.shape[-2:]
     pad_h, pad_w = -h % window, -w % window
     x = x.permute(0, 3, 4, 1, 2)  # b h w t c
     mask = None
-    if pad_h or pad_w:
+    if is_free(pad_h) or is_free(pad_w) or pad_h or pad_w:
         x = F.pad(x, (0, 0, 0, 0, 0, pad_w, 0, pad_h))
         real = torch.zeros(h + pad_h, w + pad_w, dtype=torch.bool, device=x.device)
         real[:h, :w] = True
@@ -81,10 +99,12 @@ def split_windows(
 
 
 def join_windows(
-    positions: Float[Tensor, "b t n c"], size_hw: Sequence[int], window: int
+    positions: Float[Tensor, "b t n c"], size_hw: Sequence[Side], window: int
 ) -> Float[Tensor, "b t c h w"]:
     """The inverse of ``split_windows``: the map of ``size_hw`` (h, w), padding cut off."""
     h, w = size_hw
     pattern = "b (y x i j) t c -> b (y i) (x j) t c"
-    x = rearrange(positions.transpose(1, 2), pattern, y=-(-h // window), x=-(-w // window), i=window)
+    x = rearrange(
+        positions.transpose(1, 2), pattern, y=(h + window - 1) // window, x=(w + window - 1) // window, i=window
+    )
     return x[:, :h, :w].permute(0, 3, 4, 1, 2)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,6 @@ from mtlsi.io import replace_array
 from mtlsi.kinds.colouring import Colour
 from mtlsi.kinds.palette import palette
 from mtlsi.prediction.images import ImageLike, as_pixels, check_file, read_image
-from mtlsi.prediction.predictor import Predictor
 from mtlsi.tasks import check_tasks
 
 
@@ -60,6 +60,27 @@ def save_prediction(
     return [*written, _write_whole(folder / f"{stem}_panel.png", Image.fromarray(sheet))]
 
 
+class PredictsImages(Protocol):
+    """What ``predict_paths`` needs: a ``Predictor``, or a ``GraphPredictor``."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What it can predict."""
+        ...
+
+    @property
+    def classes(self) -> Mapping[str, Sequence[str]]:
+        """The class names of each task that has classes."""
+        ...
+
+    @property
+    def colours(self) -> Colours:
+        """The colours of the classes, by task, where they are not our own."""
+        ...
+
+    def __call__(self, image: np.ndarray, tasks: tuple[str, ...], /) -> dict[str, np.ndarray]: ...
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What ``predict_paths`` wrote, and the images that it could not read, each with the reason."""
@@ -70,7 +91,7 @@ class Outcome:
 
 def predict_paths(
     paths: FilePath | Iterable[FilePath],
-    predictor: Predictor,
+    predictor: PredictsImages,
     out_dir: FilePath,
     tasks: str | Iterable[str] | None = None,
     *,
@@ -85,11 +106,10 @@ def predict_paths(
     that cannot be written, results that would replace an image given (all before computing), or no readable image.
     """
     console = console or Console(stderr=True)
-    names = check_tasks(predictor.model.tasks if tasks is None else tasks, among=predictor.model.tasks)
-    stems = _name_results(_find_images([paths] if isinstance(paths, str | os.PathLike) else paths))
+    names = check_tasks(predictor.tasks if tasks is None else tasks, among=predictor.tasks)
+    stems = _name_results(find_images([paths] if isinstance(paths, str | os.PathLike) else paths))
     folder = _prepare_folder(out_dir)
     _keep_sources(stems, folder, names)
-    colours = getattr(predictor.model, "colours", None)  # a network of one's own need not choose any
     outcome = Outcome([], [])
     for path, stem in track(stems.items(), "predicting", console=console, transient=True, disable=len(stems) == 1):
         try:
@@ -97,7 +117,7 @@ def predict_paths(
         except MistakeError as error:
             outcome.failed.append((path, str(error)))
             continue
-        files = save_prediction(predictor(image, names), image, folder, stem, predictor.model.classes, colours)
+        files = save_prediction(predictor(image, names), image, folder, stem, predictor.classes, predictor.colours)
         outcome.written.extend(files)
     if not outcome.written:
         several = f"none of {len(stems)} images can be read; the first: " if len(stems) > 1 else ""
@@ -109,7 +129,7 @@ def predict_paths(
     return outcome
 
 
-def _find_images(paths: Iterable[FilePath]) -> list[Path]:
+def find_images(paths: Iterable[FilePath]) -> list[Path]:
     """Every image file that ``paths`` name, each once, in the order given."""
     found: dict[Path, Path] = {}
     for path in map(Path, paths):

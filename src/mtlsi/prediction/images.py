@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard, Union, cast
 
 import numpy as np
-import torch
 from PIL import Image
 
 from mtlsi.errors import MistakeError
 from mtlsi.images import FilePath, open_image, to_8_bits, to_rgb
 
-ImageLike = FilePath | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray | torch.Tensor
+if TYPE_CHECKING:
+    import torch
+
+ImageLike = Union[FilePath, bytes, bytearray, memoryview, BinaryIO, Image.Image, np.ndarray, "torch.Tensor"]
 """What ``as_pixels`` takes as one image."""
 VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
@@ -55,7 +58,7 @@ def as_pixels(image: ImageLike) -> np.ndarray:
         return to_rgb(image)
     if isinstance(image, np.ndarray):
         return _array_pixels(image)
-    if isinstance(image, torch.Tensor):
+    if _is_tensor(image):
         return _tensor_pixels(image)
     name, file = "image bytes", image
     if isinstance(image, bytes | bytearray | memoryview):
@@ -69,6 +72,11 @@ def as_pixels(image: ImageLike) -> np.ndarray:
         )
     with open_image(name, cast(BinaryIO, file)) as opened:
         return to_rgb(opened)
+
+
+def _is_tensor(image: Any) -> TypeGuard[torch.Tensor]:
+    """Whether it is one of torch's; where nobody has imported torch, which takes seconds, nothing is."""
+    return "torch" in sys.modules and isinstance(image, sys.modules["torch"].Tensor)
 
 
 def _tensor_pixels(tensor: torch.Tensor) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, overload
 
@@ -19,6 +19,7 @@ from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.convolve_linears import convolutions_are_faster, convolve_linears, has_linears
 from mtlsi.kernels.fold_norms import fold_norms
 from mtlsi.kinds import decode
+from mtlsi.kinds.colouring import Colour
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.network import MTLSINet, Output
 from mtlsi.nn.normalise import normalise
@@ -70,6 +71,21 @@ class Predictor:
         self.network: Callable[..., Output] = for_prediction(self.model, self.dtype)
         if compile:
             self.network = compiled(self.network, self.device)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that the model has."""
+        return self.model.tasks
+
+    @property
+    def classes(self) -> Mapping[str, Sequence[str]]:
+        """The class names of each task that has classes."""
+        return self.model.classes
+
+    @property
+    def colours(self) -> Mapping[str, Sequence[Colour]]:
+        """The colours of the classes, by task, where the training set chose them."""
+        return getattr(self.model, "colours", {})  # a network of one's own need not choose any
 
     @overload
     def __call__(

@@ -1,0 +1,97 @@
+"""Exported models, run by onnxruntime: nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtlsi.errors import MistakeError, message_of
+from mtlsi.images import FilePath
+from mtlsi.kinds.colouring import Colour
+from mtlsi.options import PredictOptions
+from mtlsi.prediction.images import ImageLike, as_pixels
+from mtlsi.tasks import check_tasks, register_records
+
+
+class GraphPredictor:
+    """Predicts every task on one image of any size from a file that ``mtlsi export`` wrote: ``GraphPredictor("m.onnx")``.
+
+    Gives what ``Predictor`` gives for the model that was exported, up to the differences that ``mtlsi export`` printed.
+    ``num_threads``: None lets onnxruntime choose.
+    Raises ``MistakeError`` for a file that is not there, cannot be read, or was not written by ``mtlsi export``.
+    """
+
+    def __init__(self, path: FilePath, *, num_threads: int | None = None):
+        self.session = open_session(path, num_threads)
+        facts = self.session.get_modelmeta().custom_metadata_map
+        if "mtlsi_version" not in facts:
+            raise MistakeError(f"{path}: not written by mtlsi export; expected its result, or the name of a model")
+        register_records(json.loads(facts["own_tasks"]))
+        self.facts: list[dict[str, Any]] = json.loads(facts["tasks"])
+        """What each task's numbers mean: name, kind, title, unit or class names and their colours."""
+        self.tasks: tuple[str, ...] = tuple(fact["name"] for fact in self.facts)
+        self.classes: Mapping[str, Sequence[str]] = {
+            fact["name"]: tuple(fact["classes"]) for fact in self.facts if "classes" in fact
+        }
+        self.colours: Mapping[str, Sequence[Colour]] = {
+            fact["name"]: [tuple(colour) for colour in fact["colours"]] for fact in self.facts if "colours" in fact
+        }
+        self.resizes = json.loads(facts["working_size"]) is not None
+
+    def __call__(self, image: ImageLike, tasks: str | Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """The prediction of each task (default: all that the file has), as arrays of the image's own size.
+
+        Raises ``MistakeError`` for an unreadable image, an unknown task, a prediction that is not finite, or, of a file that
+        takes images at the network's size, for sides that are not multiples of 4.
+        """
+        names = check_tasks(self.tasks if tasks is None else tasks, among=self.tasks)
+        pixels = as_pixels(image)
+        if not self.resizes and any(side % 4 for side in pixels.shape[:2]):
+            raise MistakeError(
+                f"an image of {pixels.shape[0]}x{pixels.shape[1]}; expected sides that are multiples of 4, since the model "
+                "was exported with --no-resize: resize the image first"
+            )
+        results = self.session.run(list(names), {"image": np.ascontiguousarray(pixels)[None]})
+        predictions = {task: np.asarray(result)[0] for task, result in zip(names, results, strict=True)}
+        for task, array in predictions.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise MistakeError(f"the network's {task} is not finite; export it with --dtype float32")
+        return predictions
+
+
+def open_session(path: FilePath, num_threads: int | None = None) -> Any:
+    """onnxruntime's session on a CPU. Raises ``MistakeError`` where it is not installed or cannot read the file."""
+    if not Path(path).is_file():
+        raise MistakeError(f"{path}: not there; expected a file that mtlsi export wrote")
+    if find_spec("onnxruntime") is None:
+        raise MistakeError("onnxruntime is not installed, which .onnx files need; pip install 'mtlsi[export]'")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    if num_threads is not None:
+        options.intra_op_num_threads = num_threads
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no base but this
+        raise MistakeError(
+            f"{path}: onnxruntime cannot read it ({message_of(error)[:200]}); export it again"
+        ) from error
+
+
+def predictor_from_command(options: PredictOptions) -> GraphPredictor:
+    """The predictor for ``mtlsi predict --model FILE.onnx``; ``MistakeError`` for flags that only PyTorch has."""
+    for flag, given in (
+        ("--device", options.device not in (None, "cpu")),
+        ("--dtype", options.dtype != "float32"),
+        ("--compile", options.compile),
+        ("--plugin", bool(options.plugin)),
+    ):
+        if given:
+            raise MistakeError(f"{flag} with {options.model}, which runs as it was exported; leave the flag out")
+    return GraphPredictor(options.model)

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from io import StringIO
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from mtlsi.cli import main
+from mtlsi.errors import MistakeError
+from mtlsi.exporting import compare
+from mtlsi.exporting import onnx as graphs
+from mtlsi.exporting.export import export
+from mtlsi.exporting.int8 import Calibration, in_8_bits
+from mtlsi.options import ExportOptions
+from mtlsi.prediction.graph import GraphPredictor
+from mtlsi.prediction.predictor import Predictor
+
+TASKS = ("depth", "semseg")
+
+
+def photo(height, width, seed=0):
+    """Smooth and full of colours."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), np.uint8)
+    return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    """The model as people have it."""
+    path = tmp_path_factory.mktemp("model")
+    tiny.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(tiny):
+    """The network alone as a graph: tracing takes most of the time."""
+    return graphs.network_graph(tiny, tiny.tasks, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def exported(folder, network, tmp_path_factory):
+    """The whole, written as people do it, and what was printed."""
+    out, said = tmp_path_factory.mktemp("exported") / "model.onnx", StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graphs, "network_graph", lambda *_: network)
+        export(ExportOptions(str(folder), out=out), console=Console(file=said, width=120))
+    return out, said.getvalue()
+
+
+def test_any_batch_and_size_is_predicted_as_the_predictor_does(tiny, exported):
+    session = onnxruntime.InferenceSession(exported[0])
+    predictor = Predictor(tiny, device="cpu")
+    for batch, height, width in ((1, 96, 128), (3, 97, 131), (2, 70, 71), (1, 13, 17), (1, 200, 120)):
+        images = np.stack([photo(height, width, seed) for seed in range(batch)])
+        results = dict(zip(tiny.tasks, session.run(list(tiny.tasks), {"image": images}), strict=True))
+        for i, expected in enumerate(predictor(list(images))):
+            for task, array in expected.items():
+                found = results[task][i]
+                assert (found.shape, found.dtype) == (array.shape, array.dtype)
+                assert compare.difference(task, found, array)[0] < 5e-3, (task, images.shape)
+
+
+def test_what_was_measured_is_printed_and_nothing_else_is_left(tiny, exported):
+    out, said = exported
+    assert [path.name for path in out.parent.iterdir()] == ["model.onnx"]
+    rows = [[cell.strip() for cell in line.split("│")] for line in said.splitlines() if line.startswith("│")]
+    assert [row[1] for row in rows] == list(tiny.tasks)
+    assert all(0 <= float(row[2]) < 0.01 and float(row[2]) <= float(row[3]) for row in rows), said
+    assert "at three sizes" in said
+
+
+def test_the_file_says_what_its_numbers_mean(tiny, exported):
+    facts = {item.key: item.value for item in onnx.load(exported[0]).metadata_props}
+    tasks = {fact["name"]: fact for fact in json.loads(facts["tasks"])}
+    assert tuple(tasks) == tiny.tasks
+    assert tasks["semseg"]["classes"] == list(tiny.classes["semseg"])
+    assert tasks["semseg"]["colours"] == [list(colour) for colour in tiny.colours["semseg"]]
+    assert tasks["depth"]["unit"] == "metres"
+    assert json.loads(facts["working_size"]) == [96, 128]
+    assert facts["mtlsi_version"]
+    assert "site-packages" not in str(onnx.load(exported[0]).graph.node)  # nobody's paths
+
+
+def test_the_reader_gives_what_the_predictor_gives(tiny, exported, tmp_path):
+    Image.fromarray(photo(60, 81)).save(tmp_path / "a.png")
+    reader = GraphPredictor(exported[0], num_threads=1)
+    assert (reader.tasks, dict(reader.classes)) == (tiny.tasks, tiny.classes)
+    assert reader.colours == {task: list(colours) for task, colours in tiny.colours.items()}
+    found, expected = reader(tmp_path / "a.png", "normals,depth"), Predictor(tiny, device="cpu")(tmp_path / "a.png")
+    assert list(found) == ["normals", "depth"]
+    np.testing.assert_allclose(np.linalg.norm(found["normals"], axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose(found["depth"], expected["depth"], atol=2e-2)
+    with pytest.raises(MistakeError, match="unknown task 'parsing'; expected some of semseg, depth"):
+        reader(tmp_path / "a.png", "parsing")
+
+
+def test_predict_runs_it_without_torch(exported, tmp_path):
+    Image.fromarray(photo(40, 50)).save(tmp_path / "a.png")
+    command = ["predict", "--model", str(exported[0]), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
+    program = f"import sys; from mtlsi.cli import main; assert main({command}) == 0; assert 'torch' not in sys.modules"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert np.load(tmp_path / "out" / "a_semseg.npy").shape == (40, 50)
+    assert (tmp_path / "out" / "a_panel.png").is_file()
+
+
+def test_8_bits_stay_near(tiny, network):
+    images = [photo(64, 96, seed) for seed in range(6)]
+    quantised = in_8_bits(network, Calibration(images, (96, 128)), tiny.tasks)
+    kinds = [node.op_type for node in quantised.graph.node]
+    assert kinds.count("DequantizeLinear") > 60
+    made = graphs.whole_graph(quantised, tiny.tasks, graphs.raw_channels(tiny, tiny.tasks), (96, 128))
+    assert len(made.SerializeToString()) < 0.6 * len(network.SerializeToString())
+    session = onnxruntime.InferenceSession(made.SerializeToString())
+    image = photo(90, 120, 9)
+    depth, normals = session.run(["depth", "normals"], {"image": image[None]})
+    expected = Predictor(tiny, device="cpu")(image)
+    assert compare.difference("depth", depth[0], expected["depth"])[0] < 0.3
+    assert compare.difference("normals", normals[0], expected["normals"])[0] < 0.3
+
+
+def test_a_graph_that_differs_is_not_written(folder, network, tmp_path, monkeypatch):
+    network = copy.deepcopy(network)
+    for tensor in network.graph.initializer:
+        if tensor.name.endswith("weight") and len(tensor.dims) == 4:
+            values = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values * 1.5, tensor.name))
+    monkeypatch.setattr(graphs, "network_graph", lambda *_: network)
+    out = tmp_path / "model.onnx"
+    with pytest.raises(MistakeError, match=r"from PyTorch on average, more than 0\.01; nothing was written"):
+        export(ExportOptions(str(folder), out=out), console=Console(file=StringIO()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_is_held_to_one_size_is_not_written(folder, network, tmp_path, monkeypatch):
+    network = copy.deepcopy(network)
+    for node in network.graph.node:
+        node.input[:] = ["held" if name == "network_images" else name for name in node.input]
+    nodes = [onnx.helper.make_node("Reshape", ["network_images", "one_size"], ["held"]), *network.graph.node]
+    del network.graph.node[:]
+    network.graph.node.extend(nodes)
+    network.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 3, 96, 128]), "one_size"))
+    monkeypatch.setattr(graphs, "network_graph", lambda *_: network)
+    with pytest.raises(MistakeError, match=r"does not run for images \(2, .*; nothing was written"):
+        export(ExportOptions(str(folder), out=tmp_path / "model.onnx"), console=Console(file=StringIO()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_for_8_bits_are_read_before_anything_is_traced(folder, tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_text("hello")
+    monkeypatch.setattr(graphs, "network_graph", lambda *_: pytest.fail("traced"))
+    options = ExportOptions(str(folder), out=tmp_path / "m.onnx", dtype="int8", images=[tmp_path / "a.jpg"])
+    with pytest.raises(MistakeError, match=r"a\.jpg: not a whole image"):
+        export(options, console=Console(file=StringIO()))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "m.pt2"], "--out m.pt2; expected a name that ends in .onnx"),
+        (["--out", "m.onnx", "--format", "trt"], "--format trt; expected onnx or program"),
+        (["--out", "m.onnx", "--dtype", "int4"], "--dtype int4; expected float32, float16 or int8"),
+        (["--out", "m.onnx", "--dtype", "int8"], "--dtype int8 and --images belong together"),
+        (["--out", "m.pt2", "--format", "program", "--dtype", "fp16"], "--format program takes no --dtype"),
+        (["--out", "m.onnx", "--size", "4", "4"], "--size 4 4; expected 32 pixels or more"),
+        (["--out", "no/m.onnx"], "cannot write no/m.onnx"),
+        (["--out", "m.onnx", "--tasks", "smell"], "unknown task 'smell'; expected some of semseg"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "scenes", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_files_that_are_no_exported_model_are_refused_in_one_line(tmp_path, capsys):
+    text, other, image = tmp_path / "text.onnx", tmp_path / "other.onnx", tmp_path / "a.png"
+    text.write_text("hello")
+    onnx.save(
+        onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 20]> g (float x) => (float y) {y = Neg(x)}'), other
+    )
+    Image.fromarray(photo(20, 30)).save(image)
+    for model, flags, message in (
+        (tmp_path / "missing.onnx", [], "not there"),
+        (text, [], "onnxruntime cannot read it"),
+        (other, [], "not written by mtlsi export"),
+        (other, ["--dtype", "bf16"], "--dtype with"),
+    ):
+        assert main(["predict", "--model", str(model), str(image), "--out", str(tmp_path / "out"), *flags]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1

@@ -1,0 +1,88 @@
+"""The parts of a graph around the network, each alone, against Pillow and torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from mtlsi import decode
+from mtlsi.exporting import frame
+from mtlsi.exporting.compare import shown_size
+from mtlsi.nn.normalise import normalise
+from mtlsi.prediction.predictor import fit_size
+from mtlsi.tasks import TASKS, Task
+
+
+def run(model, outputs, **inputs):
+    return onnxruntime.InferenceSession(model.SerializeToString()).run(outputs, inputs)
+
+
+def photo(height, width, seed=0):
+    """Smooth and full of colours."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
+    return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("size", [(96, 128), (150, 97), (31, 200), (40, 52)])
+def test_an_image_becomes_what_the_predictor_shows_to_its_network(size):
+    pixels, working_size = photo(*size), (64, 96)
+    names = [frame.IMAGES, "shown_hw", "image_hw"]
+    images, shown, given = run(frame.prepare(working_size), names, image=pixels[None])
+    height, width = shown.tolist()
+    assert given.tolist() == list(size)
+    assert (height, width) == shown_size(size, working_size)
+    assert all(abs(a - b) <= 2 for a, b in zip((height, width), fit_size(size, working_size), strict=True))
+    small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+    expected = normalise(torch.from_numpy(np.array(small)).permute(2, 0, 1)).numpy()
+    assert images.shape == (1, 3, -(-height // 32) * 32, -(-width // 32) * 32)
+    levels = np.abs(images[0, :, :height, :width] - expected) * 255 * 0.23
+    assert levels.max() < 2.1  # Pillow rounds in fixed point
+    assert (levels > 0.1).mean() < 0.05
+    assert not images[..., height:, :].any()
+    assert not images[..., width:].any()
+
+
+@pytest.mark.parametrize("size", [(480, 640), (640, 480), (50, 50), (4000, 6000), (333, 517)])
+def test_the_sizes_of_photographs_are_the_predictors(size):
+    assert shown_size(size, (336, 448)) == fit_size(size, (336, 448))
+
+
+def test_an_image_is_taken_as_it_is_without_resizing():
+    pixels = photo(36, 64)
+    images, shown = run(frame.prepare(None), [frame.IMAGES, "shown_hw"], image=pixels[None])
+    assert shown.tolist() == [36, 64]
+    np.testing.assert_allclose(images[0, :, :36], normalise(torch.from_numpy(pixels).permute(2, 0, 1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(50, 75), (6, 9)])
+@pytest.mark.parametrize(
+    ("task", "channels"),
+    [
+        ("semseg", 4),
+        ("semseg", 300),
+        ("depth", 1),
+        ("normals", 3),
+        ("boundary", 1),
+        ("saliency", 2),
+        ("heat", 1),
+        ("flow", 2),
+    ],
+)
+def test_a_raw_map_is_resized_and_decoded_as_under_pytorch(task, channels, size, monkeypatch):
+    for own in (Task("heat", kind="value", range=(-0.5, 0.5)), Task("flow", kind="value", channels=2)):
+        monkeypatch.setitem(TASKS, own.name, own)
+    raw = torch.randn(2, channels, 8, 16, generator=torch.Generator().manual_seed(1))
+    inputs = {"shown_hw": np.array([28, 60]), "image_hw": np.array(size), "batch_size": np.array([2])}
+    (found,) = run(frame.finish(task, channels), [task], **{frame.raw_name(task): raw.numpy()}, **inputs)
+    smaller = size[0] * size[1] <= 7 * 15
+    expected = decode(task, F.interpolate(raw[:, :, :7, :15], size, mode="bilinear", antialias=smaller)).numpy()
+    expected = expected.transpose(0, 2, 3, 1) if expected.ndim == 4 else expected
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    if TASKS[task].kind == "classes":
+        assert (found != expected).mean() < 0.01  # ties, to rounding
+    else:
+        np.testing.assert_allclose(found, expected, atol=1e-4)
