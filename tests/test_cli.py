@@ -288,8 +288,27 @@ def test_an_image_that_cannot_be_read_is_passed_over_and_named(model, photo, tmp
     (tmp_path / "broken.jpg").write_bytes(photo.read_bytes()[:200])
     images = [str(photo), str(tmp_path / "broken.jpg")]
     assert main(["predict", *images, "--model", model, "--out", str(tmp_path / "out"), "--tasks", "depth"]) == 1
-    assert "broken.jpg" in capsys.readouterr().err
-    assert {path.name.split("_")[0] for path in (tmp_path / "out").iterdir()} == {"photo"}
+    said = capsys.readouterr().err
+    assert "broken.jpg: not a whole image" in said
+    assert said.splitlines()[-1].startswith("1 image predicted: 4 files, ")
+    assert said.splitlines()[-1].endswith("; 1 failed")
+    assert {path.name.split("_")[0] for path in (tmp_path / "out").iterdir()} == {"photo", "manifest.jsonl"}
+
+
+def test_predict_walks_a_tree_and_writes_what_is_chosen(model, photo, tmp_path, capsys):
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    for place in ("a.jpg", "below/b.jpg"):
+        (tmp_path / "in" / place).write_bytes(photo.read_bytes())
+    command = ["predict", str(tmp_path / "in"), "--model", model, "--out", str(tmp_path / "out"), "--recursive"]
+    for options, said in (
+        ([], "2 images predicted"),
+        (["--workers", "0"], "2 done before"),
+        (["--overwrite"], "2 images"),
+    ):
+        assert main([*command, "--write", "npz,panel", *options]) == 0
+        assert said in capsys.readouterr().err
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    assert files == {"manifest.jsonl", "a.npz", "a_panel.png", "below/b.npz", "below/b_panel.png"}
 
 
 def test_predict_refuses_in_one_line_and_writes_nothing(mistaken, model, photo, tmp_path):
@@ -305,6 +324,8 @@ def test_predict_refuses_in_one_line_and_writes_nothing(mistaken, model, photo, 
     assert "smell" in mistaken("predict", photo, "--model", model, "--tasks", "depth,smell")
     assert "expected" in mistaken("predict", photo, "--model", model, "--tasks", "")
     assert "abacus" in mistaken("predict", photo, "--model", model, "--device", "abacus")
+    assert "npx" in mistaken("predict", photo, "--model", model, "--write", "npx")
+    assert "workers -2" in mistaken("predict", photo, "--model", model, "--workers", "-2")
     assert "int3" in mistaken("predict", photo, "--model", model, "--dtype", "int3")
     assert "photo.jpg" in mistaken("predict", photo, "--model", model, "--out", photo / "below")
 

@@ -201,7 +201,16 @@ def _predict(options: PredictOptions) -> int:
     import_named_plugins(options.plugin, options.model)
     model = MTLSINet.from_pretrained(options.model)
     predictor = Predictor(model, device=options.device, dtype=options.dtype, compile=options.compile)
-    outcome = predict_paths(options.images, predictor, options.out, options.tasks)
+    outcome = predict_paths(
+        options.images,
+        predictor,
+        options.out,
+        options.tasks,
+        write=options.write,
+        recursive=options.recursive,
+        overwrite=options.overwrite,
+        num_workers=options.num_workers,
+    )
     return 1 if outcome.failed else 0
 
 

@@ -170,6 +170,15 @@ class PredictOptions:
     """Comma-separated, such as depth,normals; by default all."""
     out: Path = Path("out")
     """Folder for the results."""
+    write: Names = ("png", "npy", "panel")
+    """What to write, some of png,npy,npz,panel: coloured images, exact arrays, one compressed file of all arrays, one sheet
+    of everything."""
+    recursive: bool = False
+    """Also the images in subfolders; the results have the same tree."""
+    overwrite: bool = False
+    """Predict images again that the manifest in --out says are done."""
+    num_workers: int = 1
+    """Threads that read, and as many that write, while the network works; 0: none."""
     device: str | None = None
     """cpu, cuda or mps; by default an accelerator, if there is one."""
     dtype: str = "float32"
@@ -180,6 +189,7 @@ class PredictOptions:
     """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "write", split_names(self.write))
         object.__setattr__(self, "dtype", PRECISIONS.get(self.dtype, self.dtype))
         if self.tasks is not None:
             object.__setattr__(self, "tasks", split_names(self.tasks))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from hashlib import blake2b
+from importlib.metadata import version
 from typing import Any, overload
 
 import numpy as np
@@ -19,6 +21,7 @@ from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.convolve_linears import convolutions_are_faster, convolve_linears, has_linears
 from mtlsi.kernels.fold_norms import fold_norms
 from mtlsi.kinds import decode
+from mtlsi.kinds.colouring import Colour
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.network import MTLSINet, Output
 from mtlsi.nn.normalise import normalise
@@ -70,6 +73,33 @@ class Predictor:
         self.network: Callable[..., Output] = for_prediction(self.model, self.dtype)
         if compile:
             self.network = compiled(self.network, self.device)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that the model has."""
+        return self.model.tasks
+
+    @property
+    def classes(self) -> Mapping[str, Sequence[str]]:
+        """The class names of each task that has classes."""
+        return self.model.classes
+
+    @property
+    def colours(self) -> Mapping[str, Sequence[Colour]]:
+        """The colours of the classes, by task, where the training set chose them."""
+        return getattr(self.model, "colours", {})  # a network of one's own need not choose any
+
+    @property
+    def identity(self) -> str:
+        """Differs where the predictions for the same image would: a digest of the weights and settings.
+
+        Of each tensor only some numbers are read, which a training step changes as surely as the rest.
+        """
+        digest = blake2b(f"{version('mtlsi')} {self.dtype} {self.working_size}".encode(), digest_size=8)
+        for name, tensor in self.model.state_dict().items():
+            some = tensor.detach().flatten()[:: max(1, tensor.numel() // 16)].double().cpu()
+            digest.update(f"{name} {tuple(tensor.shape)}".encode() + some.numpy().tobytes())
+        return digest.hexdigest()
 
     @overload
     def __call__(
