@@ -194,6 +194,7 @@ def _pack(options: PackOptions) -> int:
 
 def _predict(options: PredictOptions) -> int:
     from mtlsi.model.network import MTLSINet
+    from mtlsi.prediction.calibration import read_camera
     from mtlsi.prediction.files import predict_paths
     from mtlsi.prediction.predictor import Predictor
     from mtlsi.run_folder import import_named_plugins
@@ -201,11 +202,14 @@ def _predict(options: PredictOptions) -> int:
     import_named_plugins(options.plugin, options.model)
     model = MTLSINet.from_pretrained(options.model)
     predictor = Predictor(model, device=options.device, dtype=options.dtype, compile=options.compile)
+    camera, scale = read_camera(options, predictor)
     outcome = predict_paths(
         options.images,
         predictor,
         options.out,
         options.tasks,
+        camera=camera,
+        scale=scale,
         write=options.write,
         recursive=options.recursive,
         overwrite=options.overwrite,

@@ -6,13 +6,14 @@ import errno
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -22,12 +23,14 @@ from mtlsi.drawing.panels import Colours
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
 from mtlsi.lock import HeldError, held
+from mtlsi.prediction.camera import Camera, Metres, TrainingCamera, distance_task
 from mtlsi.prediction.crew import Crew
 from mtlsi.prediction.images import read_image
 from mtlsi.prediction.manifest import Manifest, number_of, state_of
 from mtlsi.prediction.names import Names
 from mtlsi.prediction.results import (
     FORMATS,
+    POINT_FORMATS,
     USUAL_FORMATS,
     CannotWriteError,
     check_formats,
@@ -63,6 +66,11 @@ class PredictsImages(Protocol):
         ...
 
     @property
+    def training_camera(self) -> TrainingCamera | None:
+        """The camera of the images that it was trained on, where that is known."""
+        ...
+
+    @property
     def identity(self) -> str:
         """Differs where the predictions for the same image would."""
         ...
@@ -95,6 +103,8 @@ def predict_paths(
     recursive: bool = False,
     overwrite: bool = False,
     num_workers: int = 0,
+    camera: Camera | None = None,
+    scale: float = 1.0,
     console: Console | None = None,
 ) -> Outcome:
     """Predicts every image given and every image in the folders given, and writes the files of ``save_prediction``.
@@ -105,6 +115,8 @@ def predict_paths(
     its files are there and model, tasks and ``write`` are the same; ``overwrite`` predicts it again.
     Several processes may write into one folder: each takes images that no other is at. ``num_workers`` threads read and as
     many write while the network works. Memory does not grow with the number of images, but for 30 bytes each.
+    ``camera``: by what the images were taken, for metres and points; without it the metres are those of the training set's
+    camera, and points have its focal length. ``scale`` multiplies every distance (see ``calibrate``).
     What cannot be predicted or followed is named at once on ``console`` (by default stderr) and passed over; the last line
     says how many images went where.
     Raises ``MistakeError`` for a missing path, a folder without images, a video, an unknown task or format, a folder
@@ -115,14 +127,18 @@ def predict_paths(
     formats = check_formats(write)
     if num_workers < 0:
         raise MistakeError(f"workers {num_workers}; expected 0 or more")
+    metres = Metres(predictor.training_camera, camera, scale, needed=bool({*formats} & {*POINT_FORMATS}))
+    if metres.matter:
+        distance_task(names)
     walk = Walk(paths, out_dir, recursive=recursive)
     _check_images(walk)
     found = Names(walk.images, max(map(len, endings_of(names, FORMATS))))
     endings = tuple(endings_of(names, formats))
     _keep_sources(walk, found, Path(out_dir), endings)
     folder = prepare_folder(out_dir)
-    settings = json.dumps([predictor.identity, names, sorted(formats)])
-    run = _Run(predictor, names, formats, folder, endings, settings, Manifest(folder, ignore_lines=overwrite), found)
+    settings = json.dumps([predictor.identity, names, sorted(formats), *([repr(metres)] if metres.matter else [])])
+    manifest = Manifest(folder, ignore_lines=overwrite)
+    run = _Run(predictor, names, formats, folder, endings, settings, manifest, found, metres)
     run.console, run.quiet = console or Console(stderr=True), found.num_images == 1
     with Crew(num_workers) as crew:
         run.predict_all(walk, crew)
@@ -155,6 +171,7 @@ class _Run:
     settings: str
     manifest: Manifest
     names: Names
+    metres: Metres
     console: Console = field(default_factory=lambda: Console(stderr=True))
     quiet: bool = False
     """Of a single image: what is wrong with it is the message of the error that is raised."""
@@ -162,6 +179,8 @@ class _Run:
     first_failure: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
     claims: dict[str, ExitStack] = field(default_factory=dict)
+    views: Counter[str] = field(default_factory=Counter)
+    """Where the focal lengths are from."""
 
     def predict_all(self, walk: Walk, crew: Crew) -> None:
         """Read, predict and write every image, and name what the walk passed over."""
@@ -236,9 +255,19 @@ class _Run:
 
     def write(self, job: _Job, pixels: np.ndarray, prediction: Mapping[str, np.ndarray]) -> None:
         """Write an image's results and its line of the manifest."""
-        classes, colours = self.predictor.classes, self.predictor.colours
+        classes, colours, size_hw = self.predictor.classes, self.predictor.colours, (pixels.shape[0], pixels.shape[1])
         try:
-            files = save_prediction(prediction, pixels, self.folder, job.name, classes, colours, write=self.formats)
+            prediction, view = self.metres.of(prediction, size_hw, job.image.path)
+            files = save_prediction(
+                prediction,
+                pixels,
+                self.folder,
+                job.name,
+                classes,
+                colours,
+                write=self.formats,
+                focal_px=view and view.focal_px,
+            )
         except CannotWriteError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in FATAL:
                 raise
@@ -247,18 +276,22 @@ class _Run:
         except (MemoryError, RuntimeError) as error:
             self.fail(job, f"{job.image.path}: {_reason(error)}")
             return
-        facts = {
+        facts: dict[str, Any] = {
             "image": str(job.image.path.absolute()),
             "height": pixels.shape[0],
             "width": pixels.shape[1],
             "files": [path.relative_to(self.folder).as_posix() for path in files],
         }
+        if view is not None:
+            facts |= {"focal_px": round(view.focal_px, 2), "focal_from": view.source}
         self.manifest.append(job.name, job.state, facts)
         num_bytes = sum(path.stat().st_size for path in files)
         with self.lock:
             self.outcome.written += 1
             self.outcome.num_files += len(files)
             self.outcome.num_bytes += num_bytes
+            if view is not None:
+                self.views.update([f"{view.focal_px:.0f} px, {view.source}" if self.quiet else view.source])
         self.release(job)
 
     def release(self, job: _Job) -> None:
@@ -299,6 +332,10 @@ class _Run:
     def say_outcome(self) -> None:
         """The last line."""
         done = self.outcome
+        if self.views:
+            self.say(
+                "focal length: " + ", ".join(v if self.quiet else f"{v} ({n} images)" for v, n in self.views.items())
+            )
         parts = [f"{_several(done.written, 'image')} predicted"]
         if done.written:
             parts[0] += f": {_several(done.num_files, 'file')}, {_size(done.num_bytes)}, in {self.folder}"

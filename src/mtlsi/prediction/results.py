@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,11 +21,17 @@ from mtlsi.images import FilePath
 from mtlsi.io import replace_array, replace_bytes
 from mtlsi.kinds.colouring import Colour
 from mtlsi.kinds.palette import palette
+from mtlsi.prediction.camera import distance_task
 from mtlsi.prediction.images import ImageLike, as_pixels
+from mtlsi.prediction.points import points, surface, write_glb, write_ply
 
-FORMATS = ("png", "npy", "npz", "panel")
+FORMATS = ("png", "npy", "npz", "panel", "ply", "glb")
 """What can be written for an image."""
 USUAL_FORMATS = ("png", "npy", "panel")
+POINT_FORMATS = ("ply", "glb")
+"""Those that need a distance and a focal length."""
+MOST_POINTS = 1_000_000
+"""Of larger images every second, third ... row and column are points: viewers grow slow, and depth has no finer detail."""
 
 
 def save_prediction(
@@ -36,6 +43,7 @@ def save_prediction(
     colours: Colours | None = None,
     *,
     write: str | Iterable[str] = USUAL_FORMATS,
+    focal_px: float | None = None,
 ) -> list[Path]:
     """Writes what ``Predictor`` gave for ``image`` into ``out_dir`` and gives the files' paths.
 
@@ -47,14 +55,22 @@ def save_prediction(
     ``<stem>_depth_mm.png``     png       whole millimetres (any distance), 16 bits, at most 65.535 m
     ``<stem>.npz``              npz       the arrays of all tasks by name, compressed; floats are float16
     ``<stem>_panel.png``        panel     the image and all tasks on one sheet
+    ``<stem>.ply``              ply       coloured points, a million at most
+    ``<stem>.glb``              glb       the surface that they lie on, as coloured triangles
     ==========================  ========  =========================================================================
 
-    ``write`` chooses among ``FORMATS``, the second column. ``classes`` and ``colours``: the model's. Writes are atomic;
-    existing files of those names are replaced. A ``stem`` may hold folders, as in ``kitchen/a``.
+    ``write`` chooses among ``FORMATS``, the second column. Points need a distance and ``focal_px``, the focal length in
+    pixels of the image, and are cut between objects by ``boundary``, where that is predicted. ``classes`` and ``colours``:
+    the model's. Writes are atomic; existing files of those names are replaced. A ``stem`` may hold folders, as in
+    ``kitchen/a``.
     Choice: float16 tells apart 2 mm at 4 m, a hundredth of what the best networks are wrong by.
-    Raises ``MistakeError`` for an unknown format, and where the folder or a file cannot be written.
+    Raises ``MistakeError`` for an unknown format, points without a distance or a focal length, and where the folder or a
+    file cannot be written.
     """
-    formats, folder = check_formats(write), prepare_folder(out_dir)
+    formats = check_formats(write)
+    if {*formats} & {*POINT_FORMATS} and not (focal_px and distance_task(prediction)):
+        raise MistakeError("points without a focal length; give focal_px, in pixels of the image")
+    folder = prepare_folder(out_dir)
     classes, colours, written = classes or {}, colours or {}, []
     for task, array in prediction.items():
         for ending, render in _files_of(task, formats).items():
@@ -65,14 +81,32 @@ def save_prediction(
     if "panel" in formats:
         sheet = panel(as_pixels(image), prediction, classes, colours=colours)
         written.append(_write_whole(folder / f"{stem}_panel.png", Image.fromarray(sheet)))
+    for name in POINT_FORMATS:
+        if name in formats and focal_px:
+            written.append(_write_points(folder / f"{stem}.{name}", prediction, as_pixels(image), focal_px))
     return written
+
+
+def _write_points(path: Path, prediction: Mapping[str, np.ndarray], pixels: np.ndarray, focal_px: float) -> Path:
+    depth_m = prediction[distance_task(prediction)]
+    seen = depth_m, pixels, focal_px, prediction.get("boundary")
+    step = max(1, math.ceil(math.sqrt(depth_m.size / MOST_POINTS)))
+    try:
+        if path.suffix == ".ply":
+            write_ply(path, *points(*seen, step=step))
+        else:
+            write_glb(path, *surface(*seen, step=step))
+    except OSError as error:
+        raise CannotWriteError(f"{path}: cannot be written ({message_of(error)}); give another folder") from error
+    return path
 
 
 def endings_of(tasks: Iterable[str], write: Iterable[str]) -> Iterator[str]:
     """What the names of an image's results end in, after its stem."""
     for task in tasks:
         yield from (f"_{ending}" for ending in _files_of(task, write))
-    yield from (ending for name, ending in (("npz", ".npz"), ("panel", "_panel.png")) if name in write)
+    others = {"npz": ".npz", "panel": "_panel.png", "ply": ".ply", "glb": ".glb"}
+    yield from (ending for name, ending in others.items() if name in write)
 
 
 def check_formats(write: str | Iterable[str]) -> tuple[str, ...]:
