@@ -330,6 +330,31 @@ def test_predict_refuses_in_one_line_and_writes_nothing(mistaken, model, photo, 
     assert "photo.jpg" in mistaken("predict", photo, "--model", model, "--out", photo / "below")
 
 
+def test_predict_writes_points_and_calibrates(model, mistaken, photo, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["predict", str(photo), "--model", model, "--out", str(out), "--tasks", "depth", "--write", "npy"]
+    assert main([*command, "--points", "--fov-deg", "60"]) == 0
+    assert "focal length: 69 px, --fov-deg" in capsys.readouterr().err  # 40 / tan(30 degrees)
+    assert {path.name for path in out.iterdir()} == {"photo_depth.npy", "photo.ply", "photo.glb", "manifest.jsonl"}
+    assert main(command) == 0
+    depth = np.load(out / "photo_depth.npy")
+    middle = float(np.median(depth[22:27, 38:43]))
+    assert main([*command, "--calibrate", f"40,24,{3 * middle}"]) == 0
+    assert "scale 3.0000 from 1 distance" in capsys.readouterr().err
+    np.testing.assert_allclose(np.load(out / "photo_depth.npy"), 3 * depth, rtol=1e-4)
+    assert main([*command, "--scale", "2"]) == 0
+    np.testing.assert_allclose(np.load(out / "photo_depth.npy"), 2 * depth, rtol=1e-5)
+    for flags, told in (
+        (("--focal-px", "9", "--fov-deg", "60"), "expected one of --focal-px and --fov-deg"),
+        (("--calibrate", "99,9,2"), "outside the image"),
+        (("--calibrate", "9,9,2", "--scale", "2"), "expected one of them"),
+        (("--scale", "0"), "scale 0; expected a number above 0"),
+    ):
+        assert told in mistaken(*command, *flags)
+    assert "for one image" in mistaken("predict", tmp_path, "--model", model, "--calibrate", "9,9,2")
+    assert "no task of distances" in mistaken("predict", photo, "--model", model, "--tasks", "semseg", "--points")
+
+
 def test_stopping_is_no_crash(monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt
