@@ -40,14 +40,16 @@ def _disabled(function: Callable[..., Any] | None = None, recursive: bool = True
 
     @wraps(function)
     def call(*given: Any, **named: Any) -> Any:
-        if COMPILER[0] not in sys.modules:
+        compiler = sys.modules.get(COMPILER[0])
+        if compiler is None or isinstance(compiler, _StandIn):
             return function(*given, **named)
-        return import_module(COMPILER[0]).disable(function, recursive, **options)(*given, **named)
+        return compiler.disable(function, recursive, **options)(*given, **named)
 
     return call
 
 
 def _is_compile_supported(*given: Any) -> bool:
+    _step_aside()
     return import_module(COMPILER[1]).is_compile_supported(*given)
 
 
