@@ -43,8 +43,7 @@ from mtlsi.tasks import check_tasks
 
 CLAIMS = ".claims"
 """In the folder of results: a file for each image that a process is at."""
-FATAL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)
-"""Errors that every further write would meet, too."""
+FATAL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)  # every further write would meet them, too
 
 
 class PredictsImages(Protocol):
