@@ -288,8 +288,27 @@ def test_an_image_that_cannot_be_read_is_passed_over_and_named(model, photo, tmp
     (tmp_path / "broken.jpg").write_bytes(photo.read_bytes()[:200])
     images = [str(photo), str(tmp_path / "broken.jpg")]
     assert main(["predict", *images, "--model", model, "--out", str(tmp_path / "out"), "--tasks", "depth"]) == 1
-    assert "broken.jpg" in capsys.readouterr().err
-    assert {path.name.split("_")[0] for path in (tmp_path / "out").iterdir()} == {"photo"}
+    said = capsys.readouterr().err
+    assert "broken.jpg: not a whole image" in said
+    assert said.splitlines()[-1].startswith("1 image predicted: 4 files, ")
+    assert said.splitlines()[-1].endswith("; 1 failed")
+    assert {path.name.split("_")[0] for path in (tmp_path / "out").iterdir()} == {"photo", "manifest.jsonl"}
+
+
+def test_predict_walks_a_tree_and_writes_what_is_chosen(model, photo, tmp_path, capsys):
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    for place in ("a.jpg", "below/b.jpg"):
+        (tmp_path / "in" / place).write_bytes(photo.read_bytes())
+    command = ["predict", str(tmp_path / "in"), "--model", model, "--out", str(tmp_path / "out"), "--recursive"]
+    for options, said in (
+        ([], "2 images predicted"),
+        (["--workers", "0"], "2 done before"),
+        (["--overwrite"], "2 images"),
+    ):
+        assert main([*command, "--write", "npz,panel", *options]) == 0
+        assert said in capsys.readouterr().err
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    assert files == {"manifest.jsonl", "a.npz", "a_panel.png", "below/b.npz", "below/b_panel.png"}
 
 
 def test_predict_refuses_in_one_line_and_writes_nothing(mistaken, model, photo, tmp_path):
@@ -305,8 +324,35 @@ def test_predict_refuses_in_one_line_and_writes_nothing(mistaken, model, photo, 
     assert "smell" in mistaken("predict", photo, "--model", model, "--tasks", "depth,smell")
     assert "expected" in mistaken("predict", photo, "--model", model, "--tasks", "")
     assert "abacus" in mistaken("predict", photo, "--model", model, "--device", "abacus")
+    assert "npx" in mistaken("predict", photo, "--model", model, "--write", "npx")
+    assert "workers -2" in mistaken("predict", photo, "--model", model, "--workers", "-2")
     assert "int3" in mistaken("predict", photo, "--model", model, "--dtype", "int3")
     assert "photo.jpg" in mistaken("predict", photo, "--model", model, "--out", photo / "below")
+
+
+def test_predict_writes_points_and_calibrates(model, mistaken, photo, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["predict", str(photo), "--model", model, "--out", str(out), "--tasks", "depth", "--write", "npy"]
+    assert main([*command, "--points", "--fov-deg", "60"]) == 0
+    assert "focal length: 69 px, --fov-deg" in capsys.readouterr().err  # 40 / tan(30 degrees)
+    assert {path.name for path in out.iterdir()} == {"photo_depth.npy", "photo.ply", "photo.glb", "manifest.jsonl"}
+    assert main(command) == 0
+    depth = np.load(out / "photo_depth.npy")
+    middle = float(np.median(depth[22:27, 38:43]))
+    assert main([*command, "--calibrate", f"40,24,{3 * middle}"]) == 0
+    assert "scale 3.0000 from 1 distance" in capsys.readouterr().err
+    np.testing.assert_allclose(np.load(out / "photo_depth.npy"), 3 * depth, rtol=1e-4)
+    assert main([*command, "--scale", "2"]) == 0
+    np.testing.assert_allclose(np.load(out / "photo_depth.npy"), 2 * depth, rtol=1e-5)
+    for flags, told in (
+        (("--focal-px", "9", "--fov-deg", "60"), "expected one of --focal-px and --fov-deg"),
+        (("--calibrate", "99,9,2"), "outside the image"),
+        (("--calibrate", "9,9,2", "--scale", "2"), "expected one of them"),
+        (("--scale", "0"), "scale 0; expected a number above 0"),
+    ):
+        assert told in mistaken(*command, *flags)
+    assert "for one image" in mistaken("predict", tmp_path, "--model", model, "--calibrate", "9,9,2")
+    assert "no task of distances" in mistaken("predict", photo, "--model", model, "--tasks", "semseg", "--points")
 
 
 def test_stopping_is_no_crash(monkeypatch, capsys):

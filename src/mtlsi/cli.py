@@ -31,6 +31,8 @@ from mtlsi.options import (
 
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
+    from mtlsi.prediction.graph import GraphPredictor
+    from mtlsi.prediction.predictor import Predictor
 
 NETWORK_VERBS = ("demo", "train", "evaluate", "diagnose", "pack", "benchmark", "export")
 """The verbs that run a network; ``predict`` runs exported ones too, which need no torch."""
@@ -194,22 +196,38 @@ def _pack(options: PackOptions) -> int:
 
 
 def _predict(options: PredictOptions) -> int:
+    from mtlsi.prediction.calibration import read_camera
     from mtlsi.prediction.files import predict_paths
 
+    predictor = _open_predictor(options)
+    camera, scale = read_camera(options, predictor)
+    outcome = predict_paths(
+        options.images,
+        predictor,
+        options.out,
+        options.tasks,
+        camera=camera,
+        scale=scale,
+        write=options.write,
+        recursive=options.recursive,
+        overwrite=options.overwrite,
+        num_workers=options.num_workers,
+    )
+    return 1 if outcome.failed else 0
+
+
+def _open_predictor(options: PredictOptions) -> Predictor | GraphPredictor:
     if options.model.endswith(".onnx"):
         from mtlsi.prediction.graph import predictor_from_command
 
-        outcome = predict_paths(options.images, predictor_from_command(options), options.out, options.tasks)
-        return 1 if outcome.failed else 0
+        return predictor_from_command(options)
     from mtlsi.model.network import MTLSINet
     from mtlsi.prediction.predictor import Predictor
     from mtlsi.run_folder import import_named_plugins
 
     import_named_plugins(options.plugin, options.model)
     model = MTLSINet.from_pretrained(options.model)
-    predictor = Predictor(model, device=options.device, dtype=options.dtype, compile=options.compile)
-    outcome = predict_paths(options.images, predictor, options.out, options.tasks)
-    return 1 if outcome.failed else 0
+    return Predictor(model, device=options.device, dtype=options.dtype, compile=options.compile)
 
 
 def _export(options: ExportOptions) -> int:

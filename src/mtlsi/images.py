@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,36 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 AVIF_BRANDS = (b"avif", b"avis")
 
 
+class _Quiet:
+    """While any thread reads an image: Pillow's remarks on odd metadata are not shown, and a bomb is an error.
+
+    Python's filters of warnings belong to the whole process: with a context for each thread, one thread that ends
+    would take them from another.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.num_readers = threading.Lock(), 0
+        self.filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.num_readers:
+                self.filters = warnings.catch_warnings()
+                self.filters.__enter__()
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            self.num_readers += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.num_readers -= 1
+            if not self.num_readers:
+                self.filters.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+
+
 @contextmanager
 def open_image(name: object, file: FilePath | BinaryIO) -> Iterator[Image.Image]:
     """The image in ``file``, decoded whole; of an animation the first frame. ``name`` begins every message.
@@ -43,12 +74,9 @@ def open_image(name: object, file: FilePath | BinaryIO) -> Iterator[Image.Image]
     pixels (89 million). A ``MistakeError`` raised in the ``with`` block gets ``name`` too.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with _opened(file) as image:
-                image.load()
-                yield image
+        with _QUIET, _opened(file) as image:
+            image.load()
+            yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MistakeError(f"{name}: more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller first") from error
     except MistakeError as error:

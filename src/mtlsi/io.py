@@ -18,7 +18,7 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
     Its folder is made where it is missing: names of images may hold subfolders.
     """
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    part = path.with_name(f".{uuid.uuid4().hex}.part")  # short: the name itself may be as long as names can be
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         part.write_bytes(content)

@@ -170,6 +170,27 @@ class PredictOptions:
     """Comma-separated, such as depth,normals; by default all."""
     out: Path = Path("out")
     """Folder for the results."""
+    write: Names = ("png", "npy", "panel")
+    """What to write, some of png,npy,npz,panel,ply,glb: coloured images, exact arrays, one compressed file of all arrays,
+    one sheet of everything, points, a surface."""
+    points: bool = False
+    """Also write coloured points (.ply) and the surface that they lie on (.glb); see docs/points.md."""
+    focal_px: float | None = None
+    """The camera's focal length in pixels of the images: rescales metres, shapes points; by default, with --points, that of
+    each photo's EXIF, else of the training set."""
+    fov_deg: float | None = None
+    """Instead of --focal-px: the horizontal field of view in degrees."""
+    calibrate: tuple[str, ...] = field(default=(), metadata=REPEATED | {"metavar": "X,Y,METRES"})
+    """A measured distance of the one image given, such as 320,240,2.35; may be repeated. The metres are multiplied by the
+    scale that they give, which is printed."""
+    scale: float = 1.0
+    """Multiply all metres by this, as an earlier --calibrate printed it."""
+    recursive: bool = False
+    """Also the images in subfolders; the results have the same tree."""
+    overwrite: bool = False
+    """Predict images again that the manifest in --out says are done."""
+    num_workers: int = 1
+    """Threads that read, and as many that write, while the network works; 0: none."""
     device: str | None = None
     """cpu, cuda or mps; by default an accelerator, if there is one."""
     dtype: str = "float32"
@@ -180,6 +201,9 @@ class PredictOptions:
     """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "write", split_names(self.write))
+        if self.points:
+            object.__setattr__(self, "write", tuple(dict.fromkeys((*self.write, "ply", "glb"))))
         object.__setattr__(self, "dtype", PRECISIONS.get(self.dtype, self.dtype))
         if self.tasks is not None:
             object.__setattr__(self, "tasks", split_names(self.tasks))

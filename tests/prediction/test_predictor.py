@@ -10,61 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from rich.console import Console
 from torch import nn
 
+from by_colour import ByColour, predictor
 from mtlsi.errors import MistakeError
 from mtlsi.kinds import decode
-from mtlsi.prediction import files
 from mtlsi.prediction import predictor as predict
-from mtlsi.prediction.files import predict_paths, save_prediction
 from mtlsi.prediction.images import read_image
 from mtlsi.prediction.predictor import Predictor, find_device, fit_size
-
-CLASSES = {"semseg": ("left", "right", "never")}
-
-
-class ByColour(nn.Module):
-    """Raw outputs that are plain functions of the image: class by red against green, metres by blue."""
-
-    tasks = ("semseg", "depth", "normals", "boundary")
-    classes = CLASSES
-    input_size = (48, 64)
-
-    def forward(self, images: torch.Tensor, tasks: tuple[str, ...], *, full_size: bool) -> SimpleNamespace:
-        self.seen, self.full_size = images, full_size
-        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        red, green, blue = (images.float() * std.view(3, 1, 1) + mean.view(3, 1, 1)).unbind(1)
-        raw = {
-            "semseg": torch.stack([red, green, red - 9], 1),
-            "depth": 10 * blue[:, None],
-            "normals": torch.stack([red - 0.5, green - 0.5, 3 * (blue + 0.1)], 1),
-            "boundary": 8 * (red - 0.5)[:, None],
-        }
-        return SimpleNamespace(final={task: raw[task] for task in tasks})
-
-
-def predictor(**options: Any) -> Predictor:
-    return Predictor(ByColour(), device="cpu", **options)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def photo() -> np.ndarray:
-    pixels = np.zeros((96, 128, 3), np.uint8)
-    pixels[:, :64, 0] = 230
-    pixels[:, 64:, 1] = 230
-    pixels[..., 2] = np.linspace(51, 204, 96).astype(np.uint8)[:, None]
-    return pixels
-
-
-@pytest.fixture
-def folder(tmp_path: Path, photo: np.ndarray) -> Path:
-    place = tmp_path / "photos"
-    place.mkdir()
-    for name in ("room10.png", "room2.png", "Room1.png"):
-        Image.fromarray(photo).save(place / name)
-    return place
-
 
 # ---- predicting
 
@@ -293,113 +246,6 @@ def test_reading_names_what_is_wrong(tmp_path, photo, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8000)  # the photo has 12288: between the limit and its double
     with pytest.raises(MistakeError, match="more than 8000 pixels"):
         read_image(tmp_path / "big.jpg")
-
-
-# ---- writing
-
-
-def test_files_hold_exactly_what_was_predicted(tmp_path, photo):
-    prediction = predictor()(photo)
-    files = save_prediction(prediction, photo, tmp_path / "new" / "out", "room", CLASSES)
-    names = {path.name for path in files}
-    assert names == {path.name for path in (tmp_path / "new" / "out").iterdir()}
-    ends = "semseg.npy semseg.png semseg_index.png depth.npy depth.png depth_mm.png normals.npy normals.png"
-    assert names == {f"room_{end}" for end in [*ends.split(), "boundary.npy", "boundary.png", "panel.png"]}
-    out = tmp_path / "new" / "out"
-    for task, array in prediction.items():
-        np.testing.assert_array_equal(np.load(out / f"room_{task}.npy"), array)
-    with Image.open(out / "room_semseg_index.png") as image:
-        np.testing.assert_array_equal(np.asarray(image), prediction["semseg"])
-    with Image.open(out / "room_depth_mm.png") as image:
-        np.testing.assert_allclose(np.asarray(image) / 1000, prediction["depth"], atol=0.0005001)
-
-
-def test_a_failed_write_leaves_nothing_behind(tmp_path, photo, monkeypatch):
-    prediction = predictor()(photo, ["depth"])
-    (tmp_path / "a_depth.npy").write_bytes(b"from before")
-
-    def full(file, _):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(MistakeError, match=r"a_depth\.npy: cannot be written \(No space left"):
-        save_prediction(prediction, photo, tmp_path, "a")
-    assert [path.name for path in tmp_path.iterdir()] == ["a_depth.npy"]
-    assert (tmp_path / "a_depth.npy").read_bytes() == b"from before"
-
-
-def test_a_place_that_cannot_be_written_is_refused_before_computing(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(Predictor, "__call__", lambda *_: pytest.fail("computed"))
-    (tmp_path / "file").write_text("here")
-    for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(MistakeError, match="no folder to write to"):
-            predict_paths([folder], predictor(), out)
-
-
-# ---- folders
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO(), width=300)
-
-
-def test_a_folder_in_natural_order(folder, tmp_path):
-    (folder / "notes.txt").write_text("not an image")
-    (folder / "._room1.png").write_bytes(b"hidden")
-    outcome = predict_paths([folder, folder / "room2.png"], predictor(), tmp_path / "out", "depth", console=quiet())
-    panels = [path.name for path in outcome.written if path.name.endswith("panel.png")]
-    assert panels == ["Room1_panel.png", "room2_panel.png", "room10_panel.png"]
-    assert not outcome.failed
-
-
-def test_folders_and_paths_as_plain_strings(folder, tmp_path, photo):
-    out = tmp_path / "out"
-    outcome = predict_paths(str(folder / "room2.png"), predictor(), str(out), "depth", console=quiet())
-    again = save_prediction(predictor()(photo, "depth"), str(folder / "room2.png"), str(tmp_path / "again"), "room2")
-    for one, other in zip(outcome.written, again, strict=True):
-        assert one.read_bytes() == other.read_bytes()
-
-
-def test_a_broken_image_is_passed_over_and_named(folder, tmp_path):
-    (folder / "room3 [b].png").write_bytes(b"broken")
-    console = quiet()
-    outcome = predict_paths([folder], predictor(), tmp_path / "out", ["depth"], console=console)
-    assert [path.name for path, _ in outcome.failed] == ["room3 [b].png"]
-    assert len(outcome.written) == 3 * 4
-    assert "1 of 4 images could not be read" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert "room3 [b].png: not a whole image" in console.file.getvalue()  # type: ignore[attr-defined]
-    with pytest.raises(MistakeError, match=r"^\S*room3 \[b\]\.png: not a whole image"):
-        predict_paths([folder / "room3 [b].png"], predictor(), tmp_path / "out", console=quiet())
-
-
-def test_equal_names_do_not_replace_each_other(tmp_path):
-    places = ["one/a.png", "one/a.jpg", "two/a.jpg", "two/b.jpg", "x/two/a.jpg", "one/B.bmp"]
-    stems = files._name_results([tmp_path / place for place in places])
-    assert list(stems.values()) == ["a_png", "one_a_jpg", "two_a_jpg_3", "b_jpg", "two_a_jpg_5", "B_bmp"]
-    assert list(files._name_results([tmp_path / "one/a.png", tmp_path / "two/b.png"]).values()) == ["a", "b"]
-
-
-def test_inputs_that_cannot_be_predicted_are_refused(folder, tmp_path):
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "clip.MOV").write_bytes(b"film")
-    for given, message in (
-        ([tmp_path / "bare"], "no images in this folder"),
-        ([folder, tmp_path / "nowhere.jpg"], "nowhere.jpg: not there"),
-        ([tmp_path / "clip.MOV"], "videos are not supported yet"),
-        ([], "no images given"),
-    ):
-        with pytest.raises(MistakeError, match=message):
-            predict_paths(given, predictor(), tmp_path / "out", console=quiet())
-    with pytest.raises(MistakeError, match="unknown task 'saliency'"):
-        predict_paths([folder], predictor(), tmp_path / "out", ["saliency"], console=quiet())
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_result_never_replaces_an_image_given(folder):
-    Image.new("RGB", (4, 4)).save(folder / "room2_panel.png")
-    with pytest.raises(MistakeError, match=r"room2_panel\.png: would be replaced"):
-        predict_paths([folder], predictor(), folder, console=quiet())
 
 
 # ---- the real network

@@ -160,6 +160,11 @@ def colours_of(dataset: LabelledImages) -> dict[str, Sequence[Colour]]:
     return {task: chosen for task, chosen in getattr(dataset, "colours", {}).items() if chosen}
 
 
+def camera_of(dataset: LabelledImages) -> dict[str, Any]:
+    """The camera of a data set's images, as ``MTLSINet`` takes it; {} where the attribute ``camera`` is not there."""
+    return dict(getattr(dataset, "camera", {}))
+
+
 def constant_predictions(dataset: LabelledImages, num_images: int = 50) -> dict[str, Tensor]:
     """The best prediction per task that never looks at the image, from some labels of ``dataset`` (training ones).
 

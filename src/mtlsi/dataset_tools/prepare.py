@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mtlsi.data.datasets import colours_of, open_folder, splits_of
+from mtlsi.data.datasets import camera_of, colours_of, open_folder, splits_of
 from mtlsi.data.readers.files import IMAGE, FileDataset
 from mtlsi.data.readers.prepared import INDEX, VERSION, image_path, pack
 from mtlsi.data.transforms import resize
@@ -90,6 +90,8 @@ def _describe(splits: Mapping[str, FileDataset], size_hw: tuple[int, int] | None
         index["own_tasks"] = own
     if colours := colours_of(first):
         index["colours"] = colours
+    if camera := camera_of(first):
+        index["camera"] = camera
     return json.loads(json.dumps(index))  # as it will be read
 
 

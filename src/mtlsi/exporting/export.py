@@ -21,8 +21,9 @@ from mtlsi.io import check_writable
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.network import MTLSINet
 from mtlsi.options import ExportOptions
-from mtlsi.prediction.files import find_images
+from mtlsi.prediction.files import check_images
 from mtlsi.prediction.images import read_image
+from mtlsi.prediction.walk import Walk
 from mtlsi.run_folder import import_named_plugins
 from mtlsi.tasks import TASKS, check_tasks
 
@@ -99,7 +100,9 @@ def _write_onnx(
         from mtlsi.exporting.int8 import Calibration, in_8_bits
 
         # the images are read before the network is traced, which takes minutes
-        quantise = partial(in_8_bits, calibration=Calibration(_calibrating(options.images), working), tasks=tasks)
+        quantise = partial(
+            in_8_bits, calibration=Calibration(_calibrating(options.images, options.out), working), tasks=tasks
+        )
     network = network_graph(model, tasks, torch.float16 if options.dtype == "float16" else torch.float32)
     if quantise is not None:
         network = quantise(network)
@@ -122,9 +125,11 @@ def _run(session: Any, tasks: Sequence[str], images: np.ndarray) -> dict[str, np
         ) from error
 
 
-def _calibrating(paths: Sequence[Path]) -> Iterator[np.ndarray]:
+def _calibrating(paths: Sequence[Path], out: Path) -> Iterator[np.ndarray]:
     """The pixels of some of the images given, spread over them."""
-    found = find_images(paths)
+    walk = Walk(paths, out)
+    check_images(walk)
+    found = [image.path for image in walk.images()]
     step = -(-len(found) // MOST_CALIBRATED)
     return map(read_image, found[::step])
 

@@ -8,6 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +21,7 @@ from mtlsi.exporting import frame
 from mtlsi.exporting.network import EXAMPLE, raw_network, trace
 from mtlsi.kinds.palette import palette
 from mtlsi.model.network import MTLSINet
+from mtlsi.prediction.predictor import training_camera
 from mtlsi.tasks import TASKS, num_channels, own_records
 
 
@@ -71,12 +73,14 @@ def whole_graph(network: ModelProto, tasks: Sequence[str], channels: Sequence[in
 
 def describe(made: ModelProto, model: MTLSINet, tasks: Sequence[str], working_size: Any, dtype: str) -> None:
     """Write into ``metadata_props`` what a caller must know, every value but the version as JSON."""
+    camera = training_camera(model, working_size) if working_size else None
     facts = {
         "mtlsi_version": version("mtlsi"),
         "tasks": json.dumps([task_facts(task, model) for task in tasks]),
         "working_size": json.dumps(working_size),
         "dtype": json.dumps(dtype),
         "own_tasks": json.dumps(own_records(tasks)),
+        "camera": json.dumps(camera and asdict(camera)),
     }
     helper.set_model_props(made, facts)
     made.doc_string = "image (batch, height, width, 3), RGB, 8 bits, to a prediction of every task at the image's size"

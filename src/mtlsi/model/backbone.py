@@ -6,16 +6,15 @@ import math
 from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.recompute import batch_norms, recompute
+from mtlsi.model.quick_timm import resample_abs_pos_embed, timm
 
 STRIDES = (4, 8, 16, 32)
 PATCHES = (14, 16)

@@ -22,18 +22,24 @@ def create_model(
     input_size: Sequence[int] | None = None,
     pretrained_backbone: bool = False,
     colours: Mapping[str, Sequence[Sequence[int]]] | None = None,
+    camera: Mapping[str, Any] | None = None,
     **sizes: Any,
 ) -> MTLSINet:
     """A network with the sizes of ``preset`` for the tasks and classes of ``dataset`` (nyud or pascal).
 
     ``tasks`` and ``classes`` override the data set's; ``sizes`` are fields of ``ModelConfig`` that differ from the
     preset's, ``decoder="heads_only"`` among them. ``pretrained_backbone`` downloads timm's weights. ``colours``: an RGB
-    colour per class, by task, to draw in. Raises ``MistakeError`` for unknown names.
+    colour per class, by task, to draw in. ``camera``: of the training images, ``focal_px`` in pixels of an image of
+    ``size_hw``. Raises ``MistakeError`` for unknown names.
     """
     if dataset not in TASK_SETS:
         raise MistakeError(f"unknown dataset {dataset!r}; expected one of {', '.join(TASK_SETS)}")
     task_set = TASK_SETS[dataset]
-    chosen = {"colours": {task: [list(colour) for colour in row] for task, row in colours.items()}} if colours else {}
+    chosen: dict[str, Any] = {}  # what is not given is not written into config.json
+    if colours:
+        chosen["colours"] = {task: [list(colour) for colour in row] for task, row in colours.items()}
+    if camera:
+        chosen["camera"] = {**camera}
     network = MTLSINet(
         list(task_set.tasks if tasks is None else check_tasks(tasks)),
         {task: list(names) for task, names in (classes or task_set.classes).items()},

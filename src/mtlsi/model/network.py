@@ -62,12 +62,16 @@ NO_COLOURS: Mapping[str, Sequence[Sequence[int]]] = MappingProxyType({})
 """As a default it is not written into config.json, which so stays readable for versions without colours."""
 
 
+NO_CAMERA: Mapping[str, Any] = MappingProxyType({})
+
+
 class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="mit", tags=["multi-task-learning"]):
     """One RGB image in, every task out.
 
     ``tasks`` fixes the task axis; ``classes`` names the classes of each task that has classes; ``input_size`` (h, w) is
     the size of the images that the weights were trained on; ``own_tasks`` are the records of tasks that are not built in,
-    registered again by name; ``colours``, by task, the RGB colours of the classes where the data set chose them; ``sizes``
+    registered again by name; ``colours``, by task, the RGB colours of the classes where the data set chose them;
+    ``camera`` that of the training images, ``focal_px`` in pixels of an image of ``size_hw``, where it is known; ``sizes``
     are the fields of ``ModelConfig``.
     Raises ``MistakeError`` for an unknown task, backbone, decoder or size.
     """
@@ -79,6 +83,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         input_size: Sequence[int],
         own_tasks: Sequence[Mapping[str, Any]] = (),
         colours: Mapping[str, Sequence[Sequence[int]]] = NO_COLOURS,
+        camera: Mapping[str, Any] = NO_CAMERA,
         **sizes: Any,
     ):
         super().__init__()
@@ -88,6 +93,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         self.tasks = check_tasks(tasks)
         self.classes = {task: tuple(names) for task, names in classes.items() if task in self.tasks}
         self.colours = checked_colours(colours, self.classes)
+        self.camera = checked_camera(camera)
         self.input_size = (int(input_size[0]), int(input_size[1]))
         outputs = {task: num_channels(task, self.classes) for task in self.tasks}
         self.backbone = Backbone(config.backbone, drop_path=config.drop_path)
@@ -215,6 +221,21 @@ def checked_colours(
                 "in 0..255"
             )
     return found
+
+
+def checked_camera(camera: Mapping[str, Any] | None) -> dict[str, Any]:
+    """``camera`` with its numbers as numbers, {} where there is none; ``MistakeError`` for anything else."""
+    if not camera:
+        return {}
+    try:
+        focal_px, (height, width) = float(camera["focal_px"]), map(int, camera["size_hw"])
+        if set(camera) == {"focal_px", "size_hw"} and min(focal_px, height, width) > 0 and focal_px < float("inf"):
+            return {"focal_px": focal_px, "size_hw": [height, width]}
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise MistakeError(
+        f"camera {camera}; expected focal_px, above 0, and the size_hw [height, width] that it belongs to"
+    )
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:

@@ -1,67 +1,53 @@
-"""Predictions as files: which images a command names, and what is written for each."""
+"""Predictions as files, for any number of images: what is done already is skipped, what is odd is named and passed over."""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
-import re
-import tempfile
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from mtlsi import kinds
-from mtlsi.drawing.panels import Colours, draw_task, panel
-from mtlsi.errors import MistakeError
-from mtlsi.images import IMAGE_ENDINGS, FilePath
-from mtlsi.io import replace_array
-from mtlsi.kinds.colouring import Colour
-from mtlsi.kinds.palette import palette
-from mtlsi.prediction.images import ImageLike, as_pixels, check_file, read_image
+from mtlsi.drawing.panels import Colours
+from mtlsi.errors import MistakeError, message_of
+from mtlsi.images import FilePath
+from mtlsi.lock import HeldError, held
+from mtlsi.prediction.camera import Camera, Metres, TrainingCamera, distance_task
+from mtlsi.prediction.crew import Crew
+from mtlsi.prediction.images import read_image
+from mtlsi.prediction.manifest import Manifest, number_of, state_of
+from mtlsi.prediction.names import Names
+from mtlsi.prediction.results import (
+    FORMATS,
+    POINT_FORMATS,
+    USUAL_FORMATS,
+    CannotWriteError,
+    check_formats,
+    endings_of,
+    prepare_folder,
+    save_prediction,
+)
+from mtlsi.prediction.walk import Found, Notes, Walk
 from mtlsi.tasks import check_tasks
 
-
-def save_prediction(
-    prediction: Mapping[str, np.ndarray],
-    image: ImageLike,
-    out_dir: FilePath,
-    stem: str,
-    classes: Mapping[str, Sequence[str]] | None = None,
-    colours: Colours | None = None,
-) -> list[Path]:
-    """Writes what ``Predictor`` gave for ``image`` into ``out_dir`` and gives the files' paths.
-
-    ==========================  =======================================================================
-    ``<stem>_<task>.npy``       the exact array
-    ``<stem>_<task>.png``       a coloured image, with its legend or scale, 1600 pixels at most
-    ``<stem>_semseg_index.png`` class indices (any task of classes): 8 bits, shown in the classes' colours, or 16 bits
-                                with more than 255 classes
-    ``<stem>_depth_mm.png``     whole millimetres (any distance), 16 bits, at most 65.535 m
-    ``<stem>_panel.png``        the image and all tasks on one sheet
-    ==========================  =======================================================================
-
-    ``classes`` and ``colours``: the model's. Writes are atomic; existing files of those names are replaced.
-    Raises ``MistakeError`` where the folder or a file cannot be written.
-    """
-    folder, classes, colours = _prepare_folder(out_dir), classes or {}, colours or {}
-    sheet = panel(as_pixels(image), prediction, classes, colours=colours)
-    written = [
-        _write_whole(folder / f"{stem}_{ending}", render(array, classes.get(task), colours.get(task)))
-        for task, array in prediction.items()
-        for ending, render in _files_of(task).items()
-    ]
-    return [*written, _write_whole(folder / f"{stem}_panel.png", Image.fromarray(sheet))]
+CLAIMS = ".claims"
+"""In the folder of results: a file for each image that a process is at."""
+FATAL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)  # every further write would meet them, too
 
 
 class PredictsImages(Protocol):
-    """What ``predict_paths`` needs: a ``Predictor``, or a ``GraphPredictor``."""
+    """What ``predict_paths`` needs: a ``Predictor``, or what stands for one."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -78,15 +64,32 @@ class PredictsImages(Protocol):
         """The colours of the classes, by task, where they are not our own."""
         ...
 
+    @property
+    def training_camera(self) -> TrainingCamera | None:
+        """The camera of the images that it was trained on, where that is known."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Differs where the predictions for the same image would."""
+        ...
+
     def __call__(self, image: np.ndarray, tasks: tuple[str, ...], /) -> dict[str, np.ndarray]: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """What ``predict_paths`` wrote, and the images that it could not read, each with the reason."""
+    """What ``predict_paths`` did, in numbers of images."""
 
-    written: list[Path]
-    failed: list[tuple[Path, str]]
+    written: int = 0
+    num_files: int = 0
+    num_bytes: int = 0
+    skipped: int = 0
+    """Their results were there."""
+    elsewhere: int = 0
+    """Another process is at them."""
+    failed: int = 0
+    """Images that could not be predicted and folders that could not be read."""
 
 
 def predict_paths(
@@ -95,135 +98,303 @@ def predict_paths(
     out_dir: FilePath,
     tasks: str | Iterable[str] | None = None,
     *,
+    write: str | Iterable[str] = USUAL_FORMATS,
+    recursive: bool = False,
+    overwrite: bool = False,
+    num_workers: int = 0,
+    camera: Camera | None = None,
+    scale: float = 1.0,
     console: Console | None = None,
 ) -> Outcome:
     """Predicts every image given and every image in the folders given, and writes the files of ``save_prediction``.
 
-    A folder's own images are taken in natural order (2 before 10), not its subfolders'. The results for ``a.jpg``
-    begin with ``a``; where two images share that name, their endings, then their folders, then a number are added.
-    An image that cannot be read is skipped and named at the end on ``console`` (by default stderr).
-    Raises ``MistakeError`` for a missing path, a folder without images, a video, an unknown task, a folder
-    that cannot be written, results that would replace an image given (all before computing), or no readable image.
+    A folder's own images are taken in natural order (2 before 10); with ``recursive`` those of its subfolders, too, whose
+    results lie in the same tree. The results for ``a.jpg`` begin with ``a``; ``Names`` says what keeps them apart.
+    ``manifest.jsonl`` has a line for each image written. An image with such a line, unchanged since, is skipped where
+    its files are there and model, tasks and ``write`` are the same; ``overwrite`` predicts it again.
+    Several processes may write into one folder: each takes images that no other is at. ``num_workers`` threads read and as
+    many write while the network works. Memory does not grow with the number of images, but for 30 bytes each.
+    ``camera``: by what the images were taken, for metres and points; without it the metres are those of the training set's
+    camera, and points have its focal length. ``scale`` multiplies every distance (see ``calibrate``).
+    What cannot be predicted or followed is named at once on ``console`` (by default stderr) and passed over; the last line
+    says how many images went where.
+    Raises ``MistakeError`` for a missing path, a folder without images, a video, an unknown task or format, a folder
+    that cannot be written, results that would lie among the images given (all before computing), a full disk, or where no
+    image can be read.
     """
-    console = console or Console(stderr=True)
     names = check_tasks(predictor.tasks if tasks is None else tasks, among=predictor.tasks)
-    stems = _name_results(find_images([paths] if isinstance(paths, str | os.PathLike) else paths))
-    folder = _prepare_folder(out_dir)
-    _keep_sources(stems, folder, names)
-    outcome = Outcome([], [])
-    for path, stem in track(stems.items(), "predicting", console=console, transient=True, disable=len(stems) == 1):
+    formats = check_formats(write)
+    if num_workers < 0:
+        raise MistakeError(f"workers {num_workers}; expected 0 or more")
+    metres = Metres(predictor.training_camera, camera, scale, needed=bool({*formats} & {*POINT_FORMATS}))
+    if metres.matter:
+        distance_task(names)
+    walk = Walk(paths, out_dir, recursive=recursive)
+    check_images(walk)
+    found = Names(walk.images, max(map(len, endings_of(names, FORMATS))))
+    endings = tuple(endings_of(names, formats))
+    _keep_sources(walk, found, Path(out_dir), endings)
+    folder = prepare_folder(out_dir)
+    settings = json.dumps([predictor.identity, names, sorted(formats), *([repr(metres)] if metres.matter else [])])
+    manifest = Manifest(folder, ignore_lines=overwrite)
+    run = _Run(predictor, names, formats, folder, endings, settings, manifest, found, metres)
+    run.console, run.quiet = console or Console(stderr=True), found.num_images == 1
+    with Crew(num_workers) as crew:
+        run.predict_all(walk, crew)
+    if run.outcome.failed and not run.outcome.written and not run.outcome.skipped:
+        several = f"none of {found.num_images} images can be read; the first: " if found.num_images > 1 else ""
+        raise MistakeError(several + run.first_failure)
+    run.say_outcome()
+    return run.outcome
+
+
+@dataclass
+class _Job:
+    """An image that this process has claimed."""
+
+    image: Found
+    name: str
+    state: int
+    claim: ExitStack
+
+
+@dataclass
+class _Run:
+    """One call of ``predict_paths``."""
+
+    predictor: PredictsImages
+    tasks: tuple[str, ...]
+    formats: tuple[str, ...]
+    folder: Path
+    endings: tuple[str, ...]
+    settings: str
+    manifest: Manifest
+    names: Names
+    metres: Metres
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+    quiet: bool = False
+    """Of a single image: what is wrong with it is the message of the error that is raised."""
+    outcome: Outcome = field(default_factory=Outcome)
+    first_failure: str = ""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    claims: dict[str, ExitStack] = field(default_factory=dict)
+    views: Counter[str] = field(default_factory=Counter)
+    """Where the focal lengths are from."""
+
+    def predict_all(self, walk: Walk, crew: Crew) -> None:
+        """Read, predict and write every image, and name what the walk passed over."""
+        notes = Notes()
+        images = track(
+            walk.images(notes),
+            "predicting",
+            self.names.num_images,
+            console=self.console,
+            transient=True,
+            disable=self.quiet or not self.console.is_terminal,
+        )
         try:
-            image = read_image(path)
+            for job, pixels in crew.read(self.read, self.jobs(images)):
+                if isinstance(pixels, str):
+                    self.fail(job, pixels)
+                    continue
+                try:
+                    prediction = self.predictor(pixels, self.tasks)
+                except (MistakeError, MemoryError, RuntimeError) as error:
+                    self.fail(job, f"{job.image.path}: {_reason(error)}")
+                    continue
+                crew.write(partial(self.write, job, pixels, prediction))
+                del pixels, prediction  # else they stay until the next ones are there
+            crew.finish()
+        finally:
+            for claim in [*self.claims.values()]:
+                claim.close()
+            _remove_empty(self.folder / CLAIMS)
+        self.say_notes(notes, recursive=walk.recursive)
+
+    def jobs(self, images: Iterable[Found]) -> Iterator[_Job]:
+        """The images that are still to be predicted, each claimed."""
+        for image in images:
+            name = self.names.of(image)
+            try:
+                state = state_of(image.path, self.settings)
+            except OSError:  # reading it will say why
+                state = 0
+            if self.is_done(name, state):
+                self.outcome.skipped += 1
+                continue
+            claim = ExitStack()
+            try:
+                claim.enter_context(held(self.folder / CLAIMS / f"{number_of(name):016x}.lock"))
+            except HeldError:
+                self.outcome.elsewhere += 1
+                continue
+            if self.is_done(name, state):  # another process finished it just before
+                claim.close()
+                self.outcome.skipped += 1
+                continue
+            self.claims[name] = claim
+            if self.names.is_cut(image):
+                self.say(f"{image.path}: a very long name; its results begin with {name}")
+            yield _Job(image, name, state, claim)
+
+    def is_done(self, name: str, state: int) -> bool:
+        """Whether the manifest and the files of an image's results are there."""
+        return self.manifest.is_done(name, state) and all(
+            os.path.exists(f"{self.folder / name}{ending}") for ending in self.endings
+        )
+
+    def read(self, job: _Job) -> np.ndarray | str:
+        """The image's pixels, or why there are none."""
+        try:
+            return read_image(job.image.path)
         except MistakeError as error:
-            outcome.failed.append((path, str(error)))
-            continue
-        files = save_prediction(predictor(image, names), image, folder, stem, predictor.classes, predictor.colours)
-        outcome.written.extend(files)
-    if not outcome.written:
-        several = f"none of {len(stems)} images can be read; the first: " if len(stems) > 1 else ""
-        raise MistakeError(several + outcome.failed[0][1])
-    if outcome.failed:
-        console.print(f"{len(outcome.failed)} of {len(stems)} images could not be read:", highlight=False)
-        for _, reason in outcome.failed:
-            console.print(f"  {reason}", markup=False, highlight=False, soft_wrap=True)
-    return outcome
+            return str(error)
+        except (MemoryError, OSError) as error:
+            return f"{job.image.path}: {_reason(error)}"
 
-
-def find_images(paths: Iterable[FilePath]) -> list[Path]:
-    """Every image file that ``paths`` name, each once, in the order given."""
-    found: dict[Path, Path] = {}
-    for path in map(Path, paths):
-        if not path.is_dir():
-            check_file(path)
-            found.setdefault(path.resolve(), path)
-            continue
+    def write(self, job: _Job, pixels: np.ndarray, prediction: Mapping[str, np.ndarray]) -> None:
+        """Write an image's results and its line of the manifest."""
+        classes, colours, size_hw = self.predictor.classes, self.predictor.colours, (pixels.shape[0], pixels.shape[1])
         try:
-            files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS and file.name[0] != "."]
-        except OSError as error:
-            raise MistakeError(f"{path}: cannot be read ({error.strerror}); expected a folder of images") from error
-        if not files:
-            raise MistakeError(f"{path}: no images in this folder itself; expected .jpg, .png or the like in it")
-        found |= {file.resolve(): file for file in sorted(files, key=_natural) if file.resolve() not in found}
-    if not found:
-        raise MistakeError("no images given; expected image files or folders of them")
-    return list(found.values())
+            prediction, view = self.metres.of(prediction, size_hw, job.image.path)
+            files = save_prediction(
+                prediction,
+                pixels,
+                self.folder,
+                job.name,
+                classes,
+                colours,
+                write=self.formats,
+                focal_px=view and view.focal_px,
+            )
+        except CannotWriteError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in FATAL:
+                raise
+            self.fail(job, f"{job.image.path}: {error}")
+            return
+        except (MemoryError, RuntimeError) as error:
+            self.fail(job, f"{job.image.path}: {_reason(error)}")
+            return
+        facts: dict[str, Any] = {
+            "image": str(job.image.path.absolute()),
+            "height": pixels.shape[0],
+            "width": pixels.shape[1],
+            "files": [path.relative_to(self.folder).as_posix() for path in files],
+        }
+        if view is not None:
+            facts |= {"focal_px": round(view.focal_px, 2), "focal_from": view.source}
+        self.manifest.append(job.name, job.state, facts)
+        num_bytes = sum(path.stat().st_size for path in files)
+        with self.lock:
+            self.outcome.written += 1
+            self.outcome.num_files += len(files)
+            self.outcome.num_bytes += num_bytes
+            if view is not None:
+                self.views.update([f"{view.focal_px:.0f} px, {view.source}" if self.quiet else view.source])
+        self.release(job)
+
+    def release(self, job: _Job) -> None:
+        """Leave the image to others."""
+        job.claim.close()
+        self.claims.pop(job.name, None)
+
+    def fail(self, job: _Job, reason: str) -> None:
+        """Name an image that is passed over."""
+        self.release(job)
+        self.count_failure(reason)
+
+    def count_failure(self, reason: str) -> None:
+        with self.lock:
+            self.outcome.failed += 1
+            self.first_failure = self.first_failure or reason
+        if not self.quiet:
+            self.say(reason)
+
+    def say(self, line: str) -> None:
+        self.console.print(" ".join(line.split()), markup=False, highlight=False, soft_wrap=True)
+
+    def say_notes(self, notes: Notes, *, recursive: bool) -> None:
+        """A line for each folder and link passed over, and one for all files that are no images."""
+        for path, reason in notes.failed:
+            self.count_failure(f"{path}: cannot be read ({reason})")
+        for path, reason in notes.links:
+            self.say(f"{path}: {reason}")
+        if notes.others:
+            kinds = ", ".join(f"{count} {ending}" for ending, count in notes.others.most_common(8))
+            rest = " and others" if len(notes.others) > 8 else ""
+            self.say(f"passed over, no images: {kinds}{rest}")
+        if notes.num_subfolders and not recursive:
+            self.say(
+                f"{_several(notes.num_subfolders, 'subfolder')} passed over; --recursive predicts their images, too"
+            )
+
+    def say_outcome(self) -> None:
+        """The last line."""
+        done = self.outcome
+        if self.views:
+            self.say(
+                "focal length: " + ", ".join(v if self.quiet else f"{v} ({n} images)" for v, n in self.views.items())
+            )
+        parts = [f"{_several(done.written, 'image')} predicted"]
+        if done.written:
+            parts[0] += f": {_several(done.num_files, 'file')}, {_size(done.num_bytes)}, in {self.folder}"
+        if done.skipped:
+            parts.append(f"{done.skipped} done before in {self.folder}, skipped (--overwrite predicts again)")
+        if done.elsewhere:
+            parts.append(f"{done.elsewhere} left to another process")
+        if done.failed:
+            parts.append(f"{done.failed} failed")
+        self.say("; ".join(parts))
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """A sorting key that reads numbers as numbers."""
-    return [(int(part), "") if part.isdecimal() else (-1, part.casefold()) for part in re.split(r"(\d+)", path.name)]
+def check_images(walk: Walk) -> None:
+    """Raises ``MistakeError`` for a folder given that holds no image."""
+    for path in walk.roots.values():
+        notes = Notes()
+        if next(walk.images_of(path, notes), None) is None:
+            where = "in this folder or below it" if walk.recursive else "in this folder itself"
+            hint = f"; its {_several(notes.num_subfolders, 'subfolder')}: --recursive" if notes.num_subfolders else ""
+            raise MistakeError(f"{path}: no images {where}; expected .jpg, .png or the like{hint}")
 
 
-def _name_results(images: Sequence[Path]) -> dict[Path, str]:
-    """What the results of each image begin with: as short as keeps them apart, on any file system."""
-    spellings: tuple[Callable[[Path], str], ...] = (
-        lambda p: p.stem,
-        lambda p: f"{p.stem}_{p.suffix[1:]}",
-        lambda p: f"{p.resolve().parent.name}_{p.stem}_{p.suffix[1:]}",
-    )
-    stems: dict[Path, str] = {}
-    for spell in spellings:
-        waiting = [path for path in images if path not in stems]
-        counts = Counter(name.casefold() for name in (*stems.values(), *map(spell, waiting)))
-        stems |= {path: spell(path) for path in waiting if counts[spell(path).casefold()] == 1}
-    for number, path in enumerate(images, 1):
-        stems.setdefault(path, f"{spellings[-1](path)}_{number}")
-    assert len({stem.casefold() for stem in stems.values()}) == len(images)
-    return {path: stems[path] for path in images}
+def _keep_sources(walk: Walk, names: Names, folder: Path, endings: Sequence[str]) -> None:
+    """Raises ``MistakeError`` where a result would be written over, or among, the images that are to be read."""
+    out, sources = os.path.realpath(folder), set(walk.files)
+    if not any(walk.is_below_out(path) for path in chain(sources, walk.roots)):
+        return
+    for image in walk.images():
+        name = names.of(image)
+        place = os.path.realpath(os.path.join(out, os.path.dirname(name)))
+        if walk.is_walked(place):
+            raise MistakeError(
+                f"{place}: the results would lie among the images of this folder; write to another folder"
+            )
+        for ending in endings:
+            if (result := os.path.join(place, os.path.basename(name) + ending)) in sources:
+                raise MistakeError(f"{result}: would be replaced by a result of the same name; write to another folder")
 
 
-def _keep_sources(stems: Mapping[Path, str], folder: Path, tasks: Sequence[str]) -> None:
-    """Raises ``MistakeError`` where a result would be written over an image that is still to be read."""
-    sources = {path.resolve() for path in stems}
-    endings = [*(ending for task in tasks for ending in _files_of(task)), "panel.png"]
-    for result in (folder.resolve() / f"{stem}_{ending}" for stem in stems.values() for ending in endings):
-        if result in sources:
-            raise MistakeError(f"{result}: would be replaced by a result of the same name; write to another folder")
+def _reason(error: BaseException) -> str:
+    """Why an image is passed over, in one line; what is no trouble with an image is raised again."""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower()):
+        return "too large for the memory of this machine; make it smaller first"
+    if isinstance(error, OSError):
+        return f"cannot be read ({message_of(error)})"
+    if isinstance(error, MistakeError):
+        return str(error)
+    raise error
 
 
-def _prepare_folder(out_dir: FilePath) -> Path:
-    """The folder, made where it is missing; ``MistakeError`` where it cannot be written."""
+def _remove_empty(folder: Path) -> None:
     try:
-        Path(out_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out_dir):
-            return Path(out_dir)
-    except OSError as error:
-        raise MistakeError(f"{out_dir}: no folder to write to ({error.strerror}); give another one") from error
+        folder.rmdir()
+    except OSError:  # another process is at work, or there is none
+        return
 
 
-def _write_whole(path: Path, content: np.ndarray | Image.Image) -> Path:
-    """Writes an array or an image atomically."""
-    try:
-        replace_array(path, content)
-    except OSError as error:
-        raise MistakeError(f"{path}: cannot be written ({error.strerror or error}); give another folder") from error
-    return path
+def _several(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-Render = Callable[[np.ndarray, Sequence[str] | None, Sequence[Colour] | None], np.ndarray | Image.Image]
-"""What goes into a file, from the array and its classes' names and colours."""
-
-
-def _files_of(task: str) -> dict[str, Render]:
-    """The end of each file's name for one task, and what goes into it."""
-    files: dict[str, Render] = {
-        f"{task}.npy": lambda array, *_: array,
-        f"{task}.png": lambda array, names, colours: Image.fromarray(draw_task(task, array, names, colours=colours)),
-    }
-    for name, pixels in kinds.of(task).extra_files().items():
-        files[f"{task}_{name}.png"] = partial(_draw_pixels, pixels, name == "index")
-    return files
-
-
-def _draw_pixels(
-    pixels: Callable[[np.ndarray], np.ndarray],
-    in_colours: bool,
-    array: np.ndarray,
-    _: Sequence[str] | None,
-    colours: Sequence[Colour] | None,
-) -> Image.Image:
-    """An array as an image file's numbers; 8-bit classes are shown in their colours."""
-    image = Image.fromarray(pixels(array))
-    if in_colours and image.mode == "L":
-        image.putpalette(np.asarray(palette(256, colours), np.uint8).tobytes())
-    return image
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:.1f} GB"

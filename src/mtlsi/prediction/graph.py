@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
 from mtlsi.kinds.colouring import Colour
 from mtlsi.options import PredictOptions
+from mtlsi.prediction.camera import TrainingCamera
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.tasks import check_tasks, register_records
 
@@ -41,6 +43,9 @@ class GraphPredictor:
         self.colours: Mapping[str, Sequence[Colour]] = {
             fact["name"]: [tuple(colour) for colour in fact["colours"]] for fact in self.facts if "colours" in fact
         }
+        camera = json.loads(facts.get("camera", "null"))
+        self.training_camera = camera and TrainingCamera(**camera | {"size_hw": tuple(camera["size_hw"])})
+        self.identity = blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
         self.resizes = json.loads(facts["working_size"]) is not None
 
     def __call__(self, image: ImageLike, tasks: str | Iterable[str] | None = None) -> dict[str, np.ndarray]:

@@ -36,12 +36,13 @@ def read_image(path: FilePath) -> np.ndarray:
 def check_file(path: Path) -> None:
     """Raises ``MistakeError`` where ``path`` cannot be an image, without opening it."""
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "not there" if not path.exists() else "not a plain file"
+        links = "a link that leads nowhere" if path.is_symlink() else "not there"
+        what = "a folder" if path.is_dir() else links if not path.exists() else "not a plain file"
         raise MistakeError(f"{path}: {what}; expected an image file such as photo.jpg")
-    if not path.stat().st_size:
-        raise MistakeError(f"{path}: an empty file; expected an image")
     if path.suffix.lower() in VIDEO_ENDINGS:
         raise MistakeError(f"{path}: videos are not supported yet; save its frames in a folder and give that")
+    if not path.stat().st_size:
+        raise MistakeError(f"{path}: an empty file; expected an image")
 
 
 def as_pixels(image: ImageLike) -> np.ndarray:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -23,6 +27,7 @@ from mtlsi.kinds.colouring import Colour
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.network import MTLSINet, Output
 from mtlsi.nn.normalise import normalise
+from mtlsi.prediction.camera import Camera, TrainingCamera, multiplied
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.tasks import check_tasks
 
@@ -41,13 +46,16 @@ class Predictor:
     Choice: the image is resized, its shape kept, to the area of the images that the network was trained on
     (``model.input_size``, or ``working_size`` (height, width) in its place): objects then have
     the size seen in training, and portrait and landscape images cost the same. Raw outputs are resized to the image's
-    own size before they are decoded. Metres are those of a camera like the training set's.
+    own size before they are decoded. Metres are those of a camera like the training set's, unless ``camera`` says by what
+    the image was taken: its focal length in the image's own pixels, or a ``Camera``, which also reads a photo's EXIF. They
+    are then multiplied by how much longer its focal length is than the training camera's (``docs/points.md``).
 
     The model is moved to ``device`` (None: an accelerator where there is one, else the CPU) and put in evaluation
     mode. ``dtype`` is float32, bfloat16 or float16 (mixed precision), a name or torch's own. ``compile`` hands the
     network to ``torch.compile``, which takes a minute for every new image shape: for video, not for photo albums.
     Allocator and denormals are set for the whole process: see ``prepare_process``.
-    Raises ``MistakeError`` for a device that is not there, an unknown dtype or a machine that cannot compile.
+    Raises ``MistakeError`` for a device that is not there, an unknown dtype, a machine that cannot compile, and for a camera
+    where the model does not know that of its training.
     """
 
     def __init__(
@@ -58,6 +66,7 @@ class Predictor:
         dtype: str | torch.dtype = "float32",
         working_size: Size | None = None,
         compile: bool = False,
+        camera: Camera | float | None = None,
     ):
         if dtype not in {*DTYPES, *DTYPES.values()}:
             raise MistakeError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -67,6 +76,10 @@ class Predictor:
         prepare_process()
         self.dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
         self.working_size = working_size or model.input_size
+        self.camera = camera if isinstance(camera, Camera | None) else Camera(focal_px=camera)
+        self.training_camera = training_camera(model, self.working_size)
+        if self.camera is not None and self.training_camera is None:
+            raise MistakeError("the model's config.json names no training camera; add one, or predict without a camera")
         self.model = model.to(self.device).eval()
         self.network: Callable[..., Output] = for_prediction(self.model, self.dtype)
         if compile:
@@ -86,6 +99,18 @@ class Predictor:
     def colours(self) -> Mapping[str, Sequence[Colour]]:
         """The colours of the classes, by task, where the training set chose them."""
         return getattr(self.model, "colours", {})  # a network of one's own need not choose any
+
+    @property
+    def identity(self) -> str:
+        """Differs where the predictions for the same image would: a digest of the weights and settings.
+
+        Of each tensor only some numbers are read, which a training step changes as surely as the rest.
+        """
+        digest = blake2b(f"{version('mtlsi')} {self.dtype} {self.working_size} {self.camera}".encode(), digest_size=8)
+        for name, tensor in self.model.state_dict().items():
+            some = tensor.detach().flatten()[:: max(1, tensor.numel() // 16)].double().cpu()
+            digest.update(f"{name} {tuple(tensor.shape)}".encode() + some.numpy().tobytes())
+        return digest.hexdigest()
 
     @overload
     def __call__(
@@ -113,7 +138,16 @@ class Predictor:
         height, width = pixels.shape[:2]
         with torch.inference_mode():
             raw = self._run(self._shrink(pixels), names)
-            return {task: _at_own_size(task, raw[task], (height, width)) for task in names}
+            found = {task: _at_own_size(task, raw[task], (height, width)) for task in names}
+        return found if self.camera is None else self._in_metres(found, (height, width), image)
+
+    def _in_metres(self, found: dict[str, np.ndarray], size_hw: Size, image: ImageLike) -> dict[str, np.ndarray]:
+        """The predictions, distances for the focal length of the image's camera."""
+        path = Path(image) if isinstance(image, str | os.PathLike) else None
+        view = self.camera.view(size_hw, path) if self.camera is not None else None
+        if view is None or self.training_camera is None:
+            return found
+        return multiplied(found, self.training_camera.factor(view.focal_px, size_hw))
 
     def _shrink(self, pixels: np.ndarray) -> torch.Tensor:
         """The network's input ``(1 3 h w)``: the image at the working size, ImageNet-normalised."""
@@ -133,6 +167,17 @@ class Predictor:
                 advice = "use float32" if mixed else "the weights are damaged or their training diverged"
                 raise MistakeError(f"the network's {task} is not finite (dtype {self.dtype}); {advice}")
         return raw
+
+
+def training_camera(model: MTLSINet, working_size: Size) -> TrainingCamera | None:
+    """The camera that the model was trained with, and how large it sees things at ``working_size``."""
+    stored = getattr(model, "camera", {})
+    if not stored:
+        return None
+    height, width = stored["size_hw"]
+    return TrainingCamera(
+        stored["focal_px"], (height, width), math.sqrt(math.prod(working_size) / math.prod(model.input_size))
+    )
 
 
 def compiled(network: Callable[..., Output], device: torch.device) -> Callable[..., Output]:

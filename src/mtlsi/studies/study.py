@@ -13,10 +13,10 @@ from rich.console import Console
 
 from mtlsi.device import prepare_process
 from mtlsi.errors import MistakeError
+from mtlsi.lock import HeldError, held
 from mtlsi.options import StudyOptions
 from mtlsi.plugins import import_plugins
 from mtlsi.studies.figures import measure
-from mtlsi.studies.lock import HeldError, held
 from mtlsi.studies.plan import Plan, StudyRun, read_plan
 from mtlsi.studies.progress import StudyProgress
 from mtlsi.studies.runs import FAILURES, FINISHED, check_runs, one_line, state_of, train_run

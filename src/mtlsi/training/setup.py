@@ -18,7 +18,7 @@ from torchmetrics import Metric
 
 from mtlsi import kinds, run_folder
 from mtlsi.config import RunConfig, TrainConfig, sizes_of
-from mtlsi.data.datasets import LabelledImages, colours_of, constant_predictions, open_dataset
+from mtlsi.data.datasets import LabelledImages, camera_of, colours_of, constant_predictions, open_dataset
 from mtlsi.data.transforms import Sample
 from mtlsi.device import choose_precision
 from mtlsi.errors import MistakeError
@@ -182,6 +182,7 @@ def build_model(config: RunConfig, dataset: LabelledImages) -> MTLSINet:
         tasks=dataset.tasks,
         classes=dataset.classes,
         colours=colours_of(dataset),
+        camera=camera_of(dataset),
         input_size=config.data.image_hw or dataset[0]["image"].shape[-2:],
         **config.model,
     )

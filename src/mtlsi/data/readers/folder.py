@@ -13,6 +13,7 @@ Images may lie in subfolders, mirrored by the labels, and names may differ by co
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -80,12 +81,22 @@ class Folder(FileDataset):
             may_lack=may_lack,
         )
         self.splits = tuple(names)
+        self.intrinsics = settings.tasks.get("depth", {}).get("intrinsics")
         self.passed_over = found.passed_over
         self.colours = {
             task: keys["colours"] and [list(colour) for colour in keys["colours"]]
             for task, keys in settings.tasks.items()
             if task in self.classes
         }
+
+    @property
+    def camera(self) -> dict[str, object]:
+        """The camera of the depth maps, where ``dataset.yaml`` gives it."""
+        if self.intrinsics is None or "depth" not in self.tasks:
+            return {}
+        depth = next((sample["depth"] for sample in map(self.__getitem__, range(len(self))) if "depth" in sample), None)
+        focal_px = math.sqrt(math.prod(self.intrinsics["focal_xy"]))
+        return {} if depth is None else {"focal_px": focal_px, "size_hw": list(depth.shape)}
 
 
 def splits_of_folder(root: Path, *, empty: bool = False) -> tuple[str, ...]:

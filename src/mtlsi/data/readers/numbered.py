@@ -34,6 +34,7 @@ import numpy as np
 
 from mtlsi.data.readers.decoding import Decoder, checked_normals, decode_npy, depth_metres
 from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
+from mtlsi.data.readers.nyud import CAMERA
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
 from mtlsi.tasks import MAX_DIST, TASK_SETS, Task, check_tasks, register_task
@@ -73,6 +74,7 @@ class NumberedNYUD(FileDataset):
     """
 
     labels_may_lack = False
+    camera = CAMERA
 
     def __init__(
         self,

@@ -53,6 +53,9 @@ SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L")
 """Pillow's modes of 16-bit images."""
 SIZE_HW = (480, 640)
 """The size of the official images, to which the camera's numbers belong."""
+CROP_HW = (425, 560)
+"""The size of that part of them which depth covers."""
+CAMERA: dict[str, object] = {"focal_px": NYU_FOCAL_XY[0], "size_hw": list(SIZE_HW)}
 
 _decode_classes = partial(decode_classes, num_classes=len(NYUD40), first=1, invalid=(0,))
 
@@ -161,6 +164,16 @@ class NYUD(FileDataset):
     """
 
     labels_may_lack = False
+
+    @property
+    def camera(self) -> dict[str, object]:
+        """Of the official images, or of the crop of them that the InvPT line's files hold."""
+        path = self.path(IMAGE, 0)
+        if path is not None:
+            with Image.open(path) as image:
+                if (image.height, image.width) == CROP_HW:
+                    return CAMERA | {"size_hw": list(CROP_HW)}
+        return CAMERA
 
     def __init__(
         self,

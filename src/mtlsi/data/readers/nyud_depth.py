@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
-from mtlsi.data.readers.nyud import SPLITS, depth_millimetres, normals_of_millimetres
+from mtlsi.data.readers.nyud import CAMERA, SPLITS, depth_millimetres, normals_of_millimetres
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
 from mtlsi.tasks import TASK_SETS, check_tasks
@@ -47,6 +47,7 @@ class DepthNYUD(FileDataset):
     """
 
     labels_may_lack = False
+    camera = CAMERA
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ import numpy as np
 from mtlsi.data.readers.decoding import checked_depth, decode_mat
 from mtlsi.data.readers.derive import boundaries_from_labels
 from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
-from mtlsi.data.readers.nyud import SPLITS, camera_normals
+from mtlsi.data.readers.nyud import CAMERA, SPLITS, camera_normals
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
 from mtlsi.tasks import NYUD40, TASK_SETS, check_tasks
@@ -89,6 +89,7 @@ class OfficialNYUD(FileDataset):
     """
 
     labels_may_lack = False
+    camera = CAMERA
 
     def __init__(
         self,

@@ -77,6 +77,7 @@ class Prepared(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.tasks = check_tasks(tasks, among=held) if tasks else held
         self.classes = {task: tuple(names) for task, names in index["classes"].items() if task in self.tasks}
         self.colours = {task: chosen for task, chosen in index.get("colours", {}).items() if task in self.classes}
+        self.camera = index.get("camera", {})
         self.derived = tuple(task for task in self.tasks if task in index["derived"])
         self.boundary_tolerance: float = index["boundary_tolerance"]
         self.layout = f"prepared from {index['layout']}"

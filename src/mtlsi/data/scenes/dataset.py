@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtlsi.data.scenes.geometry import Floats, dot, gather
-from mtlsi.data.scenes.layout import SURFACES, Camera, build
+from mtlsi.data.scenes.layout import FOCAL_RANGE, SURFACES, Camera, build
 from mtlsi.data.scenes.raycast import cast, intrinsics
 from mtlsi.data.scenes.shading import photograph
 from mtlsi.data.scenes.shapes import Dice
@@ -193,6 +193,11 @@ class Scenes(torch.utils.data.Dataset):
         self.boundary_tolerance = TASK_SETS["pascal" if label_set == "pascal" else "nyud"].boundary_tolerance
         known = {"semseg": PASCAL21 if label_set == "pascal" else NYUD40, "parsing": PARTS7}
         self.classes: dict[str, tuple[str, ...]] = {task: known[task] for task in self.tasks if task in known}
+
+    @property
+    def camera(self) -> dict[str, object]:
+        """The middle of the cameras that take these scenes, as ``MTLSINet`` takes it."""
+        return {"focal_px": sum(FOCAL_RANGE) / 2 * max(self.size_hw), "size_hw": list(self.size_hw)}
 
     def __len__(self) -> int:
         return self.length

@@ -13,6 +13,10 @@ SURFACES = ("wall", "wall", "floor", "ceiling", "wall", "wall")
 Rectangle = tuple[float, float, float, float]
 
 
+FOCAL_RANGE = (0.75, 1.1)
+"""Focal lengths of the cameras, as multiples of the image's longer side."""
+
+
 @dataclass(frozen=True)
 class Camera:
     """A pinhole camera: position and unit axes in the room, focal length as a multiple of the image's longer side."""
@@ -164,7 +168,7 @@ def _camera(dice: Dice, size: Vector) -> Camera:
     cosine, sine = turn(dice.between(-0.06, 0.06))
     rolled_x, rolled_y, rolled_z = (cosine * a + sine * b for a, b in zip(right, up, strict=True))
     rolled = (rolled_x, rolled_y, rolled_z)
-    return Camera((x, height, z), rolled, cross(back, rolled), back, dice.between(0.75, 1.1))
+    return Camera((x, height, z), rolled, cross(back, rolled), back, dice.between(*FOCAL_RANGE))
 
 
 def _surfaces(dice: Dice) -> tuple[Material, ...]:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mtlsi.studies.lock import SILENT_S, HeldError, held
+from mtlsi.lock import SILENT_S, HeldError, held
 
 
 def lock_of(path, pid, host=None):
@@ -78,7 +78,7 @@ def test_a_lock_that_was_taken_over_is_not_removed_by_its_former_holder(tmp_path
 CONTEND = """
 import sys, time
 from pathlib import Path
-from mtlsi.studies.lock import HeldError, held
+from mtlsi.lock import HeldError, held
 print("ready", flush=True)
 sys.stdin.readline()
 try:

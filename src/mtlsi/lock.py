@@ -1,4 +1,4 @@
-"""One process at a time for each run of a study: a file beside the run folder that says who has it."""
+"""One process at a time for a piece of work: a file that says who has it."""
 
 from __future__ import annotations
 

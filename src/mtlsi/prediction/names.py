@@ -1,0 +1,69 @@
+"""What the results of each image begin with: the same for every run, as short as keeps them apart."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from mtlsi.prediction.manifest import number_of
+from mtlsi.prediction.walk import Found
+
+LONGEST_NAME = 255
+"""Bytes of a file's name, on every usual file system."""
+
+
+class Names:
+    """Names of results, below the results' folder and with slashes: ``a`` or ``kitchen/a``.
+
+    Where two images would share one, in any letter case, their endings, then their folder's name, then a number made of
+    their path are added. A name that would be too long with ``longest_ending`` after it is cut, and a number made of all of
+    it added. Takes 8 bytes an image: of all names only a hash is kept. ``num_images`` counts them.
+    """
+
+    def __init__(self, images: Callable[[], Iterable[Found]], longest_ending: int):
+        self.room = LONGEST_NAME - longest_ending - 1
+        self.shared: list[np.ndarray] = []
+        while len(self.shared) < len(SPELLINGS) - 1:
+            hashes = np.sort(
+                np.frombuffer(array("Q", (number_of(self.of(image).casefold()) for image in images())), np.uint64)
+            )
+            self.num_images = len(hashes)
+            self.shared.append(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
+            if not len(self.shared[-1]):
+                break
+
+    def of(self, image: Found) -> str:
+        """The name of an image's results."""
+        name = ""
+        for level in range(len(self.shared) + 1):
+            name = image.below + self._fitting(SPELLINGS[level](image))
+            if not any(_holds(shared, number_of(name.casefold())) for shared in self.shared[level:]):
+                break
+        return name
+
+    def is_cut(self, image: Found) -> bool:
+        """Whether the image's own name leaves no room for what the results' names end in."""
+        return len(os.fsencode(image.path.stem)) > self.room
+
+    def _fitting(self, name: str) -> str:
+        if len(os.fsencode(name)) <= self.room:
+            return name
+        cut = os.fsencode(name)[: self.room - 9].decode(errors="ignore")
+        return f"{cut}_{number_of(name) & 0xFFFFFFFF:08x}"
+
+
+SPELLINGS: tuple[Callable[[Found], str], ...] = (
+    lambda image: image.path.stem,
+    lambda image: f"{image.path.stem}_{image.path.suffix[1:]}",
+    lambda image: f"{image.path.resolve().parent.name}_{image.path.stem}_{image.path.suffix[1:]}",
+    lambda image: f"{image.path.stem}_{image.path.suffix[1:]}_{number_of(str(image.path.absolute())) & 0xFFFFFFFF:08x}",
+)
+
+
+def _holds(found: np.ndarray, value: int) -> bool:
+    """Whether a sorted array has the value."""
+    place = int(np.searchsorted(found, np.uint64(value)))
+    return place < len(found) and int(found[place]) == value
