@@ -15,6 +15,7 @@ from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError
 from mtlsi.flags import add_flags, read_flags
 from mtlsi.options import (
+    DEFAULT_MODEL,
     BenchmarkOptions,
     BoundaryOptions,
     CheckOptions,
@@ -23,6 +24,7 @@ from mtlsi.options import (
     DiagnoseOptions,
     EvaluateOptions,
     PackOptions,
+    PageOptions,
     PredictOptions,
     PrepareOptions,
     StudyOptions,
@@ -31,7 +33,7 @@ from mtlsi.options import (
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
 
-NETWORK_VERBS = ("demo", "train", "evaluate", "diagnose", "pack", "predict", "benchmark")
+NETWORK_VERBS = ("demo", "train", "evaluate", "diagnose", "pack", "predict", "page", "benchmark")
 """The verbs that run a network."""
 
 
@@ -205,6 +207,16 @@ def _predict(options: PredictOptions) -> int:
     return 1 if outcome.failed else 0
 
 
+def _page(options: PageOptions) -> int:
+    from mtlsi.page.server import page_from_command
+    from mtlsi.run_folder import import_named_plugins
+
+    for model in options.models or (DEFAULT_MODEL,):
+        import_named_plugins(options.plugin, model)
+    page_from_command(options)
+    return 0
+
+
 def _boundary(options: BoundaryOptions) -> int:
     from mtlsi.evaluation.boundary_folders import score_folders
 
@@ -289,6 +301,7 @@ VERBS: dict[str, Verb] = {
     "diagnose": (DiagnoseOptions, _diagnose, "measure what each part of a trained MTLSI-Net contributes"),
     "pack": (PackOptions, _pack, "a trained model as a folder to share, with its card"),
     "predict": (PredictOptions, _predict, "predict every task for your images"),
+    "page": (PageOptions, _page, "a page in the browser: drop in a photo, see and read every task"),
     "boundary": (BoundaryOptions, _boundary, "score the boundary maps of any detector: ODS, OIS, AP"),
     "benchmark": (BenchmarkOptions, _benchmark, "measure what a model costs: operations, time, memory, growth"),
 }

@@ -36,17 +36,20 @@ AVIF_BRANDS = (b"avif", b"avis")
 
 
 @contextmanager
-def open_image(name: object, file: FilePath | BinaryIO) -> Iterator[Image.Image]:
+def open_image(name: object, file: FilePath | BinaryIO, *, most_pixels: int | None = None) -> Iterator[Image.Image]:
     """The image in ``file``, decoded whole; of an animation the first frame. ``name`` begins every message.
 
     Raises ``MistakeError`` where the file is no image, is damaged, or has more than ``PIL.Image.MAX_IMAGE_PIXELS``
-    pixels (89 million). A ``MistakeError`` raised in the ``with`` block gets ``name`` too.
+    pixels (89 million), or more than ``most_pixels``. A ``MistakeError`` raised in the ``with`` block gets ``name`` too.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with _opened(file) as image:
+                if most_pixels is not None and image.width * image.height > most_pixels:
+                    size = f"{image.width} x {image.height} pixels"
+                    raise MistakeError(f"{size}; expected at most {most_pixels // 10**6} million: make it smaller first")
                 image.load()
                 yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -1,0 +1,139 @@
+"""The page itself: what is asked for on the left, what was predicted on the right."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import ImageData
+
+from mtlsi.errors import MistakeError
+from mtlsi.page.models import AS_TRAINED, SCALES, Models
+from mtlsi.page.results import CLOUD_POINTS, Result, Results
+from mtlsi.page.uploads import plain_stem, read_upload
+from mtlsi.prediction.predictor import fit_size
+from mtlsi.tasks import TASKS
+
+HERE = Path(__file__).parent
+QUEUED = 32
+"""Photos that may wait; another one is told that the queue is full."""
+SWEEP_S, UPLOAD_AGE_S = 600, 3600
+"""How often uploads are looked through, and how old they grow: seconds."""
+STYLE = """
+.gradio-container { max-width: 1500px !important; }
+#title h1 { margin: 4px 0 0; font-size: 22px; } #title p { margin: 0; color: var(--body-text-color-subdued); }
+"""
+OFFERED = (
+    ("arrays.npz", "Arrays .npz", "the exact array of every task, at the photo's size"),
+    ("panel.png", "Panel .png", "the photo and every task with its legend"),
+)
+OFFERED_WITH_DEPTH = (
+    ("points.ply", "Points .ply", "the point cloud, with colours"),
+    ("points.glb", "Points .glb", "the point cloud, with colours"),
+)
+
+
+class Photo(gr.Image):
+    """An image as the browser sent it, undecoded: our own reader says what is wrong with it."""
+
+    def get_block_name(self) -> str:
+        return "image"
+
+    def preprocess(self, payload: ImageData | None) -> ImageData | None:  # type: ignore[override]
+        return payload
+
+    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
+        """Refuses addresses, which gradio would fetch: no request leaves this machine."""
+        if "://" in str(url_or_file_path):
+            raise gr.Error("an address; expected an uploaded image")
+        return await super().async_move_resource_to_block_cache(url_or_file_path)
+
+
+def build_page(models: Models, results: Results, folder: Path) -> gr.Blocks:
+    """The page over ``models``; it keeps what it predicts in ``results`` and its point clouds in ``folder``."""
+
+    def predict(photo: ImageData | None, name: str, tasks: list[str], scale: str) -> tuple[Any, str | None]:
+        if photo is None or photo.path is None:
+            return None, None
+        try:
+            return _predict(models, results, folder, photo, (name, tasks, scale))
+        except MistakeError as error:
+            return {"refused": " ".join(str(error).split())}, None
+
+    def offer_tasks(name: str) -> Any:
+        try:
+            return gr.update(**_task_choice(models.tasks(name)))
+        except MistakeError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    first = models.names[0]
+    with gr.Blocks(title="mtlsi", analytics_enabled=False, delete_cache=(SWEEP_S, UPLOAD_AGE_S)) as page:
+        gr.HTML("<h1>mtlsi</h1><p>One photo in; every task out, from one network in one pass.</p>", elem_id="title")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                photo = Photo(label="Photo", sources=["upload", "clipboard", "webcam"], height=280, buttons=[])
+                name = gr.Dropdown(models.names, value=first, label="Model", interactive=len(models.names) > 1)
+                tasks = gr.CheckboxGroup(**_task_choice(models.tasks(first)), label="Tasks")
+                scale = gr.Radio(list(SCALES), value=AS_TRAINED, label="Working size")
+                again = gr.Button("Predict", variant="primary")
+            with gr.Column(scale=4, min_width=320), gr.Tabs():
+                with gr.Tab("Tasks"):
+                    viewer = gr.HTML(
+                        None,
+                        html_template='<div class="mtlsi"></div>',
+                        js_on_load=(HERE / "viewer.js").read_text(encoding="utf-8"),
+                        elem_id="viewer",
+                    )
+                with gr.Tab("Point cloud"):
+                    cloud = gr.Model3D(label="Drag to turn, scroll to come closer", height=620, interactive=False)
+        asked: dict[str, Any] = {
+            "fn": predict, "inputs": [photo, name, tasks, scale], "outputs": [viewer, cloud],
+            "concurrency_limit": 1, "concurrency_id": "network", "trigger_mode": "always_last", "show_progress": "full",
+        }  # fmt: skip
+        gr.on([photo.input, photo.clear, tasks.input, scale.input, again.click], **asked)
+        name.input(offer_tasks, name, tasks, queue=False).then(**asked)
+    page.queue(max_size=QUEUED)
+    return page
+
+
+def style() -> dict[str, Any]:
+    """The look of the page, for gradio's ``theme`` and ``css``: the reader's own fonts, none to be fetched."""
+    fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+    theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=fonts[0], font_mono=fonts[1])
+    return {"theme": theme, "css": STYLE + (HERE / "viewer.css").read_text(encoding="utf-8")}
+
+
+def _predict(
+    models: Models, results: Results, folder: Path, photo: ImageData, asked: tuple[str, list[str], str]
+) -> tuple[dict[str, Any], str | None]:
+    """The description of a new result for the viewer, and its point cloud."""
+    assert photo.path is not None
+    name, tasks, scale = asked
+    if not tasks:
+        raise MistakeError("no task chosen; choose at least one")
+    given = photo.orig_name or Path(photo.path).name
+    pixels, changed = read_upload(Path(photo.path), given)
+    predictor = models.predictor(name, scale)
+    start = time.perf_counter()
+    prediction = predictor(pixels, [task for task in predictor.model.tasks if task in tasks])
+    seconds = time.perf_counter() - start
+    colours = getattr(predictor.model, "colours", None) or {}
+    result = Result(pixels, prediction, plain_stem(given), predictor.model.classes, colours)
+    key, (height, width) = results.keep(result), pixels.shape[:2]
+    worked = "{} x {}".format(*reversed(fit_size((height, width), predictor.working_size)))
+    said = [f"{width} x {height}", *[changed] * bool(changed), f"{name} at {worked}", f"{seconds:.2f} s"]
+    has_depth = result.distance_task() is not None
+    offered = OFFERED + (OFFERED_WITH_DEPTH if has_depth else ())
+    shown = result.description() | {"key": key, "said": " · ".join(said), "downloads": offered}
+    if not has_depth:
+        return shown, None
+    path = folder / f"{key}.glb"
+    result.write_cloud(path, CLOUD_POINTS)
+    return shown, str(path)
+
+
+def _task_choice(tasks: tuple[str, ...]) -> dict[str, Any]:
+    """The choices of the tasks' check boxes, all chosen."""
+    return {"choices": [(TASKS[task].title, task) for task in tasks], "value": list(tasks)}
