@@ -51,14 +51,14 @@ class Photo(gr.Image):
         return await super().async_move_resource_to_block_cache(url_or_file_path)
 
 
-def build_page(models: Models, results: Results, folder: Path) -> gr.Blocks:
-    """The page over ``models``; it keeps what it predicts in ``results`` and its point clouds in ``folder``."""
+def build_page(models: Models, results: Results) -> gr.Blocks:
+    """The page over ``models``; it keeps what it predicts in ``results``."""
 
-    def predict(photo: ImageData | None, name: str, tasks: list[str], scale: str) -> tuple[Any, str | None]:
+    def predict(photo: ImageData | None, name: str, tasks: list[str], scale: str) -> tuple[Any, Any]:
         if photo is None or photo.path is None:
             return None, None
         try:
-            return _predict(models, results, folder, photo, (name, tasks, scale))
+            return _predict(models, results, photo, (name, tasks, scale))
         except MistakeError as error:
             return {"refused": " ".join(str(error).split())}, None
 
@@ -80,14 +80,9 @@ def build_page(models: Models, results: Results, folder: Path) -> gr.Blocks:
                 again = gr.Button("Predict", variant="primary")
             with gr.Column(scale=4, min_width=320), gr.Tabs():
                 with gr.Tab("Tasks"):
-                    viewer = gr.HTML(
-                        None,
-                        html_template='<div class="mtlsi"></div>',
-                        js_on_load=(HERE / "viewer.js").read_text(encoding="utf-8"),
-                        elem_id="viewer",
-                    )
+                    viewer = _drawn_by("viewer", "mtlsi")
                 with gr.Tab("Point cloud"):
-                    cloud = gr.Model3D(label="Drag to turn, scroll to come closer", height=620, interactive=False)
+                    cloud = _drawn_by("cloud", "mtlsi-cloud")
         asked: dict[str, Any] = {
             "fn": predict, "inputs": [photo, name, tasks, scale], "outputs": [viewer, cloud],
             "concurrency_limit": 1, "concurrency_id": "network", "trigger_mode": "always_last", "show_progress": "full",
@@ -98,6 +93,12 @@ def build_page(models: Models, results: Results, folder: Path) -> gr.Blocks:
     return page
 
 
+def _drawn_by(script: str, name: str) -> gr.HTML:
+    """What one of our scripts draws into an element of class ``name``, from the component's value."""
+    source = (HERE / f"{script}.js").read_text(encoding="utf-8")
+    return gr.HTML(None, html_template=f'<div class="{name}"></div>', js_on_load=source, elem_id=script)
+
+
 def style() -> dict[str, Any]:
     """The look of the page, for gradio's ``theme`` and ``css``: the reader's own fonts, none to be fetched."""
     fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
@@ -106,8 +107,8 @@ def style() -> dict[str, Any]:
 
 
 def _predict(
-    models: Models, results: Results, folder: Path, photo: ImageData, asked: tuple[str, list[str], str]
-) -> tuple[dict[str, Any], str | None]:
+    models: Models, results: Results, photo: ImageData, asked: tuple[str, list[str], str]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The description of a new result for the viewer, and its point cloud."""
     assert photo.path is not None
     name, tasks, scale = asked
@@ -127,11 +128,7 @@ def _predict(
     has_depth = result.distance_task() is not None
     offered = OFFERED + (OFFERED_WITH_DEPTH if has_depth else ())
     shown = result.description() | {"key": key, "said": " · ".join(said), "downloads": offered}
-    if not has_depth:
-        return shown, None
-    path = folder / f"{key}.glb"
-    result.write_cloud(path, CLOUD_POINTS)
-    return shown, str(path)
+    return shown, {"key": key, "focal": result.focal_px(CLOUD_POINTS)} if has_depth else None
 
 
 def _task_choice(tasks: tuple[str, ...]) -> dict[str, Any]:

@@ -97,6 +97,10 @@ class Result:
         packed = _packed(TASKS[task].kind, self.shown(self.prediction[task]))
         return packed.astype(packed.dtype.newbyteorder("<")).tobytes()
 
+    def turning_cloud(self) -> bytes:
+        """The cloud that turns on the page, a .glb file."""
+        return self.cloud(write_glb, CLOUD_POINTS)
+
     # ---- what is taken away
 
     def arrays(self) -> bytes:
@@ -109,26 +113,35 @@ class Result:
         """The photo and all tasks with their legends on one sheet, PNG."""
         return _png(panel(self.image, self.prediction, self.classes, colours=self.colours))
 
-    def cloud(self, ending: str) -> bytes:
-        """The point cloud as a ``.ply`` or ``.glb`` file. Raises ``MistakeError`` without a task of distances."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"cloud{ending}"
-            self.write_cloud(path)
-            return path.read_bytes()
+    def cloud(self, write: Callable[[Path, np.ndarray, np.ndarray], None], most: int | None = None) -> bytes:
+        """The file that ``write`` makes of the point cloud, of at most ``most`` points.
 
-    def write_cloud(self, path: Path, most: int | None = None) -> None:
-        """``cloud`` into ``path``, of at most ``most`` pixels."""
-        task = self.distance_task()
+        Raises ``MistakeError`` without a task of distances.
+        """
+        task, step = self.distance_task(), self.step(most)
         if task is None:
             raise MistakeError("no depth was predicted, from which a point cloud is made; choose the task depth, too")
-        height, width = self.image.shape[:2]
-        step = 1 if most is None else max(1, math.ceil(math.sqrt(height * width / most)))
         thin = (slice(step // 2, None, step), slice(step // 2, None, step))
-        depth_m, rgb = self.prediction[task][thin], self.image[thin]
         boundary = self.prediction.get("boundary")
-        focal_px = FOCAL_SHARE * math.sqrt(height * width) / step
-        write = {".ply": write_ply, ".glb": write_glb}[path.suffix]
-        write(path, *points(depth_m, rgb, focal_px, None if boundary is None else boundary[thin]))
+        seen = points(
+            self.prediction[task][thin],
+            self.image[thin],
+            self.focal_px(most),
+            None if boundary is None else boundary[thin],
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder) / "cloud", *seen)
+            return (Path(folder) / "cloud").read_bytes()
+
+    def step(self, most: int | None) -> int:
+        """Every how many-th pixel is a point of the cloud, for at most ``most`` points."""
+        height, width = self.image.shape[:2]
+        return 1 if most is None else max(1, math.ceil(math.sqrt(height * width / most)))
+
+    def focal_px(self, most: int | None = None) -> float:
+        """The focal length, in pixels of the cloud."""
+        height, width = self.image.shape[:2]
+        return FOCAL_SHARE * math.sqrt(height * width) / self.step(most)
 
     def distance_task(self) -> str | None:
         """The first task of distances, if there is one."""
@@ -174,8 +187,8 @@ class Results:
 DOWNLOADS: dict[str, tuple[str, str, Callable[[Result], bytes]]] = {
     "arrays.npz": ("arrays", "application/octet-stream", Result.arrays),
     "panel.png": ("panel", "image/png", Result.panel),
-    "points.ply": ("points", "application/octet-stream", lambda result: result.cloud(".ply")),
-    "points.glb": ("points", "model/gltf-binary", lambda result: result.cloud(".glb")),
+    "points.ply": ("points", "application/octet-stream", lambda result: result.cloud(write_ply)),
+    "points.glb": ("points", "model/gltf-binary", lambda result: result.cloud(write_glb)),
 }
 """What a result is taken away as: by name, what its file's name ends in, its type, and what makes it."""
 

@@ -19,6 +19,8 @@ from mtlsi.page.uploads import MOST_BYTES
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from mtlsi.page.models import Models
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
@@ -48,7 +50,7 @@ def page_from_command(options: PageOptions) -> None:
         listening = listen(options.host, options.port)
         with listening:
             models = Models(options.models, device=options.device, dtype=options.dtype)
-            app = build_app(models, Path(folder), options.host)
+            app = build_app(models, options.host)
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # else the folder of uploads would stay
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
             print(_greeting(options.host, listening.getsockname()[1]), flush=True)
@@ -67,7 +69,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise MistakeError(f"cannot listen on {host}, port {port} ({reason}); give another --port or --host") from error
 
 
-def build_app(models: Any, folder: Path, host: str = LOOPBACK[0]) -> FastAPI:
+def build_app(models: Models, host: str = LOOPBACK[0]) -> FastAPI:
     """The page over ``models``, and the routes that the viewer asks: ``results/KEY/FILE``."""
     import gradio as gr
     from fastapi import FastAPI
@@ -78,7 +80,7 @@ def build_app(models: Any, folder: Path, host: str = LOOPBACK[0]) -> FastAPI:
     results = Results()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     _add_results(app, results)
-    page = build_page(models, results, folder)
+    page = build_page(models, results)
     gr.mount_gradio_app(app, page, path="/", max_file_size=MOST_BYTES, footer_links=[], **style())
     if host in LOOPBACK:  # a page elsewhere cannot reach this one by giving its own name this machine's address
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
@@ -103,7 +105,7 @@ class WithPolicy:
 
 
 def _add_results(app: FastAPI, results: Results) -> None:
-    """``results/KEY/FILE``: ``photo.png``, ``TASK.png``, ``TASK.bin`` and ``DOWNLOADS``."""
+    """``results/KEY/FILE``: ``photo.png``, ``cloud.glb``, ``TASK.png``, ``TASK.bin`` and ``DOWNLOADS``."""
     from fastapi import Response
 
     @app.get("/results/{key}/{file}")
@@ -127,6 +129,8 @@ def _part(result: Result, file: str) -> tuple[Callable[[], bytes], str]:
     """What makes one file of the viewer, and its type."""
     if file == "photo.png":
         return result.photo, "image/png"
+    if file == "cloud.glb":
+        return result.turning_cloud, "model/gltf-binary"
     task, _, ending = file.rpartition(".")
     if task in result.prediction and ending in ("png", "bin"):
         if ending == "png":

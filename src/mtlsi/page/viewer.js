@@ -1,5 +1,6 @@
 // The part of the page that shows a result: one card per task, one slider between photo and result for all of them, and
-// the values under the pointer. Runs when the component is loaded; `element` and `watch` are given to it.
+// the values under the pointer. Runs when the component is loaded; `element`, `props` and
+// `watch` are given to it.
 const make = (tag, className, text) => {
   const node = document.createElement(tag);
   if (className) node.className = className;
@@ -8,7 +9,7 @@ const make = (tag, className, text) => {
 };
 
 const READERS = { uint8: Uint8Array, uint16: Uint16Array, int16: Int16Array, float32: Float32Array };
-const MARKED = { classes: "class", distance: "depth" };
+const SHORT = { semseg: "class", parsing: "part", normals: "normal" };
 
 const words = (task, values) => {
   if (!values) return "…";
@@ -164,7 +165,7 @@ class Viewer {
       mark.style.left = `${(100 * (column + 0.5)) / this.columns}%`;
       mark.style.top = `${(100 * (row + 0.5)) / this.rows}%`;
       const line = make("div");
-      line.append(make("span", "", MARKED[task.kind] ?? task.name), make("b", "", value.textContent));
+      line.append(make("span", "", SHORT[task.name] ?? task.title), make("b", "", value.textContent));
       this.tip.append(line);
     }
     const right = event.clientX + 16 + this.tip.offsetWidth > window.innerWidth;

@@ -10,8 +10,10 @@ import numpy as np
 
 from mtlsi.io import replace_bytes
 
-CUT_ABOVE = 0.5
-"""Pixels more likely to be a boundary than this are left out: their depth lies between that of two objects."""
+CUT_ABOVE, STEEP = 0.5, 6.0
+"""A pixel is cut where it is more likely a boundary than the first, and the surface there recedes by more than the second
+for each metre across: its depth lies between that of two objects. Choice: a boundary alone, as between two colours of one
+wall, cuts nothing."""
 GLTF_POINTS, GLTF_FLOAT, GLTF_USHORT, GLTF_ARRAY = 0, 5126, 5123, 34962
 
 
@@ -25,16 +27,23 @@ def points(
 
         x = (u - (W - 1) / 2) depth / focal,  y = ((H - 1) / 2 - v) depth / focal,  z = -depth
 
-    Pixels without a depth are left out, and those that ``boundary`` calls a boundary.
+    Pixels without a depth are left out, and those of ``boundary`` between objects at different depths.
     """
     height, width = depth_m.shape
     kept = np.isfinite(depth_m) & (depth_m > 0)
     if boundary is not None:
-        kept &= ~(boundary > CUT_ABOVE)
+        kept &= ~((boundary > CUT_ABOVE) & (_steepness(depth_m, focal_px) > STEEP))
     rows, columns = np.nonzero(kept)
     depth = depth_m[kept].astype(np.float64)
     right, up = columns - (width - 1) / 2, (height - 1) / 2 - rows
     return np.stack([right * depth / focal_px, up * depth / focal_px, -depth], 1).astype(np.float32), rgb[kept]
+
+
+def _steepness(depth_m: np.ndarray, focal_px: float) -> np.ndarray:
+    """Metres by which the depth changes for each metre across the image plane, ``(H W)``."""
+    down, across = (np.gradient(depth_m, axis=axis) if depth_m.shape[axis] > 1 else 0 * depth_m for axis in (0, 1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.hypot(down, across) * focal_px / depth_m
 
 
 def write_ply(path: Path, vertices: np.ndarray, colours: np.ndarray) -> None:
