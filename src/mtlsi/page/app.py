@@ -24,6 +24,7 @@ SWEEP_S, UPLOAD_AGE_S = 600, 3600
 STYLE = """
 .gradio-container { max-width: 1500px !important; }
 #title h1 { margin: 4px 0 0; font-size: 22px; } #title p { margin: 0; color: var(--body-text-color-subdued); }
+.progress-text, .meta-text, .meta-text-center { font-size: 14px !important; font-weight: 600; }
 """
 OFFERED = (
     ("arrays.npz", "Arrays .npz", "the exact array of every task, at the photo's size"),
@@ -33,6 +34,10 @@ OFFERED_WITH_DEPTH = (
     ("points.ply", "Points .ply", "the point cloud, with colours"),
     ("points.glb", "Points .glb", "the point cloud, with colours"),
 )
+
+
+class RefusedPhotoError(MistakeError):
+    """What was sent is no photo that can be read: the page lets go of it."""
 
 
 class Photo(gr.Image):
@@ -54,13 +59,15 @@ class Photo(gr.Image):
 def build_page(models: Models, results: Results) -> gr.Blocks:
     """The page over ``models``; it keeps what it predicts in ``results``."""
 
-    def predict(photo: ImageData | None, name: str, tasks: list[str], scale: str) -> tuple[Any, Any]:
+    def predict(photo: ImageData | None, name: str, tasks: list[str], scale: str) -> tuple[Any, Any, Any]:
         if photo is None or photo.path is None:
-            return None, None
+            return None, None, gr.skip()
         try:
-            return _predict(models, results, photo, (name, tasks, scale))
+            return *_predict(models, results, photo, (name, tasks, scale)), gr.skip()
+        except RefusedPhotoError as error:
+            return _refusal(error), None, None
         except MistakeError as error:
-            return {"refused": " ".join(str(error).split())}, None
+            return _refusal(error), None, gr.skip()
 
     def offer_tasks(name: str) -> Any:
         try:
@@ -73,7 +80,7 @@ def build_page(models: Models, results: Results) -> gr.Blocks:
         gr.HTML("<h1>mtlsi</h1><p>One photo in; every task out, from one network in one pass.</p>", elem_id="title")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                photo = Photo(label="Photo", sources=["upload", "clipboard", "webcam"], height=280, buttons=[])
+                photo = Photo(label="Photo", sources=["upload", "clipboard", "webcam"], height=280, buttons=[], elem_id="photo")
                 name = gr.Dropdown(models.names, value=first, label="Model", interactive=len(models.names) > 1)
                 tasks = gr.CheckboxGroup(**_task_choice(models.tasks(first)), label="Tasks")
                 scale = gr.Radio(list(SCALES), value=AS_TRAINED, label="Working size")
@@ -84,8 +91,9 @@ def build_page(models: Models, results: Results) -> gr.Blocks:
                 with gr.Tab("Point cloud"):
                     cloud = _drawn_by("cloud", "mtlsi-cloud")
         asked: dict[str, Any] = {
-            "fn": predict, "inputs": [photo, name, tasks, scale], "outputs": [viewer, cloud],
-            "concurrency_limit": 1, "concurrency_id": "network", "trigger_mode": "always_last", "show_progress": "full",
+            "fn": predict, "inputs": [photo, name, tasks, scale], "outputs": [viewer, cloud, photo],
+            "concurrency_limit": 1, "concurrency_id": "network", "trigger_mode": "always_last",
+            "show_progress": "full", "show_progress_on": [viewer, cloud],
         }  # fmt: skip
         gr.on([photo.input, photo.clear, tasks.input, scale.input, again.click], **asked)
         name.input(offer_tasks, name, tasks, queue=False).then(**asked)
@@ -115,7 +123,10 @@ def _predict(
     if not tasks:
         raise MistakeError("no task chosen; choose at least one")
     given = photo.orig_name or Path(photo.path).name
-    pixels, changed = read_upload(Path(photo.path), given)
+    try:
+        pixels, changed = read_upload(Path(photo.path), given)
+    except MistakeError as error:
+        raise RefusedPhotoError(str(error)) from error
     predictor = models.predictor(name, scale)
     start = time.perf_counter()
     prediction = predictor(pixels, [task for task in predictor.model.tasks if task in tasks])
@@ -131,6 +142,10 @@ def _predict(
     return shown, {"key": key, "focal": result.focal_px(CLOUD_POINTS)} if has_depth else None
 
 
+def _refusal(error: MistakeError) -> dict[str, str]:
+    return {"refused": " ".join(str(error).split())}
+
+
 def _task_choice(tasks: tuple[str, ...]) -> dict[str, Any]:
     """The choices of the tasks' check boxes, all chosen."""
-    return {"choices": [(TASKS[task].title, task) for task in tasks], "value": list(tasks)}
+    return {"choices": [(TASKS[task].title.capitalize(), task) for task in tasks], "value": list(tasks)}

@@ -7,15 +7,16 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
 
+from mtlsi.errors import MistakeError
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.pretrained import ALIASES, packaged_models
 from mtlsi.prediction.predictor import Predictor, Size
 
 LOADED = 3
 """Models held in memory; the one that was not asked for longest is dropped."""
-SCALES = {"small: fast": 0.5, "as trained": 1.0, "large: fine detail": 1.5}
+SCALES = {"Small: fast": 0.5, "As trained": 1.0, "Large: fine detail": 1.5}
 """What the sides of the training size are multiplied by, by what the page calls it."""
-AS_TRAINED = "as trained"
+AS_TRAINED = "As trained"
 
 
 class Models:
@@ -34,7 +35,12 @@ class Models:
             self.predictor(name)
 
     def predictor(self, name: str, scale: str = AS_TRAINED) -> Predictor:
-        """The predictor of a model at one of ``SCALES``; ``MistakeError`` for a model that cannot be loaded."""
+        """The predictor of a model at one of ``SCALES``. Raises ``MistakeError`` for a model that is not offered or not there.
+
+        What is asked for comes from a browser: no other folder is opened, whatever its name.
+        """
+        if name not in self.names or scale not in SCALES:
+            raise MistakeError(f"model {name!r}, working size {scale!r}: not offered here; choose one of the page's own")
         with self._lock:
             if name not in self._loaded:
                 model = MTLSINet.from_pretrained(name)

@@ -6,6 +6,7 @@ import io
 import math
 import secrets
 import tempfile
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,9 +105,12 @@ class Result:
     # ---- what is taken away
 
     def arrays(self) -> bytes:
-        """The exact arrays of all tasks by name, as a compressed .npz file."""
+        """The exact arrays of all tasks by name, as an .npz file, compressed lightly: NumPy's own way takes ten times as long."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **dict(self.prediction))
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for task, array in self.prediction.items():
+                with archive.open(f"{task}.npy", "w") as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
         return buffer.getvalue()
 
     def panel(self) -> bytes:

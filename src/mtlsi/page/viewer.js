@@ -9,7 +9,7 @@ const make = (tag, className, text) => {
 };
 
 const READERS = { uint8: Uint8Array, uint16: Uint16Array, int16: Int16Array, float32: Float32Array };
-const SHORT = { semseg: "class", parsing: "part", normals: "normal" };
+const SHORT = { semseg: "class", parsing: "part", normals: "normal", boundary: "boundary" };
 
 const words = (task, values) => {
   if (!values) return "…";
@@ -187,3 +187,15 @@ const show = () => {
 };
 watch("value", show);
 show();
+
+// An image pasted anywhere on the page is a photo given to the file chooser.
+document.addEventListener("paste", (event) => {
+  const file = [...(event.clipboardData?.files ?? [])].find(({ type }) => type.startsWith("image/"));
+  const chooser = document.querySelector("#photo input[type=file]");
+  if (!file || !chooser) return;
+  event.preventDefault();
+  const pasted = new DataTransfer();
+  pasted.items.add(file);
+  chooser.files = pasted.files;
+  chooser.dispatchEvent(new Event("change", { bubbles: true }));
+});
