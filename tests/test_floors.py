@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("torch", "torchvision", "timm", "accelerate", "torchmetrics", "matplotlib", "scipy", "huggingface_hub")
+HEAVY = ("gradio", "torch", "torchvision", "timm", "accelerate", "torchmetrics", "matplotlib", "scipy", "huggingface_hub")
 
 
 def heavy_modules_after(statement: str) -> list[str]:
@@ -61,6 +61,7 @@ def test_looking_around_loads_nothing_heavy(statement):
         ["evaluate"],
         ["diagnose"],
         ["predict"],
+        ["page"],
         ["demo"],
         ["data"],
         ["boundary"],
@@ -85,6 +86,7 @@ def test_help_is_quick_and_complete(verb):
         "evaluate": ("--json",),
         "diagnose": ("--limit", "--json"),
         "study": ("--only", "--data.root"),
+        "page": ("--host", "--port", "--model"),
     }.get("".join(verb), ("--help",)):
         assert promised in done.stdout
 

@@ -49,7 +49,9 @@ def open_image(name: object, file: FilePath | BinaryIO, *, most_pixels: int | No
             with _opened(file) as image:
                 if most_pixels is not None and image.width * image.height > most_pixels:
                     size = f"{image.width} x {image.height} pixels"
-                    raise MistakeError(f"{size}; expected at most {most_pixels // 10**6} million: make it smaller first")
+                    raise MistakeError(
+                        f"{size}; expected at most {most_pixels // 10**6} million: make it smaller first"
+                    )
                 image.load()
                 yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

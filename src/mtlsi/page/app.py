@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
-from gradio.data_classes import ImageData
+import gradio as gr  # pyright: ignore[reportMissingImports]
+import gradio.themes  # pyright: ignore[reportMissingImports]: an extra
+from gradio.data_classes import ImageData  # pyright: ignore[reportMissingImports]
 
 from mtlsi.errors import MistakeError
 from mtlsi.page.models import AS_TRAINED, SCALES, Models
@@ -40,22 +41,6 @@ class RefusedPhotoError(MistakeError):
     """What was sent is no photo that can be read: the page lets go of it."""
 
 
-class Photo(gr.Image):
-    """An image as the browser sent it, undecoded: our own reader says what is wrong with it."""
-
-    def get_block_name(self) -> str:
-        return "image"
-
-    def preprocess(self, payload: ImageData | None) -> ImageData | None:  # type: ignore[override]
-        return payload
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
-        """Refuses addresses, which gradio would fetch: no request leaves this machine."""
-        if "://" in str(url_or_file_path):
-            raise gr.Error("an address; expected an uploaded image")
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
-
-
 def build_page(models: Models, results: Results) -> gr.Blocks:
     """The page over ``models``; it keeps what it predicts in ``results``."""
 
@@ -80,7 +65,7 @@ def build_page(models: Models, results: Results) -> gr.Blocks:
         gr.HTML("<h1>mtlsi</h1><p>One photo in; every task out, from one network in one pass.</p>", elem_id="title")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                photo = Photo(label="Photo", sources=["upload", "clipboard", "webcam"], height=280, buttons=[], elem_id="photo")
+                photo = _photo()
                 name = gr.Dropdown(models.names, value=first, label="Model", interactive=len(models.names) > 1)
                 tasks = gr.CheckboxGroup(**_task_choice(models.tasks(first)), label="Tasks")
                 scale = gr.Radio(list(SCALES), value=AS_TRAINED, label="Working size")
@@ -101,6 +86,25 @@ def build_page(models: Models, results: Results) -> gr.Blocks:
     return page
 
 
+def _photo() -> gr.Image:
+    """An image as the browser sent it, undecoded: our own reader says what is wrong with it.
+
+    Methods are replaced, not overridden: gradio writes a file beside the module of every class that extends one of its own.
+    """
+    sources = ["upload", "clipboard", "webcam"]
+    photo: Any = gr.Image(label="Photo", sources=sources, height=280, buttons=[], elem_id="photo")
+    move = photo.async_move_resource_to_block_cache
+
+    async def move_uploads_alone(path: str | Path | None) -> str | None:
+        if "://" in str(path):  # gradio would fetch it: no request leaves this machine
+            raise gr.Error("an address; expected an uploaded image", print_exception=False)
+        return await move(path)
+
+    photo.preprocess = lambda payload: payload
+    photo.async_move_resource_to_block_cache = move_uploads_alone
+    return photo
+
+
 def _drawn_by(script: str, name: str) -> gr.HTML:
     """What one of our scripts draws into an element of class ``name``, from the component's value."""
     source = (HERE / f"{script}.js").read_text(encoding="utf-8")
@@ -110,7 +114,7 @@ def _drawn_by(script: str, name: str) -> gr.HTML:
 def style() -> dict[str, Any]:
     """The look of the page, for gradio's ``theme`` and ``css``: the reader's own fonts, none to be fetched."""
     fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=fonts[0], font_mono=fonts[1])
+    theme = gradio.themes.Default(primary_hue="indigo", neutral_hue="slate", font=fonts[0], font_mono=fonts[1])
     return {"theme": theme, "css": STYLE + (HERE / "viewer.css").read_text(encoding="utf-8")}
 
 

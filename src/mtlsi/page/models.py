@@ -35,12 +35,14 @@ class Models:
             self.predictor(name)
 
     def predictor(self, name: str, scale: str = AS_TRAINED) -> Predictor:
-        """The predictor of a model at one of ``SCALES``. Raises ``MistakeError`` for a model that is not offered or not there.
+        """The predictor of a model at one of ``SCALES``. Raises ``MistakeError`` for a model that is not offered.
 
         What is asked for comes from a browser: no other folder is opened, whatever its name.
         """
         if name not in self.names or scale not in SCALES:
-            raise MistakeError(f"model {name!r}, working size {scale!r}: not offered here; choose one of the page's own")
+            raise MistakeError(
+                f"model {name!r}, working size {scale!r}: not offered here; choose one of the page's own"
+            )
         with self._lock:
             if name not in self._loaded:
                 model = MTLSINet.from_pretrained(name)

@@ -17,7 +17,7 @@ from mtlsi.page.results import DOWNLOADS, Result, Results
 from mtlsi.page.uploads import MOST_BYTES
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from fastapi import FastAPI  # pyright: ignore[reportMissingImports]
 
     from mtlsi.page.models import Models
 
@@ -41,8 +41,8 @@ def page_from_command(options: PageOptions) -> None:
     with tempfile.TemporaryDirectory(prefix="mtlsi-page-") as folder:
         os.environ.update(QUIET | {"GRADIO_TEMP_DIR": folder})
         try:
-            import gradio  # noqa: F401  lazy: an extra, and seconds of imports
-            import uvicorn
+            import gradio  # noqa: F401  # pyright: ignore[reportMissingImports]: an extra, and seconds of imports
+            import uvicorn  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MistakeError(f"mtlsi page needs gradio ({error}); pip install 'mtlsi[page]'") from error
         from mtlsi.page.models import Models
@@ -71,9 +71,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 def build_app(models: Models, host: str = LOOPBACK[0]) -> FastAPI:
     """The page over ``models``, and the routes that the viewer asks: ``results/KEY/FILE``."""
-    import gradio as gr
-    from fastapi import FastAPI
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    import gradio as gr  # pyright: ignore[reportMissingImports]
+    from fastapi import FastAPI  # pyright: ignore[reportMissingImports]
+    from starlette.middleware.trustedhost import TrustedHostMiddleware  # pyright: ignore[reportMissingImports]
 
     from mtlsi.page.app import build_page, style
 
@@ -106,7 +106,7 @@ class WithPolicy:
 
 def _add_results(app: FastAPI, results: Results) -> None:
     """``results/KEY/FILE``: ``photo.png``, ``cloud.glb``, ``TASK.png``, ``TASK.bin`` and ``DOWNLOADS``."""
-    from fastapi import Response
+    from fastapi import Response  # pyright: ignore[reportMissingImports]
 
     @app.get("/results/{key}/{file}")
     def answer(key: str, file: str) -> Response:

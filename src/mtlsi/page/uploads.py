@@ -32,7 +32,9 @@ def read_upload(path: Path, name: str) -> tuple[np.ndarray, str]:
     shown = plain_name(name)
     size = path.stat().st_size
     if size > MOST_BYTES:
-        raise MistakeError(f"{shown}: {size / 2**20:.0f} MB; expected at most {MOST_BYTES // 2**20} MB: make it smaller")
+        raise MistakeError(
+            f"{shown}: {size / 2**20:.0f} MB; expected at most {MOST_BYTES // 2**20} MB: make it smaller"
+        )
     if not size:
         raise MistakeError(f"{shown}: an empty file; expected an image")
     _check_format(path, shown)
@@ -57,7 +59,9 @@ def _check_format(path: Path, shown: str) -> None:
     except (*UNREADABLE, Image.DecompressionBombError):
         return  # the reader says what is wrong
     if found not in FORMATS:
-        raise MistakeError(f"{shown}: {found}, which is not read here; expected JPEG, PNG, WebP, TIFF, BMP, AVIF or HEIC")
+        raise MistakeError(
+            f"{shown}: {found}, which is not read here; expected JPEG, PNG, WebP, TIFF, BMP, AVIF or HEIC"
+        )
 
 
 def plain_name(name: str) -> str:
