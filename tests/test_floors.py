@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("gradio", "torch", "torchvision", "timm", "accelerate", "torchmetrics", "matplotlib", "scipy", "huggingface_hub")
+HEAVY = ("torch", "torchvision", "timm", "accelerate", "torchmetrics", "matplotlib", "scipy", "huggingface_hub")
 
 
 def heavy_modules_after(statement: str) -> list[str]:

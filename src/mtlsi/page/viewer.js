@@ -11,11 +11,13 @@ const make = (tag, className, text) => {
 const READERS = { uint8: Uint8Array, uint16: Uint16Array, int16: Int16Array, float32: Float32Array };
 const SHORT = { semseg: "class", parsing: "part", normals: "normal", boundary: "boundary" };
 
+const rounded = (value) => (Math.abs(value) < 0.005 ? 0 : value).toFixed(2); // no -0.00
+
 const words = (task, values) => {
   if (!values) return "…";
   if (task.kind === "classes") return task.classes[values[0]] ?? `class ${values[0]}`;
   if (task.kind === "distance") return `${values[0].toFixed(2)} m`;
-  if (task.kind === "direction") return `(${values.map((v) => v.toFixed(2)).join(", ")})`;
+  if (task.kind === "direction") return `(${values.map(rounded).join(", ")})`;
   if (task.kind === "strength") return values[0].toFixed(2);
   return values.map((v) => Number(v.toPrecision(3))).join(", ") + (task.unit ? ` ${task.unit}` : "");
 };
