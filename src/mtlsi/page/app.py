@@ -37,22 +37,16 @@ OFFERED_WITH_DEPTH = (
 )
 
 
-class RefusedPhotoError(MistakeError):
-    """What was sent is no photo that can be read: the page lets go of it."""
-
-
 def build_page(models: Models, results: Results) -> gr.Blocks:
     """The page over ``models``; it keeps what it predicts in ``results``."""
 
-    def predict(photo: ImageData | None, name: str, tasks: list[str], scale: str) -> tuple[Any, Any, Any]:
+    def predict(photo: ImageData | None, name: str, tasks: list[str], scale: str) -> tuple[Any, Any]:
         if photo is None or photo.path is None:
-            return None, None, gr.skip()
+            return None, None
         try:
-            return *_predict(models, results, photo, (name, tasks, scale)), gr.skip()
-        except RefusedPhotoError as error:
-            return _refusal(error), None, None
+            return _predict(models, results, photo, (name, tasks, scale))
         except MistakeError as error:
-            return _refusal(error), None, gr.skip()
+            return {"refused": " ".join(str(error).split())}, None
 
     def offer_tasks(name: str) -> Any:
         try:
@@ -76,9 +70,9 @@ def build_page(models: Models, results: Results) -> gr.Blocks:
                 with gr.Tab("Point cloud"):
                     cloud = _drawn_by("cloud", "mtlsi-cloud")
         asked: dict[str, Any] = {
-            "fn": predict, "inputs": [photo, name, tasks, scale], "outputs": [viewer, cloud, photo],
+            "fn": predict, "inputs": [photo, name, tasks, scale], "outputs": [viewer, cloud],
             "concurrency_limit": 1, "concurrency_id": "network", "trigger_mode": "always_last",
-            "show_progress": "full", "show_progress_on": [viewer, cloud],
+            "show_progress": "full",
         }  # fmt: skip
         gr.on([photo.input, photo.clear, tasks.input, scale.input, again.click], **asked)
         name.input(offer_tasks, name, tasks, queue=False).then(**asked)
@@ -90,6 +84,7 @@ def _photo() -> gr.Image:
     """An image as the browser sent it, undecoded: our own reader says what is wrong with it.
 
     Methods are replaced, not overridden: gradio writes a file beside the module of every class that extends one of its own.
+    Nothing may be put out to it: gradio would make it anew, without them.
     """
     sources = ["upload", "clipboard", "webcam"]
     photo: Any = gr.Image(label="Photo", sources=sources, height=280, buttons=[], elem_id="photo")
@@ -127,10 +122,7 @@ def _predict(
     if not tasks:
         raise MistakeError("no task chosen; choose at least one")
     given = photo.orig_name or Path(photo.path).name
-    try:
-        pixels, changed = read_upload(Path(photo.path), given)
-    except MistakeError as error:
-        raise RefusedPhotoError(str(error)) from error
+    pixels, changed = read_upload(Path(photo.path), given)
     predictor = models.predictor(name, scale)
     start = time.perf_counter()
     prediction = predictor(pixels, [task for task in predictor.model.tasks if task in tasks])
@@ -144,10 +136,6 @@ def _predict(
     offered = OFFERED + (OFFERED_WITH_DEPTH if has_depth else ())
     shown = result.description() | {"key": key, "said": " · ".join(said), "downloads": offered}
     return shown, {"key": key, "focal": result.focal_px(CLOUD_POINTS)} if has_depth else None
-
-
-def _refusal(error: MistakeError) -> dict[str, str]:
-    return {"refused": " ".join(str(error).split())}
 
 
 def _task_choice(tasks: tuple[str, ...]) -> dict[str, Any]:

@@ -190,6 +190,13 @@ const show = () => {
 watch("value", show);
 show();
 
+// A photo that the browser cannot show, such as a TIFF, leaves no broken picture.
+for (const [event, visibility] of [["error", "hidden"], ["load", "visible"]]) {
+  document.addEventListener(event, ({ target }) => {
+    if (target.matches?.("#photo img")) target.style.visibility = visibility;
+  }, true);
+}
+
 // An image pasted anywhere on the page is a photo given to the file chooser.
 document.addEventListener("paste", (event) => {
   const file = [...(event.clipboardData?.files ?? [])].find(({ type }) => type.startsWith("image/"));
