@@ -75,7 +75,7 @@ def build_page(models: Models, results: Results) -> gr.Blocks:
             "show_progress": "full",
         }  # fmt: skip
         gr.on([photo.input, photo.clear, tasks.input, scale.input, again.click], **asked)
-        name.input(offer_tasks, name, tasks, queue=False).then(**asked)
+        name.change(offer_tasks, name, tasks, queue=False).then(**asked)
     page.queue(max_size=QUEUED)
     return page
 

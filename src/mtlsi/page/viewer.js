@@ -179,12 +179,16 @@ class Viewer {
 const show = () => {
   const root = element.querySelector(".mtlsi");
   const result = props.value;
+  if (result?.key && root.dataset.key === result.key) return; // told again of what is shown
   root.className = "mtlsi";
   for (const key of Object.keys(root.dataset)) delete root.dataset[key];
-  if (result && result.tasks) return new Viewer(root, result);
-  const note = make("div", result && result.refused ? "note refused" : "note");
-  if (result && result.refused) note.setAttribute("role", "alert");
-  note.append(result && result.refused ? result.refused : "Drop a photo on the left, paste one, choose a file or use the webcam.");
+  if (result?.tasks) {
+    root.dataset.key = result.key;
+    return new Viewer(root, result);
+  }
+  const note = make("div", result?.refused ? "note refused" : "note");
+  if (result?.refused) note.setAttribute("role", "alert");
+  note.append(result?.refused ?? "Drop a photo on the left, paste one, choose a file or use the webcam.");
   root.replaceChildren(note);
 };
 watch("value", show);
