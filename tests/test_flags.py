@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mtlsi.cli import build_parser
 from mtlsi.errors import MistakeError
 from mtlsi.flags import add_flags, read_counts, read_flags, read_mapping, read_sizes
-from mtlsi.options import BenchmarkOptions, BoundaryOptions, EvaluateOptions, PredictOptions, StudyOptions
+from mtlsi.options import BenchmarkOptions, BoundaryOptions, EvaluateOptions, PageOptions, PredictOptions, StudyOptions
 
 
 @dataclass(frozen=True)
@@ -131,3 +131,9 @@ def test_settings_of_a_run_are_flags_and_only_those_given_are_kept_as_typed():
     for flag in ("--plugins", "--train.speed"):  # plugins have a flag of their own
         with pytest.raises(ArgumentError):
             parse(StudyOptions, "s.yaml", "--out", "o", flag, "1")
+
+
+def test_the_page_takes_several_models_and_stays_on_this_machine():
+    assert parse(PageOptions) == PageOptions(models=(), host="127.0.0.1", port=7860, dtype="float32")
+    page = parse(PageOptions, "--model", "runs/a", "--model", "nyud", "--port", "0", "--host", "::1", "--dtype", "bf16")
+    assert (page.models, page.port, page.host, page.dtype) == (("runs/a", "nyud"), 0, "::1", "bfloat16")

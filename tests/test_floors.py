@@ -61,6 +61,7 @@ def test_looking_around_loads_nothing_heavy(statement):
         ["evaluate"],
         ["diagnose"],
         ["predict"],
+        ["page"],
         ["demo"],
         ["data"],
         ["boundary"],
@@ -86,6 +87,7 @@ def test_help_is_quick_and_complete(verb):
         "evaluate": ("--json",),
         "diagnose": ("--limit", "--json"),
         "study": ("--only", "--data.root"),
+        "page": ("--host", "--port", "--model"),
     }.get("".join(verb), ("--help",)):
         assert promised in done.stdout
 

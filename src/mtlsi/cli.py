@@ -15,6 +15,7 @@ from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError
 from mtlsi.flags import add_flags, read_flags
 from mtlsi.options import (
+    DEFAULT_MODEL,
     BenchmarkOptions,
     BoundaryOptions,
     CheckOptions,
@@ -24,6 +25,7 @@ from mtlsi.options import (
     EvaluateOptions,
     ExportOptions,
     PackOptions,
+    PageOptions,
     PredictOptions,
     PrepareOptions,
     StudyOptions,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from mtlsi.prediction.graph import GraphPredictor
     from mtlsi.prediction.predictor import Predictor
 
-NETWORK_VERBS = ("demo", "train", "evaluate", "diagnose", "pack", "benchmark", "export")
+NETWORK_VERBS = ("demo", "train", "evaluate", "diagnose", "pack", "page", "benchmark", "export")
 """The verbs that run a network; ``predict`` runs exported ones too, which need no torch."""
 
 
@@ -237,6 +239,16 @@ def _export(options: ExportOptions) -> int:
     return 0
 
 
+def _page(options: PageOptions) -> int:
+    from mtlsi.page.server import page_from_command
+    from mtlsi.run_folder import import_named_plugins
+
+    for model in options.models or (DEFAULT_MODEL,):
+        import_named_plugins(options.plugin, model)
+    page_from_command(options)
+    return 0
+
+
 def _boundary(options: BoundaryOptions) -> int:
     from mtlsi.evaluation.boundary_folders import score_folders
 
@@ -322,6 +334,7 @@ VERBS: dict[str, Verb] = {
     "pack": (PackOptions, _pack, "a trained model as a folder to share, with its card"),
     "predict": (PredictOptions, _predict, "predict every task for your images"),
     "export": (ExportOptions, _export, "a trained model as one file for other runtimes: ONNX"),
+    "page": (PageOptions, _page, "a page in the browser: drop in a photo, see and read every task"),
     "boundary": (BoundaryOptions, _boundary, "score the boundary maps of any detector: ODS, OIS, AP"),
     "benchmark": (BenchmarkOptions, _benchmark, "measure what a model costs: operations, time, memory, growth"),
 }

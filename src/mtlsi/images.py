@@ -67,14 +67,17 @@ _QUIET = _Quiet()
 
 
 @contextmanager
-def open_image(name: object, file: FilePath | BinaryIO) -> Iterator[Image.Image]:
+def open_image(name: object, file: FilePath | BinaryIO, *, most_pixels: int | None = None) -> Iterator[Image.Image]:
     """The image in ``file``, decoded whole; of an animation the first frame. ``name`` begins every message.
 
     Raises ``MistakeError`` where the file is no image, is damaged, or has more than ``PIL.Image.MAX_IMAGE_PIXELS``
-    pixels (89 million). A ``MistakeError`` raised in the ``with`` block gets ``name`` too.
+    pixels (89 million), or more than ``most_pixels``. A ``MistakeError`` raised in the ``with`` block gets ``name`` too.
     """
     try:
         with _QUIET, _opened(file) as image:
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                size = f"{image.width} x {image.height} pixels"
+                raise MistakeError(f"{size}; expected at most {most_pixels // 10**6} million: make it smaller first")
             image.load()
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

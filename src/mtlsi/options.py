@@ -242,6 +242,27 @@ class ExportOptions:
 
 
 @dataclass(frozen=True)
+class PageOptions:
+    """A page in the browser: drop in a photo, see every task, read the values, take the results away. Needs mtlsi[page]."""
+
+    models: tuple[str, ...] = field(default=(), metadata={**REPEATED, "flag": "model", "metavar": "NAME|DIR"})
+    """Offer this model first: a packaged one, a run or model folder, or a hub id; may be repeated."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets others reach the page."""
+    port: int = 7860
+    """Port to listen on; 0: any free one."""
+    device: str | None = None
+    """cpu, cuda or mps; by default an accelerator, if there is one."""
+    dtype: str = "float32"
+    """float32 (fp32), bfloat16 (bf16) or float16 (fp16)."""
+    plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)
+    """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", PRECISIONS.get(self.dtype, self.dtype))
+
+
+@dataclass(frozen=True)
 class BoundaryOptions:
     """One-to-one matching as in the BSDS benchmark; prints ODS, OIS and AP."""
 

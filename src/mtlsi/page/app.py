@@ -1,0 +1,143 @@
+"""The page itself: what is asked for on the left, what was predicted on the right."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import gradio as gr  # pyright: ignore[reportMissingImports]
+import gradio.themes  # pyright: ignore[reportMissingImports]: an extra
+from gradio.data_classes import ImageData  # pyright: ignore[reportMissingImports]
+
+from mtlsi.errors import MistakeError
+from mtlsi.page.models import AS_TRAINED, SCALES, Models
+from mtlsi.page.results import CLOUD_POINTS, NYUDV2, Result, Results
+from mtlsi.page.uploads import plain_stem, read_upload
+from mtlsi.prediction.predictor import fit_size
+from mtlsi.tasks import TASKS
+
+HERE = Path(__file__).parent
+QUEUED = 32
+"""Photos that may wait; another one is told that the queue is full."""
+SWEEP_S, UPLOAD_AGE_S = 600, 3600
+"""How often uploads are looked through, and how old they grow: seconds."""
+STYLE = """
+.gradio-container { max-width: 1500px !important; }
+#title h1 { margin: 4px 0 0; font-size: 22px; } #title p { margin: 0; color: var(--body-text-color-subdued); }
+.progress-text, .meta-text, .meta-text-center { font-size: 14px !important; font-weight: 600; }
+"""
+OFFERED = (
+    ("arrays.npz", "Arrays .npz", "the exact array of every task, at the photo's size"),
+    ("panel.png", "Panel .png", "the photo and every task with its legend"),
+)
+OFFERED_WITH_DEPTH = (
+    ("points.ply", "Points .ply", "the point cloud, with colours"),
+    ("points.glb", "Points .glb", "the point cloud, with colours"),
+)
+
+
+def build_page(models: Models, results: Results) -> gr.Blocks:
+    """The page over ``models``; it keeps what it predicts in ``results``."""
+
+    def predict(photo: ImageData | None, name: str, tasks: list[str], scale: str) -> tuple[Any, Any]:
+        if photo is None or photo.path is None:
+            return None, None
+        try:
+            return _predict(models, results, photo, (name, tasks, scale))
+        except MistakeError as error:
+            return {"refused": " ".join(str(error).split())}, None
+
+    def offer_tasks(name: str) -> Any:
+        try:
+            return gr.update(**_task_choice(models.tasks(name)))
+        except MistakeError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    first = models.names[0]
+    with gr.Blocks(title="mtlsi", analytics_enabled=False, delete_cache=(SWEEP_S, UPLOAD_AGE_S)) as page:
+        gr.HTML("<h1>mtlsi</h1><p>One photo in; every task out, from one network in one pass.</p>", elem_id="title")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                photo = _photo()
+                name = gr.Dropdown(models.names, value=first, label="Model", interactive=len(models.names) > 1)
+                tasks = gr.CheckboxGroup(**_task_choice(models.tasks(first)), label="Tasks")
+                scale = gr.Radio(list(SCALES), value=AS_TRAINED, label="Working size")
+                again = gr.Button("Predict", variant="primary")
+            with gr.Column(scale=4, min_width=320), gr.Tabs():
+                with gr.Tab("Tasks"):
+                    viewer = _drawn_by("viewer", "mtlsi")
+                with gr.Tab("Point cloud"):
+                    cloud = _drawn_by("cloud", "mtlsi-cloud")
+        asked: dict[str, Any] = {
+            "fn": predict, "inputs": [photo, name, tasks, scale], "outputs": [viewer, cloud],
+            "concurrency_limit": 1, "concurrency_id": "network", "trigger_mode": "always_last",
+            "show_progress": "full",
+        }  # fmt: skip
+        gr.on([photo.input, photo.clear, tasks.input, scale.input, again.click], **asked)
+        name.change(offer_tasks, name, tasks, queue=False).then(**asked)
+    page.queue(max_size=QUEUED)
+    return page
+
+
+def _photo() -> gr.Image:
+    """An image as the browser sent it, undecoded: our own reader says what is wrong with it.
+
+    Methods are replaced, not overridden: gradio writes a file beside the module of every class that extends one of its own.
+    Nothing may be put out to it: gradio would make it anew, without them.
+    """
+    sources = ["upload", "clipboard", "webcam"]
+    photo: Any = gr.Image(label="Photo", sources=sources, height=280, buttons=[], elem_id="photo")
+    move = photo.async_move_resource_to_block_cache
+
+    async def move_uploads_alone(path: str | Path | None) -> str | None:
+        if "://" in str(path):  # gradio would fetch it: no request leaves this machine
+            raise gr.Error("an address; expected an uploaded image", print_exception=False)
+        return await move(path)
+
+    photo.preprocess = lambda payload: payload
+    photo.async_move_resource_to_block_cache = move_uploads_alone
+    return photo
+
+
+def _drawn_by(script: str, name: str) -> gr.HTML:
+    """What one of our scripts draws into an element of class ``name``, from the component's value."""
+    source = (HERE / f"{script}.js").read_text(encoding="utf-8")
+    return gr.HTML(None, html_template=f'<div class="{name}"></div>', js_on_load=source, elem_id=script)
+
+
+def style() -> dict[str, Any]:
+    """The look of the page, for gradio's ``theme`` and ``css``: the reader's own fonts, none to be fetched."""
+    fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+    theme = gradio.themes.Default(primary_hue="indigo", neutral_hue="slate", font=fonts[0], font_mono=fonts[1])
+    return {"theme": theme, "css": STYLE + (HERE / "viewer.css").read_text(encoding="utf-8")}
+
+
+def _predict(
+    models: Models, results: Results, photo: ImageData, asked: tuple[str, list[str], str]
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The description of a new result for the viewer, and its point cloud."""
+    assert photo.path is not None
+    name, tasks, scale = asked
+    if not tasks:
+        raise MistakeError("no task chosen; choose at least one")
+    given = photo.orig_name or Path(photo.path).name
+    pixels, changed = read_upload(Path(photo.path), given)
+    predictor = models.predictor(name, scale)
+    start = time.perf_counter()
+    prediction = predictor(pixels, [task for task in predictor.tasks if task in tasks])
+    seconds = time.perf_counter() - start
+    camera = predictor.training_camera or NYUDV2
+    result = Result(pixels, prediction, plain_stem(given), predictor.classes, predictor.colours, camera)
+    key, (height, width) = results.keep(result), pixels.shape[:2]
+    worked = "{} x {}".format(*reversed(fit_size((height, width), predictor.working_size)))
+    said = [f"{width} x {height}", *[changed] * bool(changed), f"{name} at {worked}", f"{seconds:.2f} s"]
+    has_depth = result.distance_task() is not None
+    offered = OFFERED + (OFFERED_WITH_DEPTH if has_depth else ())
+    shown = result.description() | {"key": key, "said": " · ".join(said), "downloads": offered}
+    return shown, {"key": key, "focal": result.focal_px(CLOUD_POINTS)} if has_depth else None
+
+
+def _task_choice(tasks: tuple[str, ...]) -> dict[str, Any]:
+    """The choices of the tasks' check boxes, all chosen."""
+    return {"choices": [(TASKS[task].title.capitalize(), task) for task in tasks], "value": list(tasks)}

@@ -1,0 +1,77 @@
+"""What a browser sends as a photo: read, bounded, or refused in one line."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mtlsi.errors import MistakeError
+from mtlsi.images import UNREADABLE, open_image, to_rgb
+
+MOST_BYTES = 40 * 2**20
+"""A larger file is refused."""
+MOST_PIXELS = 50_000_000
+"""An image with more is refused before it is decoded."""
+KEPT_PIXELS = 4_000_000
+"""A larger photo is shrunk to this before it is predicted: what is kept of ten people's photos stays within memory."""
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+"""What is decoded, as Pillow calls it. Others are refused: its reader of PostScript, for one, runs another program."""
+LONGEST_NAME = 60
+
+
+def read_upload(path: Path, name: str) -> tuple[np.ndarray, str]:
+    """The photo in ``path``, upright ``(H W 3) uint8``, and what was done to it: one sentence, or nothing.
+
+    ``name`` is what the person called it. Raises ``MistakeError`` where it is no image, is damaged or is too large.
+    """
+    shown = plain_name(name)
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise MistakeError(
+            f"{shown}: {size / 2**20:.0f} MB; expected at most {MOST_BYTES // 2**20} MB: make it smaller"
+        )
+    if not size:
+        raise MistakeError(f"{shown}: an empty file; expected an image")
+    _check_format(path, shown)
+    with open_image(shown, path, most_pixels=MOST_PIXELS) as image:
+        pixels = to_rgb(image)
+    height, width = pixels.shape[:2]
+    if height * width <= KEPT_PIXELS:
+        return pixels, ""
+    scale = math.sqrt(KEPT_PIXELS / (height * width))
+    small = (max(1, int(width * scale)), max(1, int(height * scale)))
+    shrunk = np.asarray(Image.fromarray(pixels).resize(small, Image.Resampling.BILINEAR, reducing_gap=2.0))
+    return shrunk, f"shrunk from {width} x {height}"
+
+
+def _check_format(path: Path, shown: str) -> None:
+    """Raises ``MistakeError`` for a file that Pillow knows, but not as one of ``FORMATS``; reads its first bytes alone."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                found = image.format
+    except (*UNREADABLE, Image.DecompressionBombError):
+        return  # the reader says what is wrong
+    if found not in FORMATS:
+        raise MistakeError(
+            f"{shown}: {found}, which is not read here; expected JPEG, PNG, WebP, TIFF, BMP, AVIF or HEIC"
+        )
+
+
+def plain_name(name: str) -> str:
+    """The last part of a file's name, without what cannot be shown, short enough for one line."""
+    last = re.split(r"[/\\]", name)[-1]
+    shown = "".join(letter if letter.isprintable() else " " for letter in last).strip() or "photo"
+    return shown if len(shown) <= LONGEST_NAME else shown[: LONGEST_NAME - 1] + "…"
+
+
+def plain_stem(name: str) -> str:
+    """What the files of a photo's results begin with: letters, digits, ``-`` and ``_`` of its own name."""
+    stem = re.sub(r"[^\w-]+", "_", re.sub(r"\.\w{1,5}$", "", plain_name(name))).strip("_")
+    return stem or "photo"

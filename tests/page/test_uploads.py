@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtlsi.errors import MistakeError
+from mtlsi.page import uploads
+from mtlsi.page.uploads import plain_name, plain_stem, read_upload
+
+
+def refusal(path, name="photo.jpg"):
+    with pytest.raises(MistakeError) as error:
+        read_upload(path, name)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def png_that_claims(width, height):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png", pixels
+
+
+def test_a_photo_comes_out_as_it_is(photo):
+    pixels, changed = read_upload(photo[0], "holiday.png")
+    np.testing.assert_array_equal(pixels, photo[1])
+    assert changed == ""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<html><script>alert(1)</script></html>",
+        b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
+        b"%PDF-1.4 nothing",
+    ],
+)
+def test_what_is_no_image_is_refused_whatever_it_is_called(tmp_path, content):
+    (tmp_path / "upload").write_bytes(content)
+    assert refusal(tmp_path / "upload").startswith("photo.jpg: not a whole image; expected JPEG")
+
+
+def test_formats_that_run_programs_are_refused_before_they_are_decoded(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "drawing.eps")
+    assert refusal(tmp_path / "drawing.eps").startswith("photo.jpg: EPS, which is not read here")
+
+
+def test_a_truncated_photo_is_refused(tmp_path, photo):
+    content = photo[0].read_bytes()
+    (tmp_path / "half.png").write_bytes(content[: len(content) // 2])
+    assert "not a whole image" in refusal(tmp_path / "half.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    assert "an empty file" in refusal(tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize(
+    ("side", "said"), [(8000, "8000 x 8000 pixels; expected at most 50 million"), (40000, "pixels")]
+)
+def test_images_of_too_many_pixels_are_refused_by_their_header(tmp_path, side, said):
+    (tmp_path / "bomb.png").write_bytes(png_that_claims(side, side))
+    assert said in refusal(tmp_path / "bomb.png")
+
+
+def test_files_of_too_many_bytes_are_refused(photo, monkeypatch):
+    monkeypatch.setattr(uploads, "MOST_BYTES", 2**10)
+    assert "expected at most 0 MB" in refusal(photo[0])
+
+
+def test_a_large_photo_is_shrunk_and_it_says_so(tmp_path):
+    ramp = np.linspace(0, 255, 3000).astype(np.uint8)[None, :, None].repeat(2000, 0).repeat(3, 2)
+    Image.fromarray(ramp).save(tmp_path / "large.png")
+    pixels, changed = read_upload(tmp_path / "large.png", "large.png")
+    assert changed == "shrunk from 3000 x 2000"
+    assert pixels.shape[0] * pixels.shape[1] <= 4_000_000 < 1.01 * pixels.shape[0] * pixels.shape[1]
+    assert pixels.shape[1] / pixels.shape[0] == pytest.approx(1.5, rel=2e-3)
+    np.testing.assert_allclose(pixels[1000, :, 0], np.linspace(0, 255, pixels.shape[1]), atol=1.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "stem"),
+    [
+        ("holiday.jpg", "holiday.jpg", "holiday"),
+        ("../../etc/passwd", "passwd", "passwd"),
+        ("C:\\photos\\cat.png", "cat.png", "cat"),
+        ('<img src="x">.png', '<img src="x">.png', "img_src_x"),
+        ("a\nb\x00.png", "a b .png", "a_b"),
+        ("..", "..", "photo"),
+        ("", "photo", "photo"),
+        ("höhle 2.jpeg", "höhle 2.jpeg", "höhle_2"),
+        ("x" * 300 + ".png", "x" * 59 + "…", "x" * 59),
+    ],
+)
+def test_names_are_shown_in_one_line_and_name_no_other_folder(name, shown, stem):
+    assert (plain_name(name), plain_stem(name)) == (shown, stem)
