@@ -140,7 +140,7 @@ def test_the_table_after_training_says_how_far_a_boundary_may_lie(monkeypatch, c
     from mtlsi.metrics.boundary.protocols import PROTOCOLS
 
     scores = Evaluation({"boundary": {"odsF": 70.0}}, boundaries=PROTOCOLS["float"].on_data(0.031))
-    monkeypatch.setattr("mtlsi.training.loop.train", lambda config, out: scores)
+    monkeypatch.setattr("mtlsi.training.loop.train", lambda _config, _out: scores)
     assert main(["train", "--preset", "tiny", "--out", str(tmp_path / "run")]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "boundaries: float, suppressed" in text
