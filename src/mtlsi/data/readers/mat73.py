@@ -49,7 +49,7 @@ def decode_mat73(path: Path, content: bytes) -> dict[str, Any]:
 def _fields(path: Path, group: h5py.Group, depth: int) -> dict[str, Any]:
     import h5py
 
-    names = [name for name in group if not name.startswith("#")]
+    names = [name for name in map(str, group) if not name.startswith("#")]
     if len(names) > CELLS:
         raise MistakeError(f"{path}: {len(names)} variables; expected {CELLS} at most")
     inside = [name for name in names if isinstance(group.get(name, getlink=True), h5py.HardLink)]
@@ -76,9 +76,10 @@ def _value(path: Path, item: Any, depth: int) -> Any:
 
 
 def _cell(path: Path, item: h5py.Dataset, depth: int) -> np.ndarray:
-    if item.size > CELLS:
-        raise MistakeError(f"{path}: {item.name} has {item.size} cells; expected {CELLS} at most")
-    cells = np.empty(item.size, dtype=object)
+    num_cells = int(np.prod(item.shape or (), dtype=np.float64))
+    if num_cells > CELLS:
+        raise MistakeError(f"{path}: {item.name} has {num_cells} cells; expected {CELLS} at most")
+    cells = np.empty(num_cells, dtype=object)
     for i, reference in enumerate(np.ravel(item[()].T)):
         cells[i] = _value(path, item.file[reference], depth - 1)
     return cells
@@ -87,13 +88,13 @@ def _cell(path: Path, item: h5py.Dataset, depth: int) -> np.ndarray:
 def _sparse(path: Path, group: h5py.Group) -> Any:
     from scipy.sparse import csc_matrix
 
-    jc, height = np.asarray(group["jc"]), int(group.attrs["MATLAB_sparse"])
+    jc, height = np.asarray(group["jc"]), int(np.asarray(group.attrs["MATLAB_sparse"]).item())
     shape = (height, len(jc) - 1)
     _check_size(path, group.name, shape)
     if "data" not in group:  # nothing but zeros
         return np.zeros(shape)
     for part in ("data", "ir"):
-        _check_size(path, group.name, group[part].shape)
+        _check_size(path, group.name, getattr(group[part], "shape", ()))
     return csc_matrix((np.asarray(group["data"]), np.asarray(group["ir"]), jc), shape=shape)
 
 
