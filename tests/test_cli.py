@@ -135,6 +135,18 @@ def test_recipes_and_overrides_reach_the_training_as_they_are_written(monkeypatc
 # ---- train
 
 
+def test_the_table_after_training_says_how_far_a_boundary_may_lie(monkeypatch, capsys, tmp_path):
+    from mtlsi.evaluation.report import Evaluation
+    from mtlsi.metrics.boundary.protocols import PROTOCOLS
+
+    scores = Evaluation({"boundary": {"odsF": 70.0}}, boundaries=PROTOCOLS["float"].on_data(0.031))
+    monkeypatch.setattr("mtlsi.training.loop.train", lambda _config, _out: scores)
+    assert main(["train", "--preset", "tiny", "--out", str(tmp_path / "run")]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "boundaries: float, suppressed" in text
+    assert "within 0.031 of" in text
+
+
 def test_train_wants_either_a_new_folder_or_an_old_one(mistaken, tmp_path):
     assert "--out" in mistaken("train", "--preset", "tiny")
     assert "--resume" in mistaken("train", "--out", "a", "--resume", "b")

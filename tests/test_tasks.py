@@ -87,8 +87,8 @@ def test_a_metric_gives_its_score_and_knows_which_way_is_better(metric):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "colour"}, "task 'mine': kind 'colour'; expected classes or strength or value"),
-        ({"kind": "value", "loss": "unit_l1"}, "task 'mine': loss 'unit_l1'; expected l1 or l2 or smooth_l1"),
+        ({"kind": "colour"}, "task 'mine': kind 'colour'; expected one of classes, strength, value"),
+        ({"kind": "value", "loss": "unit_l1"}, "task 'mine': loss 'unit_l1'; expected one of l1, l2, smooth_l1"),
         ({"kind": "value", "metric": "miou"}, "task 'mine': metric 'miou'; expected value_error"),
         ({"kind": "value", "channels": 0}, "task 'mine': channels 0; expected 1..1024"),
         ({"kind": "direction", "channels": 2}, "task 'mine': channels 2; expected 3"),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, check_choice
 
 Names = tuple[str, ...] | str
 """Several names: a tuple, or one string of comma-separated names. A configuration always holds the tuple."""
@@ -348,12 +348,6 @@ class RunConfig:
             raise MistakeError(
                 f"data.size_hw {list(self.data.size_hw)}; expected multiples of the decoder's stride {stride}, 64 or more"
             )
-
-
-def check_choice(name: str, given: Any, known: tuple[str, ...]) -> None:
-    """Raises ``MistakeError`` where ``given`` is none of ``known``."""
-    if given not in known:
-        raise MistakeError(f"{name} {given!r}; expected {', '.join(known[:-1])} or {known[-1]}")
 
 
 def check_class_weights(given: Any) -> None:

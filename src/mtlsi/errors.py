@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 
 class MistakeError(ValueError):
     """Something the caller can put right: the message is one line with what was given, what was expected, what to do.
@@ -17,3 +20,10 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+
+
+def check_choice(name: str, given: Any, choices: Collection[Any]) -> None:
+    """Raises ``MistakeError``, which begins with ``name``, where ``given`` is none of ``choices``."""
+    if given not in choices:
+        words = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices]
+        raise MistakeError(f"{name} {given!r}; expected {'one of ' * (len(words) > 1)}{', '.join(words)}")

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import BinaryIO
 
 import numpy as np
@@ -34,6 +35,7 @@ IMAGE_ENDINGS = (
 """How the files end that folders are searched for, in any letter case."""
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 AVIF_BRANDS = (b"avif", b"avis")
+_NOTED: ContextVar[list[int] | None] = ContextVar("noted", default=None)
 
 
 class _Quiet:
@@ -130,7 +132,10 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     is composited onto white, as viewers show it.
     Raises ``MistakeError`` for floating-point pixels and for grey values outside 0..65535.
     """
-    if orientation(image) != UPRIGHT:
+    tag = orientation(image)
+    if (noted := _NOTED.get()) is not None:
+        noted.append(tag)
+    if tag != UPRIGHT:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise MistakeError("an image of floating-point numbers; expected 8 or 16 bits: convert it first")
@@ -140,6 +145,16 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         clear = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
     return np.array(image.convert("RGB"))
+
+
+@contextmanager
+def noting_orientation(tags: list[int]) -> Iterator[None]:
+    """Adds to ``tags`` the orientation, as stored, of every image that ``to_rgb`` reads meanwhile in this thread."""
+    token = _NOTED.set(tags)
+    try:
+        yield
+    finally:
+        _NOTED.reset(token)
 
 
 def to_8_bits(grey: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any
 
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, check_choice
 
 KINDS = ("classes", "strength", "value", "distance", "direction")
 LOSSES_OF = {
@@ -88,7 +88,7 @@ class Task:
     """A strength map of thin lines: coarser grids keep the maximum, where the nearest pixel would lose the line."""
 
     def __post_init__(self) -> None:
-        _check_choice(f"task {self.name!r}: kind", self.kind, KINDS)
+        check_choice(f"task {self.name!r}: kind", self.kind, KINDS)
         losses, metrics = LOSSES_OF[self.kind], METRICS_OF[self.kind]
         defaults = {
             "title": self.name.replace("_", " "),
@@ -97,8 +97,8 @@ class Task:
         }
         for field, default in defaults.items():
             _set(self, field, getattr(self, field) or default)
-        _check_choice(f"task {self.name!r}: loss", self.loss, losses)
-        _check_choice(f"task {self.name!r}: metric", self.metric, metrics)
+        check_choice(f"task {self.name!r}: loss", self.loss, losses)
+        check_choice(f"task {self.name!r}: metric", self.metric, metrics)
         score, higher_is_better, unit = SCORES[self.metric]
         _set(self, "score", self.score or score)
         if self.higher_is_better is None:
@@ -136,11 +136,6 @@ class Task:
 
 def _set(task: Task, field: str, value: Any) -> None:
     object.__setattr__(task, field, value)  # the dataclass is frozen
-
-
-def _check_choice(what: str, given: str, choices: Iterable[str]) -> None:
-    if given not in tuple(choices):
-        raise MistakeError(f"{what} {given!r}; expected {' or '.join(choices)}")
 
 
 TASKS: dict[str, Task] = {

@@ -314,6 +314,13 @@ def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp
         said.getvalue().split()
     )
     assert "higher is better, seism" in said.getvalue()
+    (points,) = (written["curves"][task] for task in ("boundary",))
+    figures = np.array([points[axis] for axis in ("thresholds", "precision", "recall")])
+    assert figures.shape == (3, 99)
+    best = [scores["boundary"][figure] / 100 for figure in ("precision", "recall")]
+    at = scores["boundary"]["threshold"]
+    assert best == pytest.approx([np.interp(at, figures[0], axis) for axis in figures[1:]], abs=1e-6)
+    assert not any(char.isdigit() for name in scores["boundary"] for char in name.replace("R50", ""))
     with Image.open(tmp_path / "confusion/semseg.png") as drawn:
         assert min(drawn.size) > 1000  # forty classes are legible
     rows = list(csv.DictReader((tmp_path / "images.csv").read_text().splitlines()))

@@ -52,7 +52,7 @@ def test_the_flags_help_names_every_protocol():
         ({"protocol": "invpt", "data": "folder"}, "--data folder; expected nyud or pascal"),
         ({"protocol": "invpt", "size_hw": (448, 576)}, "give one of them"),
         ({"protocol": "invpt", "resize": "keep_ratio"}, "--resize and --protocol both say how"),
-        ({"resize": "fit"}, "--resize 'fit'; expected stretch or keep_ratio"),
+        ({"resize": "fit"}, "--resize 'fit'; expected one of stretch, keep_ratio"),
         ({"depth_range_m": (5.0, 1.0)}, "--depth-range 5 1"),
     ],
 )

@@ -14,6 +14,7 @@ from mtlsi.data.readers.nyud import NYUD
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import (
     OF_READINGS,
+    Evaluation,
     compare_single_task,
     introduce,
     paper_row,
@@ -24,6 +25,7 @@ from mtlsi.evaluation.report import (
     write_scores,
 )
 from mtlsi.metrics import DepthError
+from mtlsi.metrics.boundary.protocols import PROTOCOLS
 
 SCORES = {"semseg": {"mIoU": 40.0, "pixel_acc": 70.0}, "depth": {"RMSE": 0.6, "abs_rel": float("nan")}}
 
@@ -35,6 +37,20 @@ def test_scores_are_written_whole_with_what_they_were_measured_on(tmp_path):
     expected = {"semseg": SCORES["semseg"], "depth": {"RMSE": 0.6, "abs_rel": None}}
     assert json.loads(path.read_text()) == {"data": "scenes", "images": 3, "scores": expected}
     assert os.listdir(tmp_path) == ["scores.json"]
+
+
+def test_tables_say_the_very_protocol_that_the_file_holds(tmp_path):
+    protocol = PROTOCOLS["seism"].on_data(0.023)
+    scores = Evaluation({**SCORES, "boundary": {"odsF": 70.0}}, boundaries=protocol)
+    said = StringIO()
+    for table in tables(scores, "images as stored", (), None, None):
+        Console(file=said, width=160).print(table)
+    write_scores(scores, tmp_path / "scores.json")
+    stored = json.loads((tmp_path / "scores.json").read_text())["boundaries"]
+    assert (stored["protocol"], stored["max_dist"]) == ("seism", 0.023)
+    text = " ".join(said.getvalue().split())
+    assert "boundaries: seism, not suppressed" in text
+    assert "within 0.023 of the diagonal" in text
 
 
 def test_scores_that_cannot_be_written_are_a_mistake_and_leave_nothing(tmp_path):

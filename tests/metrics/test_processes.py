@@ -32,7 +32,7 @@ for name, task in TASKS.items():
         metric.update(*batch)
     scores[name] = {key: float(value) for key, value in metric.compute().items()}
     if name == "boundary":
-        scores["curve"] = metric.curve()
+        scores |= metric.precision_recall().points()
 (folder / f"scores-{rank}.json").write_text(json.dumps(scores))
 dist.barrier()
 os._exit(0)  # gloo's threads now and then abort an orderly end, which says nothing about the scores
@@ -67,7 +67,7 @@ def test_two_processes_with_uneven_batches_score_as_one(tmp_path):
             metric.update(*batch)
         alone[name] = {key: float(value) for key, value in metric.compute().items()}
         if name == "boundary":
-            alone["curve"] = metric.curve()
+            alone |= metric.precision_recall().points()
     command = [sys.executable, "-c", PROGRAM]
     running = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in (0, 1)]
     assert [process.wait(timeout=300) for process in running] == [0, 0]

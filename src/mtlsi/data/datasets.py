@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mtlsi import kinds
 from mtlsi.config import DataConfig, split_names
+from mtlsi.data.readers.cityscapes_png import open_cityscapes, open_cityscapes19
 from mtlsi.data.readers.files import FileDataset
 from mtlsi.data.readers.folder import Folder, splits_of_folder, unread_files
-from mtlsi.data.readers.numbered import Cityscapes, open_cityscapes19
 from mtlsi.data.readers.nyud_any import open_nyud
 from mtlsi.data.readers.pascal import PASCALContext
 from mtlsi.data.readers.prepared import INDEX, Prepared
@@ -49,7 +49,7 @@ class LabelledImages(Protocol):
 READERS: dict[str, Callable[..., FileDataset]] = {
     "nyud": open_nyud,
     "pascal": PASCALContext,
-    "cityscapes": Cityscapes,
+    "cityscapes": open_cityscapes,
     "cityscapes19": open_cityscapes19,
     "folder": Folder,
 }
@@ -66,7 +66,7 @@ SIGNS: dict[str, tuple[str, ...]] = {
         "*/sync_depth_*.png",
         "*/*/sync_depth_*.png",
     ),
-    "cityscapes": ("train/image/*.npy", "val/image/*.npy"),
+    "cityscapes": ("train/image/*.npy", "val/image/*.npy", "train/part_seg/*.tif", "val/part_seg/*.tif"),
 }
 """Files or folders, by reader, any of which tells that a folder is of its layout; ``*`` stands for any name."""
 BUILT_IN = ("scenes", *READERS)

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mtlsi import kinds
 from mtlsi.data.readers.files import IMAGE, FileDataset
 from mtlsi.errors import MistakeError
-from mtlsi.images import UNREADABLE, UPRIGHT, orientation, turned_label
-
-NO_IMAGES = (".npy", ".mat")
-"""Files of images that have no orientation tag."""
+from mtlsi.images import UNREADABLE, UPRIGHT, noting_orientation, turned_label
 
 
 @dataclass(frozen=True)
@@ -54,8 +49,10 @@ class Reader:
             path = dataset.path(what, index)
             if what in dataset.derived or (path is None and what != IMAGE):
                 continue
+            tags: list[int] = []
             try:
-                values = dataset.read(what, index)
+                with noting_orientation(tags):
+                    values = dataset.read(what, index)
             except MistakeError as error:
                 yield Reading(what, problem=str(error))
                 continue
@@ -64,7 +61,7 @@ class Reader:
                 continue
             if what == IMAGE:
                 size = values.shape[:2]
-                yield Reading(what, str(path), (size[0], size[1]), 1.0, tag=_tag(path))
+                yield Reading(what, str(path), (size[0], size[1]), 1.0, tag=tags[0] if tags else UPRIGHT)
                 continue
             if size is not None and values.shape[-2:] != size:
                 shapes = f"{values.shape[-2]}x{values.shape[-1]} pixels, but its image has {size[0]}x{size[1]}"
@@ -87,16 +84,6 @@ def _summary(what: str, path: str, values: np.ndarray) -> Reading:
     z = float(labelled[2].mean()) if what == "normals" and labelled.size else 0.0
     size_hw = (int(values.shape[-2]), int(values.shape[-1]))
     return Reading(what, path, size_hw, float(valid.mean()), tuple(found.tolist()), tuple(counts.tolist()), z)
-
-
-def _tag(path: Path | None) -> int:
-    if path is None or path.suffix.lower() in NO_IMAGES:
-        return UPRIGHT
-    try:
-        with Image.open(path) as image:
-            return orientation(image)
-    except UNREADABLE:
-        return UPRIGHT
 
 
 def _one_line(error: Exception) -> str:

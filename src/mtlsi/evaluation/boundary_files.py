@@ -11,6 +11,7 @@ import numpy as np
 
 from mtlsi.data.readers.decoding import UNKNOWN, decode_mat, decode_npy
 from mtlsi.data.readers.label_pixels import LOSSY_ADVICE, lossy_format
+from mtlsi.data.readers.mat73 import decode_mat73, is_mat73
 from mtlsi.errors import MistakeError
 from mtlsi.images import open_image
 
@@ -174,9 +175,7 @@ def _content(path: Path) -> bytes:
 
 
 def _variables(path: Path, content: bytes) -> dict[str, Any]:
-    if b"HDF" in content[:1024] and b"MATLAB 7.3" in content[:128]:
-        raise MistakeError(f"{path}: a MATLAB file of version 7.3; expected an older one: save it with -v7")
-    return decode_mat(path, content)
+    return decode_mat73(path, content) if is_mat73(content) else decode_mat(path, content)
 
 
 def _dense(value: Any) -> np.ndarray:

@@ -171,11 +171,10 @@ def _table(curve: BoundaryCurve, protocol: Protocol, num_images: int) -> Table:
 def _figures(curve: BoundaryCurve, protocol: Protocol, num_images: int) -> dict[str, Any]:
     """For the JSON file."""
     names = ("ods", "ois", "ap", "threshold", "ods_recall", "ods_precision", "ois_recall", "ois_precision", "r50")
-    points = {name: getattr(curve, name).tolist() for name in ("thresholds", "recall", "precision")}
     return {name: getattr(curve, name) for name in names} | {
         "images": num_images,
         **protocol.record(),
-        "curve": points,
+        "curve": curve.points(),
     }
 
 

@@ -24,6 +24,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.field_files import save_for_field
 from mtlsi.evaluation.protocols import Showing, cut_back, cut_out, padded, showing_by
 from mtlsi.evaluation.report import (
+    Evaluation,
     Scores,
     compare_single_task,
     tables,
@@ -62,8 +63,8 @@ def evaluate(
     console: Console | None = None,
     metrics: Mapping[str, Metric] | None = None,
     on_image: OnImage | None = None,
-) -> Scores:
-    """Scores of ``model`` on the images ``indices`` (None: all) of ``dataset``.
+) -> Evaluation:
+    """Scores of ``model`` on the images ``indices`` (None: all) of ``dataset``, with the curves of its boundaries.
 
     Images are shown as ``showing`` says (None: as ``showing_by`` has it of ``config``) and batched where they have one size;
     predictions are cut back to the image and upsampled bilinearly to the labels' size before they are decoded and compared.
@@ -121,7 +122,13 @@ def evaluate(
                     on_image(index, decoded, figures)
                 progress.advance(bar)
     model.train(was_training)
-    return {task: _scores_of(task, metric, dataset.classes) for task, metric in meters.items()}
+    scores = {task: _scores_of(task, metric, dataset.classes) for task, metric in meters.items()}
+    curved = {task: metric for task, metric in meters.items() if isinstance(metric, BoundaryF)}
+    return Evaluation(
+        scores,
+        boundaries=next((metric.protocol for metric in curved.values()), None),
+        curves={task: metric.precision_recall() for task, metric in curved.items()},
+    )
 
 
 def check_metrics(metrics: Mapping[str, Metric], tasks: Sequence[str]) -> dict[str, Metric]:
@@ -134,7 +141,7 @@ def check_metrics(metrics: Mapping[str, Metric], tasks: Sequence[str]) -> dict[s
 
 
 def _scores_of(task: str, metric: Metric, classes: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """All figures of one task, those of single classes and of the boundary curve included."""
+    """All figures of one task, those of single classes included."""
     scores = {name: float(value) for name, value in metric.compute().items()}
     if TASKS[task].score not in scores:
         raise MistakeError(
@@ -143,8 +150,6 @@ def _scores_of(task: str, metric: Metric, classes: Mapping[str, Sequence[str]]) 
     if isinstance(metric, MeanIoU):
         ious = zip(classes[task], metric.per_class().tolist(), strict=True)
         scores |= {f"IoU/{name}": value for name, value in ious}
-    if isinstance(metric, BoundaryF):
-        scores |= metric.curve()
     return scores
 
 
@@ -200,7 +205,7 @@ def shared_tasks(model: Any, dataset: LabelledImages, wanted: Sequence[str] | No
     return tasks
 
 
-def evaluate_from_command(options: EvaluateOptions, *, console: Console | None = None) -> Scores:
+def evaluate_from_command(options: EvaluateOptions, *, console: Console | None = None) -> Evaluation:
     """Load, measure, print, write: ``mtlsi evaluate``."""
     console = console or Console()
     showing = check_evaluation(options)
@@ -235,9 +240,7 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
         on_image=on_image if options.csv_path or options.save else None,
     )
     delta = None if options.single_task is None else compare_single_task(scores, options.single_task)
-    boundary = protocol.on_data(dataset.boundary_tolerance)
-    shown = str(subject.showing)
-    for table in tables(scores, shown, dataset.derived, options.depth_range_m, delta, boundary=boundary):
+    for table in tables(scores, str(subject.showing), dataset.derived, options.depth_range_m, delta):
         console.print(table)
     pixels = {task: metric.pixels().tolist() for task, metric in of_classes.items()}
     if options.json_path is not None:
@@ -269,12 +272,10 @@ def check_evaluation(options: EvaluateOptions) -> Showing | None:
     return showing
 
 
-def draw_curve(scores: Scores, path: Path) -> None:
+def draw_curve(scores: Evaluation, path: Path) -> None:
     """The precision-recall curve of the boundaries as a picture; ``MistakeError`` where no boundaries were measured."""
-    if "boundary" not in scores:
+    if "boundary" not in scores.curves:
         raise MistakeError(f"--curve {path}: no boundaries were measured; expected a model and data that have them")
-    figures = {name: value / 100 for name, value in scores["boundary"].items()}
-    recall, precision = (
-        [value for name, value in figures.items() if name.startswith(f"{axis}/")] for axis in ("recall", "precision")
-    )
-    plot_precision_recall(recall, precision, path, ods=(figures["recall"], figures["precision"]))
+    curve = scores.curves["boundary"]
+    points = (curve.recall.tolist(), curve.precision.tolist())
+    plot_precision_recall(*points, path, ods=(curve.ods_recall, curve.ods_precision))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from math import isfinite, isnan
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -17,12 +17,30 @@ from rich.table import Table
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import check_writable, replace_text
-from mtlsi.metrics.boundary.protocols import Protocol, protocol_named
+from mtlsi.metrics.boundary.curve import BoundaryCurve
+from mtlsi.metrics.boundary.protocols import Protocol
 from mtlsi.metrics.delta import delta_m
-from mtlsi.tasks import BOUNDARY_PROTOCOL, NYUD_RANGE_M, TASKS
+from mtlsi.tasks import NYUD_RANGE_M, TASKS
 
 Scores = dict[str, dict[str, float]]
 """Every figure by task and name: the headline ``TASKS[task].score``, the others, ``IoU/<class>``; NaN: undefined."""
+
+
+class Evaluation(Scores):
+    """``Scores``, and beside them what is no score."""
+
+    def __init__(
+        self,
+        scores: Scores,
+        *,
+        boundaries: Protocol | None = None,
+        curves: Mapping[str, BoundaryCurve] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(scores)
+        self.boundaries = boundaries
+        """What boundaries were measured by; None where none were."""
+        self.curves = curves
+        """By task of boundaries, precision and recall over the thresholds."""
 
 
 OF_READINGS = ("RMSE", "abs_rel", "sq_rel", "RMSE_log", "silog", "delta1")
@@ -39,15 +57,14 @@ def score_table(
     *,
     derived: Sequence[str] = (),
     others: Mapping[str, Scores] | None = None,
-    boundary: str | Protocol = BOUNDARY_PROTOCOL,
     caption: str | None = None,
 ) -> Table:
     """All figures on one screen; ``derived`` marks tasks whose labels were computed, ``others`` adds columns to compare.
 
-    ``boundary``: what boundaries were measured by; ``caption``: how the images were shown.
+    ``caption``: how the images were shown. What boundaries were measured by is said where ``scores`` know it.
     """
-    has_boundaries = any(TASKS[task].metric == "boundary_f" for task in scores)
-    measured_by = f"boundaries: {protocol_named(boundary)}" if has_boundaries else None
+    protocol = boundaries_of(scores)
+    measured_by = f"boundaries: {protocol}" if protocol else None
     table = Table(title="scores", caption="; ".join(x for x in (caption, measured_by) if x) or None)
     table.add_column("task")
     table.add_column("figure")
@@ -69,19 +86,22 @@ def score_table(
     return table
 
 
+def boundaries_of(scores: Scores) -> Protocol | None:
+    """What boundaries were measured by, where ``scores`` know it."""
+    return scores.boundaries if isinstance(scores, Evaluation) else None
+
+
 def tables(
     scores: Scores,
     showing: str,
     derived: Sequence[str],
     depth_range_m: tuple[float, float] | None,
     delta_percent: float | None,
-    *,
-    boundary: str | Protocol = BOUNDARY_PROTOCOL,
 ) -> list[Table]:
     """Everything that ``mtlsi evaluate`` shows; ``showing``: how the network saw the images."""
-    found = [score_table(scores, derived=derived, boundary=boundary, caption=showing)]
+    found = [score_table(scores, derived=derived, caption=showing)]
     found += [reading_table(scores, depth_range_m)] if _with_readings(scores) else []
-    row = paper_row(scores, derived=derived, delta_percent=delta_percent, boundary=boundary, caption=showing)
+    row = paper_row(scores, derived=derived, delta_percent=delta_percent, caption=showing)
     return [*found, row]
 
 
@@ -116,21 +136,20 @@ def paper_row(
     *,
     derived: Sequence[str] = (),
     delta_percent: float | None = None,
-    boundary: str | Protocol = BOUNDARY_PROTOCOL,
     caption: str | None = None,
 ) -> Table:
     """The row that papers print: one headline figure per task, and Delta_m where it is given.
 
-    ``boundary``: what boundaries were measured by; ``caption``: how the images were shown.
+    ``caption``: how the images were shown.
     """
-    table = Table(title="the papers' row", caption=caption)
+    table, protocol = Table(title="the papers' row", caption=caption), boundaries_of(scores)
     cells = []
     for task, value in headline(scores).items():
         record = TASKS[task]
         arrow = "higher is better" if record.higher_is_better else "lower is better"
         note = ", derived labels" if task in derived else ""
-        if record.metric == "boundary_f":
-            note += f", {protocol_named(boundary).name}"
+        if record.metric == "boundary_f" and protocol:
+            note += f", {protocol.name}"
         unit = f" ({record.unit})" if record.unit else ""
         table.add_column(f"{task} {record.score}{unit}\n{arrow}{note}", justify="right")
         cells.append(f"{value:.{decimals(task)}f}")
@@ -146,14 +165,16 @@ def decimals(task: str) -> int:
     return 2 if TASKS[task].unit in ("%", "deg") else 4
 
 
-def without_curves(values: Mapping[str, float]) -> dict[str, float]:
-    """The figures of one task without the points of its curve over the thresholds, ``precision/T`` and ``recall/T``."""
-    return {name: value for name, value in values.items() if not re.fullmatch(r"(precision|recall)/[\d.e-]+", name)}
-
-
 def write_scores(scores: Scores, path: Path, **context: Any) -> None:
-    """``scores`` and what they were measured on as JSON, written whole or not at all."""
-    write_figures({**context, "scores": scores}, path)
+    """``scores`` and what they were measured on as JSON, written whole or not at all.
+
+    Of an ``Evaluation`` also its protocol, ``boundaries``, and the points of its ``curves``, by task, in 0..1.
+    """
+    beside = {}
+    if isinstance(scores, Evaluation) and scores.boundaries is not None:
+        context["boundaries"] = scores.boundaries.record()
+        beside["curves"] = {task: curve.points() for task, curve in scores.curves.items()}
+    write_figures({**context, "scores": scores, **beside}, path)
 
 
 def write_figures(figures: Mapping[str, Any], path: Path) -> None:

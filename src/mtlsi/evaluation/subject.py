@@ -10,11 +10,11 @@ import torch
 from rich.console import Console
 
 from mtlsi import run_folder
-from mtlsi.config import RESIZES, DataConfig, check_choice, split_names
+from mtlsi.config import RESIZES, DataConfig, split_names
 from mtlsi.data.datasets import LabelledImages, open_dataset, spread
 from mtlsi.data.scenes.dataset import label_set_of
 from mtlsi.device import find_device
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, check_choice
 from mtlsi.evaluation.protocols import Showing, showing_by, showing_of
 from mtlsi.evaluation.report import introduce
 from mtlsi.io import check_writable

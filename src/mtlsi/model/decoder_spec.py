@@ -48,13 +48,6 @@ def options_given(sizes: ModelConfig, kind: type) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.decoder_options.items()}
 
 
-def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Refuse a decoder option ``name`` that is none of ``choices``, with a ``MistakeError``."""
-    if value not in choices:
-        expected = ", ".join(str(choice).lower() for choice in choices)
-        raise MistakeError(f"decoder option {name}: {value!r}; expected one of {expected}")
-
-
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
 
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mtlsi.config import ModelConfig
-from mtlsi.errors import MistakeError
-from mtlsi.model.decoder_spec import check_choice, options_given
+from mtlsi.errors import MistakeError, check_choice
+from mtlsi.model.decoder_spec import options_given
 from mtlsi.model.final import ADD_COARSE
 from mtlsi.model.preliminary import DEEP_SUPERVISION
 
@@ -77,7 +77,7 @@ def form_of(sizes: ModelConfig) -> Form:
         raise MistakeError(f"unknown form {sizes.form!r}; expected {' or '.join(FORMS)}")
     changes = {name: value for name, value in options_given(sizes, Form).items() if value is not None}
     for name, value in changes.items():
-        check_choice(name, value, CHOICES[name])
+        check_choice(f"decoder option {name}:", value, CHOICES[name])
     return replace(FORMS[sizes.form], **changes)
 
 

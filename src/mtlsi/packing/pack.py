@@ -57,8 +57,7 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
         subject = open_subject(replace(options, model=str(fresh)), console, showing=showing)
         training = open_dataset(subject.config, "train")
         measured = measure(options, subject, training, console)
-        boundary = protocol_of(options).on_data(subject.dataset.boundary_tolerance)
-        said: dict[str, Any] = {"derived": measured.derived, "boundary": boundary, "caption": str(subject.showing)}
+        said: dict[str, Any] = {"derived": measured.derived, "caption": str(subject.showing)}
         console.print(score_table(measured.scores, others={"constant": measured.constant}, **said))
         Image.fromarray(rooms(subject)).save(fresh / PICTURE, quality=88)
         text = card(

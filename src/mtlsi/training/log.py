@@ -18,7 +18,7 @@ from torch import Tensor
 from mtlsi import run_folder
 from mtlsi.config import TrainConfig
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.report import Scores, defined, headline, without_curves
+from mtlsi.evaluation.report import Scores, defined, headline
 from mtlsi.run_folder import Position
 from mtlsi.tasks import TASKS
 
@@ -98,17 +98,10 @@ class Log:
         self.sums, self.num_added, self.since = {}, 0, time.perf_counter()
 
     def validation(self, step: int, scores: Scores, seconds: float) -> None:
-        """Scores of an evaluation; its ``seconds`` do not count as training time.
-
-        A curve over thresholds is no score: its points are in ``scores.json`` of the last evaluation alone.
-        """
+        """Scores of an evaluation; its ``seconds`` do not count as training time."""
         self.since += seconds
         self.began += seconds
-        figures = {
-            f"val/{task}/{name}": value
-            for task, values in scores.items()
-            for name, value in without_curves(values).items()
-        }
+        figures = {f"val/{task}/{name}": value for task, values in scores.items() for name, value in values.items()}
         self._write({"step": step, **figures, "evaluation_s": seconds})
         if self.accelerator.is_main_process:
             text = ", ".join(f"{task} {TASKS[task].score} {value:.4g}" for task, value in headline(scores).items())

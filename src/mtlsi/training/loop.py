@@ -24,11 +24,9 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.report import Scores, introduce, write_scores
-from mtlsi.metrics.boundary.protocols import PROTOCOLS
 from mtlsi.model.inherit import describe
 from mtlsi.model.network import MTLSINet
 from mtlsi.plugins import import_plugins
-from mtlsi.tasks import BOUNDARY_PROTOCOL
 from mtlsi.training.callbacks import Callbacks
 from mtlsi.training.log import Log, Step
 from mtlsi.training.passes import forward_backward, losses_again
@@ -201,9 +199,8 @@ def measure_finished(run: TrainingRun) -> Scores:
 def finish(run: TrainingRun, scores: Scores, console: Console) -> None:
     """Scores, curves and sample panels, into the run folder."""
     out, data = run.out, run.config.data
-    measured_by = PROTOCOLS[BOUNDARY_PROTOCOL].on_data(run.val_set.boundary_tolerance).record()
     images = len(spread(run.config.train.final_images, len(run.val_set)))
-    context = {"data": data.name, "split": "val", "images": images, "boundaries": measured_by}
+    context = {"data": data.name, "split": "val", "images": images}
     write_scores(scores, out / "scores.json", **context)
     plot_curves(out / run_folder.METRICS, out / "curves.png")
     draw_samples(run.network, run.val_set, data, out / "samples")

@@ -56,6 +56,16 @@ def test_folders_train_and_val_in_images_are_the_splits(tmp_path: Path) -> None:
     assert train.passed_over == {}
 
 
+def test_kinds_below_the_splits_are_refused_with_what_to_move(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        image(tmp_path / split / "images/a.jpg")
+        label(tmp_path / split / "semseg/a.png")
+    settings(tmp_path, tasks=SEMSEG)
+    with pytest.raises(MistakeError, match="move train/images to images/train, and its labels likewise") as caught:
+        Folder(tmp_path, "train")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("names", [("Training", "Validation"), ("train", "valid"), ("train", "dev")])
 def test_split_folders_have_several_names(tmp_path: Path, names: tuple[str, str]) -> None:
     for name in names:

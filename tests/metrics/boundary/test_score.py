@@ -115,7 +115,10 @@ def test_scores_equal_a_plain_calculation_threshold_by_threshold(nms):
     assert result["oisF"] == pytest.approx(100 * ois)
     assert 100 * f.max() <= result["odsF"] <= 100 * f.max() + 1  # between thresholds it may be a little higher
     assert 20 < result["odsF"] < 95
-    assert metric.curve()["recall/0.3"] == pytest.approx(100 * recall[2])
+    points = metric.precision_recall().points()
+    assert points["thresholds"] == pytest.approx(thresholds)
+    assert points["recall"] == pytest.approx(recall)
+    assert points["precision"] == pytest.approx(precision)
 
 
 @pytest.mark.parametrize("nms", [True, False])

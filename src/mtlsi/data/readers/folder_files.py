@@ -63,6 +63,11 @@ def find_files(root: Path, settings: Settings, image_suffixes: Sequence[str]) ->
     )
     if not found.images:
         place = root / patterns[IMAGES].folder
+        if above := sorted(entry.name for entry in root.iterdir() if (entry / IMAGES).is_dir()):
+            raise MistakeError(
+                f"{root}: the images lie in {above[0]}/{IMAGES}; expected the split below the kind: move {above[0]}/{IMAGES}"
+                f" to {IMAGES}/{above[0]}, and its labels likewise, such as to semseg/{above[0]}"
+            )
         raise MistakeError(f"{place}: no images ({holds(place)}); expected files ending in {', '.join(image_suffixes)}")
     names = Names(found.images)
     for task in settings.tasks:

@@ -26,7 +26,7 @@ by some percent from one drive to the next and are not in the files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -147,9 +147,6 @@ class Cityscapes(FileDataset):
             cache_dir=cache_dir,
             may_lack=may_lack,
         )
-
-
-open_cityscapes19: Callable[..., FileDataset] = partial(Cityscapes, num_classes=len(CITYSCAPES19))
 
 
 def _names(root: Path, split: str, what: str) -> list[str]:

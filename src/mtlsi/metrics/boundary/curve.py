@@ -110,6 +110,10 @@ class BoundaryCurve:
     r50: float
     """The recall at which the precision is a half."""
 
+    def points(self) -> dict[str, list[float]]:
+        """``thresholds``, ``recall`` and ``precision``, one value for each threshold, for a file."""
+        return {name: getattr(self, name).tolist() for name in ("thresholds", "recall", "precision")}
+
     @classmethod
     def of(cls, counts: Sequence[Counts]) -> BoundaryCurve:
         """Of one or more images."""

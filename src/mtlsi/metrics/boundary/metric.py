@@ -81,16 +81,6 @@ class BoundaryF(Metric):
         }
         return {key: torch.tensor(value, dtype=torch.float64, device=self.device) for key, value in values.items()}
 
-    def curve(self) -> dict[str, float]:
-        """``precision/T`` and ``recall/T`` in percent at every threshold T, over all processes."""
-        curve = self.precision_recall()
-        points = {"precision": curve.precision, "recall": curve.recall}
-        return {
-            f"{name}/{threshold:.4g}": 100 * float(value)
-            for name, values in points.items()
-            for threshold, value in zip(curve.thresholds, values, strict=True)
-        }
-
     def precision_recall(self) -> BoundaryCurve:
         """The curve and its scores, over all processes."""
         with self.sync_context():

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mtlsi.errors import MistakeError
-from mtlsi.model.decoder_spec import check_choice
+from mtlsi.errors import MistakeError, check_choice
 from mtlsi.model.final import ADD_COARSE, FinalPredictions
 from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import DEEP_SUPERVISION, PreliminaryDecoder, TaskPyramid
@@ -31,8 +30,8 @@ class HeadsOnlyOptions:
     """Which final predictions begin at the coarse ones, as in MTLSI-Net's own decoder."""
 
     def __post_init__(self) -> None:
-        check_choice("deep_supervision", self.deep_supervision, DEEP_SUPERVISION)
-        check_choice("add_coarse", self.add_coarse, ADD_COARSE)
+        check_choice("decoder option deep_supervision:", self.deep_supervision, DEEP_SUPERVISION)
+        check_choice("decoder option add_coarse:", self.add_coarse, ADD_COARSE)
         if self.add_coarse != "none" and self.deep_supervision == "none":
             raise MistakeError("decoder option add_coarse without coarse predictions; give deep_supervision: areas too")
 
