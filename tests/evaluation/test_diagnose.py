@@ -159,6 +159,7 @@ def test_the_command_tells_and_writes_everything(tiny_run, tmp_path):
     assert written["variants"].pop(AS_TRAINED) == scores.pop("scores")
     assert scores.pop("confusion").keys() == {"semseg"}
     assert scores.pop("depth_range_m") is None
+    assert scores.pop("curves").keys() == {"boundary"}
     assert {name: written[name] for name in scores} == scores  # the context is evaluate's
     assert (written["boundaries"]["protocol"], written["boundaries"]["unknown"]) == ("seism", "no boundary")
     assert "boundaries: seism, not suppressed" in " ".join(said.getvalue().split())
