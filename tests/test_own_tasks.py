@@ -367,7 +367,7 @@ def test_a_file_that_does_not_fit_its_declaration_is_named(tmp_path, keys, label
 
 def test_a_folder_that_nothing_declares_is_told_how_to(tmp_path):
     a_folder(tmp_path, np.zeros((4, 6)), name="smell")
-    with pytest.raises(MistakeError, match=r"tasks\.smell: unknown task.*declare it in dataset\.yaml with its kind"):
+    with pytest.raises(MistakeError, match=r"tasks\.smell: unknown task.*declare a task of your own with its kind"):
         Folder(tmp_path)
 
 

@@ -196,7 +196,7 @@ def test_a_loss_that_is_no_number_is_a_mistake_in_one_line(two_steps, tmp_path):
 @pytest.mark.parametrize(
     ("where", "value", "told"),
     [
-        ("train.precision", "fp8", "float32, bfloat16 or auto"),
+        ("train.precision", "fp8", "expected one of float32, bfloat16, auto"),
         ("train.freeze_stride", 5, "freeze_stride"),
         ("train.loss_weights", {"smell": 1.0}, "smell"),
         ("train.boundary_positive", 1.5, "boundary"),

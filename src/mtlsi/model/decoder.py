@@ -41,8 +41,8 @@ class MTLSIDecoder(FinalPredictions):
         pool: int = 1,
         add_coarse: str = "none",
     ):
-        super().__init__(heads, add_coarse=add_coarse)
-        self.pool = pool
+        super().__init__()
+        self.pool, self.add_coarse = pool, add_coarse
         self.index: Sequence[int] | None = None
         """The tasks that are computed behind the fusion; None: all."""
         self.preliminary = preliminary
@@ -50,6 +50,7 @@ class MTLSIDecoder(FinalPredictions):
         self.distiller = distiller
         self.local = local
         self.cross_window = cross_window
+        self.heads = heads
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         # fmt: off

@@ -29,9 +29,9 @@ class FinalPredictions(nn.Module):
     those of distances and other values either, whose sum of two predictions fits the training images at the cost of others.
     """
 
-    def __init__(self, heads: TaskHeads, *, add_coarse: str):
-        super().__init__()
-        self.heads, self.add_coarse = heads, add_coarse
+    heads: TaskHeads
+    add_coarse: str
+    """One of ``ADD_COARSE``."""
 
     def begins_at_coarse(self, task: str) -> bool:
         """Whether the final prediction of ``task`` is the coarse one and what the heads add to it."""

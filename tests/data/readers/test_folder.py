@@ -276,7 +276,7 @@ def test_saliency_has_a_threshold(tmp_path: Path) -> None:
 SETTINGS_MISTAKES = {
     "text": ("- a\n- b\n", r"dataset.yaml: holds \['a', 'b'\]; expected keys, some of name, splits"),
     "broken": ("tasks: {depth: [\n", "dataset.yaml: not YAML in line 2"),
-    "binary": (b"\xff\xfe\x00", "dataset.yaml: cannot be read"),
+    "binary": (b"\xff\xfe\x00", "dataset.yaml: not text in UTF-8"),
     "unknown key": ({"task": {}}, "dataset.yaml: task: unknown key; expected some of name, splits, tasks"),
     "unknown task": ({"tasks": {"edges": {}}}, "dataset.yaml: tasks.edges: unknown task; expected some of semseg"),
     "unknown key of a task": (

@@ -45,7 +45,7 @@ def test_every_name_is_built(name, network):
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"balance": "magic"}, "expected fixed, uncertainty, dwa, famo, upgrad, pcgrad, cagrad or nash_mtl"),
+        ({"balance": "magic"}, "expected one of fixed, uncertainty, dwa, famo, upgrad, pcgrad, cagrad, nash_mtl"),
         ({"dwa_window": 0}, r"train\.dwa_window 0; expected at least 1"),
         ({"gradients_every": -1}, r"train\.gradients_every -1; expected at least 0"),
     ],

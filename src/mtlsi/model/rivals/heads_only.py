@@ -43,8 +43,8 @@ class HeadsOnlyDecoder(FinalPredictions):
     """
 
     def __init__(self, pyramid: TaskPyramid, heads: TaskHeads, *, add_coarse: str = "none"):
-        super().__init__(heads, add_coarse=add_coarse)
-        self.pyramid = pyramid
+        super().__init__()
+        self.pyramid, self.heads, self.add_coarse = pyramid, heads, add_coarse
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if isinstance(self.pyramid, PreliminaryDecoder):
