@@ -132,7 +132,19 @@ def test_a_large_folder_is_read_in_blocks_and_a_deep_tree_to_its_end(tmp_path, m
         Path("last.jpg").touch()
     finally:
         os.chdir(place)
-    assert [image.path.name for image in Walk(folder, tmp_path / "out", recursive=True).images()] == ["last.jpg"]
+    try:
+        assert [image.path.name for image in Walk(folder, tmp_path / "out", recursive=True).images()] == ["last.jpg"]
+    finally:  # pytest's own removal is recursive and would not get to the end
+        try:
+            os.chdir(folder)
+            for _ in range(1200):
+                os.chdir("x")
+            Path("last.jpg").unlink()
+            for _ in range(1200):
+                os.chdir("..")
+                os.rmdir("x")
+        finally:
+            os.chdir(place)
 
 
 # ---- names
