@@ -78,8 +78,9 @@ class MTLSIDecoder(FinalPredictions):
         if self.heads.mix is not None or self.reads_all_tokens():
             chosen.heads = self.heads.for_tasks(index)
             return chosen
-        chosen.distiller, chosen.local, chosen.cross_window, chosen.heads = (
-            for_tasks(part, index) for part in (self.distiller, self.local, self.cross_window, self.heads)
+        chosen.heads = for_tasks(self.heads, index)
+        chosen.distiller, chosen.local, chosen.cross_window = (
+            for_tasks(part, index) for part in (self.distiller, self.local, self.cross_window)
         )
         if isinstance(self.fusion, NoFusion):
             chosen.preliminary = for_tasks(self.preliminary, index)

@@ -86,7 +86,7 @@ def _photo() -> gr.Image:
     Methods are replaced, not overridden: gradio writes a file beside the module of every class that extends one of its own.
     Nothing may be put out to it: gradio would make it anew, without them.
     """
-    sources = ["upload", "clipboard", "webcam"]
+    sources: Any = ["upload", "clipboard", "webcam"]
     photo: Any = gr.Image(label="Photo", sources=sources, height=280, buttons=[], elem_id="photo")
     move = photo.async_move_resource_to_block_cache
 
