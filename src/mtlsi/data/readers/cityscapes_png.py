@@ -22,15 +22,15 @@ from pathlib import Path
 import numpy as np
 
 from mtlsi.data.readers.decoding import Decoder, decode_image, decode_indices, decode_rgb, look_up, ranges_of
-from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
-from mtlsi.data.readers.numbered import CITYSCAPES19, DISPARITY, SPLITS, Cityscapes
+from mtlsi.data.readers.files import IMAGE, FileDataset
+from mtlsi.data.readers.numbered import CITYSCAPES19, DISPARITY, SPLITS, Cityscapes, names_in, sources_in
 from mtlsi.errors import MistakeError
-from mtlsi.io import holds
 from mtlsi.tasks import MAX_DIST, check_tasks, register_task
 
 EVALUATED = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
 """The official numbers of the classes in ``CITYSCAPES19``."""
 NUMBERS = dict.fromkeys((*range(34), 255), 255) | {number: i for i, number in enumerate(EVALUATED)}
+SUFFIX = ".png"
 STEPS_PER_PIXEL = 256 * 4
 UNREAL = 2**15
 """No official disparity is as large: they end at 32257."""
@@ -74,39 +74,18 @@ class CityscapesPNG(FileDataset):
             "semseg": ("seg", decode_official),
             "disparity": ("depth", decode_disparity),
         }
-        places = {IMAGE: ("image", decode_rgb), **decoders}
         super().__init__(
             root,
             split,
             layout="Cityscapes in images, 19 classes (the auto-lambda line)",
-            names=_names(root, split),
-            sources={
-                what: (Source(folder=f"{split}/{folder}", suffix=".png", decode=decode, files=_files(root, folder)),)
-                for what, (folder, decode) in places.items()
-            },
+            names=names_in(root, split, "Cityscapes", SUFFIX),
+            sources=sources_in(root, split, {IMAGE: ("image", decode_rgb), **decoders}, SUFFIX),
             classes={"semseg": CITYSCAPES19},
             boundary_tolerance=MAX_DIST,
             tasks=check_tasks(tasks, among=decoders) if tasks else None,
             cache_dir=cache_dir,
             may_lack=may_lack,
         )
-
-
-def _names(root: Path, split: str) -> list[str]:
-    check_split(split, SPLITS, "Cityscapes")
-    folder = root / split / "image"
-    numbers = sorted(int(file.stem) for file in folder.glob("*.png") if file.stem.isdigit())
-    if not numbers:
-        raise MistakeError(
-            f"{folder}: no numbered .png files ({holds(folder)}); expected 0.png, 1.png, ...; point root at the folder that "
-            "holds train and val"
-        )
-    return [f"{split}/{number}" for number in numbers]
-
-
-def _files(root: Path, folder: str) -> dict[str, str]:
-    found = [(split, file) for split in SPLITS for file in sorted((root / split / folder).glob("*.png"))]
-    return {f"{split}/{file.stem}": f"{split}/{folder}/{file.name}" for split, file in found}
 
 
 def decode_official(path: Path, content: bytes) -> np.ndarray:

@@ -94,8 +94,8 @@ class NumberedNYUD(FileDataset):
             root,
             split,
             layout="NYUv2 in NumPy files, 13 classes (the MTAN and LibMTL line)",
-            names=_names(Path(root), split, "NYUv2"),
-            sources=_sources(Path(root), split, decoders),
+            names=names_in(Path(root), split, "NYUv2"),
+            sources=sources_in(Path(root), split, {IMAGE: ("image", numbered_image), **decoders}),
             classes={"semseg": NYUD13},
             boundary_tolerance=TASK_SETS["nyud"].boundary_tolerance,
             tasks=check_tasks(tasks, among=decoders) if tasks else None,
@@ -129,7 +129,7 @@ class Cityscapes(FileDataset):
                 f"{root}: holds normals, so it is NYUv2; give --data nyud, or --data.name nyud in training"
             )
         register_task(DISPARITY)
-        names = _names(root, split, "Cityscapes")
+        names = names_in(root, split, "Cityscapes")
         folder, num_classes = _label_folder(root, split, num_classes)
         decoders: dict[str, tuple[str, Decoder]] = {
             "semseg": (folder, partial(numbered_classes, num_classes=num_classes)),
@@ -140,7 +140,7 @@ class Cityscapes(FileDataset):
             split,
             layout=f"Cityscapes in NumPy files, {num_classes} classes (the MTAN and LibMTL line)",
             names=names,
-            sources=_sources(root, split, decoders),
+            sources=sources_in(root, split, {IMAGE: ("image", numbered_image), **decoders}),
             classes={"semseg": CITYSCAPES7 if num_classes == len(CITYSCAPES7) else CITYSCAPES19},
             boundary_tolerance=MAX_DIST,
             tasks=check_tasks(tasks, among=decoders) if tasks else None,
@@ -149,32 +149,34 @@ class Cityscapes(FileDataset):
         )
 
 
-def _names(root: Path, split: str, what: str) -> list[str]:
-    """``split``/NUMBER of every image, in the order of the numbers."""
+def names_in(root: Path, split: str, what: str, suffix: str = ".npy") -> list[str]:
+    """``split``/NUMBER of every image of the data set ``what``, in the order of the numbers."""
     check_split(split, SPLITS, what)
     folder = root / split / "image"
-    numbers = sorted(int(file.stem) for file in folder.glob("*.npy") if file.stem.isdigit())
+    numbers = sorted(int(file.stem) for file in folder.glob(f"*{suffix}") if file.stem.isdigit())
     if not numbers:
         raise MistakeError(
-            f"{folder}: no numbered .npy files ({holds(folder)}); expected 0.npy, 1.npy, ...; point root at the folder that "
-            "holds train and val"
+            f"{folder}: no numbered {suffix} files ({holds(folder)}); expected 0{suffix}, 1{suffix}, ...; "
+            "point root at the folder that holds train and val"
         )
     return [f"{split}/{number}" for number in numbers]
 
 
-def _sources(root: Path, split: str, decoders: Mapping[str, tuple[str, Decoder]]) -> dict[str, tuple[Source, ...]]:
-    places: dict[str, tuple[str, Decoder]] = {IMAGE: ("image", numbered_image), **decoders}
+def sources_in(
+    root: Path, split: str, places: Mapping[str, tuple[str, Decoder]], suffix: str = ".npy"
+) -> dict[str, tuple[Source, ...]]:
+    """The files of the image and of every task, from the folder of each and what decodes it."""
     return {
-        what: (Source(folder=f"{split}/{folder}", suffix=".npy", decode=decode, files=_files(root, folder)),)
+        what: (Source(folder=f"{split}/{folder}", suffix=suffix, decode=decode, files=_files(root, folder, suffix)),)
         for what, (folder, decode) in places.items()
     }
 
 
-def _files(root: Path, folder: str) -> dict[str, str]:
+def _files(root: Path, folder: str, suffix: str) -> dict[str, str]:
     return {
         f"{split}/{file.stem}": f"{split}/{folder}/{file.name}"
         for split in SPLITS
-        for file in sorted((root / split / folder).glob("*.npy"))
+        for file in sorted((root / split / folder).glob(f"*{suffix}"))
     }
 
 
