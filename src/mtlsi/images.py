@@ -9,7 +9,7 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import BinaryIO
@@ -69,14 +69,25 @@ _QUIET = _Quiet()
 
 
 @contextmanager
-def open_image(name: object, file: FilePath | BinaryIO, *, most_pixels: int | None = None) -> Iterator[Image.Image]:
+def open_image(
+    name: object,
+    file: FilePath | BinaryIO,
+    *,
+    most_pixels: int | None = None,
+    formats: Container[str | None] | None = None,
+) -> Iterator[Image.Image]:
     """The image in ``file``, decoded whole; of an animation the first frame. ``name`` begins every message.
 
-    Raises ``MistakeError`` where the file is no image, is damaged, or has more than ``PIL.Image.MAX_IMAGE_PIXELS``
-    pixels (89 million), or more than ``most_pixels``. A ``MistakeError`` raised in the ``with`` block gets ``name`` too.
+    Raises ``MistakeError`` where the file is no image, is damaged, has more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels
+    (89 million), or, before it is decoded, has more than ``most_pixels`` or is none of ``formats``, as Pillow calls them.
+    A ``MistakeError`` raised in the ``with`` block gets ``name`` too.
     """
     try:
         with _QUIET, _opened(file) as image:
+            if formats is not None and image.format not in formats:
+                raise MistakeError(
+                    f"{image.format}, which is not read here; expected JPEG, PNG, WebP, TIFF, BMP, AVIF or HEIC"
+                )
             if most_pixels is not None and image.width * image.height > most_pixels:
                 size = f"{image.width} x {image.height} pixels"
                 raise MistakeError(f"{size}; expected at most {most_pixels // 10**6} million: make it smaller first")
