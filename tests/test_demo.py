@@ -16,7 +16,7 @@ from mtlsi.evaluation.report import headline
 from mtlsi.evaluation.subject import data_config
 from mtlsi.kinds import decode
 from mtlsi.model.network import MTLSINet
-from mtlsi.options import EvaluateOptions
+from mtlsi.options.measuring import EvaluateOptions
 from mtlsi.tasks import TASK_SETS
 
 

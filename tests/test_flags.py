@@ -11,7 +11,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mtlsi.cli import build_parser
 from mtlsi.errors import MistakeError
 from mtlsi.flags import add_flags, read_counts, read_flags, read_mapping, read_sizes
-from mtlsi.options import BenchmarkOptions, BoundaryOptions, EvaluateOptions, PageOptions, PredictOptions, StudyOptions
+from mtlsi.options.measuring import BenchmarkOptions, BoundaryOptions, EvaluateOptions
+from mtlsi.options.training import StudyOptions
+from mtlsi.options.using import PageOptions, PredictOptions
 
 
 @dataclass(frozen=True)

@@ -14,22 +14,11 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError
 from mtlsi.flags import add_flags, read_flags
-from mtlsi.options import (
-    DEFAULT_MODEL,
-    BenchmarkOptions,
-    BoundaryOptions,
-    CheckOptions,
-    DemoOptions,
-    DeriveOptions,
-    DiagnoseOptions,
-    EvaluateOptions,
-    ExportOptions,
-    PackOptions,
-    PageOptions,
-    PredictOptions,
-    PrepareOptions,
-    StudyOptions,
-)
+from mtlsi.options.data import CheckOptions, DeriveOptions, PrepareOptions
+from mtlsi.options.measuring import BenchmarkOptions, BoundaryOptions, DiagnoseOptions, EvaluateOptions, PackOptions
+from mtlsi.options.training import DemoOptions, StudyOptions
+from mtlsi.options.using import ExportOptions, PageOptions, PredictOptions
+from mtlsi.options.values import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores

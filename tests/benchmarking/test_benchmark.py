@@ -23,7 +23,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
-from mtlsi.options import BenchmarkOptions
+from mtlsi.options.measuring import BenchmarkOptions
 
 CPU = torch.device("cpu")
 QUICK = {"device": "cpu", "repeats": 1, "batches": (1,)}

@@ -17,7 +17,7 @@ from mtlsi.evaluation.report import headline
 from mtlsi.evaluation.without_parts import VARIANTS, left_out
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
-from mtlsi.options import DiagnoseOptions, EvaluateOptions
+from mtlsi.options.measuring import DiagnoseOptions, EvaluateOptions
 
 CONFIG = DataConfig(image_hw=None, num_workers=0)
 

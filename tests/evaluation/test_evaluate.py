@@ -22,7 +22,7 @@ from mtlsi.evaluation.report import headline
 from mtlsi.evaluation.subject import data_config
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet, Output
-from mtlsi.options import EvaluateOptions
+from mtlsi.options.measuring import EvaluateOptions
 from mtlsi.run_folder import save_config
 from mtlsi.tasks import TASKS
 

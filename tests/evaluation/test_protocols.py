@@ -20,7 +20,7 @@ from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.protocols import PROTOCOLS, Showing, padded, showing_by, showing_of
 from mtlsi.model.build import create_model
 from mtlsi.model.network import Output, fit_to_image
-from mtlsi.options import EvaluateOptions, MeasureOptions
+from mtlsi.options.measuring import EvaluateOptions, MeasureOptions
 from mtlsi.tasks import TASK_SETS
 
 

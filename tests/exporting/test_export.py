@@ -21,7 +21,7 @@ from mtlsi.exporting import compare
 from mtlsi.exporting import onnx as graphs
 from mtlsi.exporting.export import export
 from mtlsi.exporting.int8 import Calibration, in_8_bits
-from mtlsi.options import ExportOptions
+from mtlsi.options.using import ExportOptions
 from mtlsi.prediction.graph import GraphPredictor
 from mtlsi.prediction.predictor import Predictor
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from mtlsi.errors import MistakeError
 from mtlsi.exporting.export import export
 from mtlsi.model.build import create_model
-from mtlsi.options import ExportOptions
+from mtlsi.options.using import ExportOptions
 from mtlsi.prediction.graph import GraphPredictor
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from mtlsi import decode, normalise
 from mtlsi.exporting.export import export
 from mtlsi.model.build import create_model
-from mtlsi.options import ExportOptions
+from mtlsi.options.using import ExportOptions
 
 
 def test_a_program_runs_at_other_sizes(tmp_path):

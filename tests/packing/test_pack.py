@@ -20,7 +20,7 @@ from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate_from_command
 from mtlsi.model.network import MTLSINet
-from mtlsi.options import EvaluateOptions, PackOptions
+from mtlsi.options.measuring import EvaluateOptions, PackOptions
 from mtlsi.packing.pack import pack_from_command
 
 QUIET = Console(file=StringIO())

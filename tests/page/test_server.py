@@ -32,7 +32,7 @@ def test_an_address_of_another_machine_is_one_line():
 
 
 def test_by_default_this_machine_alone_is_listened_to():
-    from mtlsi.options import PageOptions
+    from mtlsi.options.using import PageOptions
 
     with listen(PageOptions().host, 0) as listening:
         assert listening.getsockname()[0] == "127.0.0.1"

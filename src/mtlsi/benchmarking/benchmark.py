@@ -16,7 +16,7 @@ from mtlsi.device import find_device
 from mtlsi.drawing.plots import plot_scaling
 from mtlsi.errors import MistakeError
 from mtlsi.io import check_picture, check_writable, replace_text
-from mtlsi.options import BenchmarkOptions
+from mtlsi.options.measuring import BenchmarkOptions
 from mtlsi.plugins import settle_plugins
 from mtlsi.tasks import check_tasks
 from mtlsi.timing import describe_machine

@@ -20,7 +20,7 @@ from mtlsi.evaluation.token_figures import TaskFigures, Watch
 from mtlsi.evaluation.without_parts import VARIANTS, changed, decoder_of, left_out, tokens_of_another_image
 from mtlsi.metrics.boundary.protocols import Protocol
 from mtlsi.model.network import MTLSINet
-from mtlsi.options import DiagnoseOptions
+from mtlsi.options.measuring import DiagnoseOptions
 from mtlsi.tasks import BOUNDARY_PROTOCOL, TASKS
 
 AS_TRAINED = "as_trained"

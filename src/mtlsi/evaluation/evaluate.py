@@ -38,7 +38,7 @@ from mtlsi.kinds import decode
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
 from mtlsi.metrics.boundary.protocols import Protocol
 from mtlsi.nn.layout import resize_maps
-from mtlsi.options import EvaluateOptions
+from mtlsi.options.measuring import EvaluateOptions
 from mtlsi.tasks import BOUNDARY_PROTOCOL, TASKS, check_tasks, num_channels
 
 OnImage = Callable[[int, dict[str, Tensor], Scores], None]

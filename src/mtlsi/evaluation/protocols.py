@@ -13,7 +13,7 @@ from torch import Tensor
 from mtlsi.config import DataConfig
 from mtlsi.data.transforms import Box, Sample, cut, pad_centred
 from mtlsi.errors import MistakeError
-from mtlsi.options import Size
+from mtlsi.options.values import Size
 
 Cut = tuple[Size, Box]
 """A size, and the part of an image of that size that is kept."""

@@ -20,7 +20,7 @@ from mtlsi.evaluation.report import introduce
 from mtlsi.io import check_writable
 from mtlsi.metrics.boundary.protocols import Protocol, protocol_named
 from mtlsi.model.network import MTLSINet
-from mtlsi.options import MeasureOptions
+from mtlsi.options.measuring import MeasureOptions
 from mtlsi.tasks import check_tasks
 
 

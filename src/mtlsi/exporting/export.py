@@ -20,7 +20,7 @@ from mtlsi.exporting import compare
 from mtlsi.io import check_writable
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.network import MTLSINet
-from mtlsi.options import ExportOptions
+from mtlsi.options.using import ExportOptions
 from mtlsi.prediction.files import check_images
 from mtlsi.prediction.images import read_image
 from mtlsi.prediction.walk import Walk

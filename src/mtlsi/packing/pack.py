@@ -22,7 +22,7 @@ from mtlsi.evaluation.constant import Constant
 from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.report import score_table
 from mtlsi.evaluation.subject import Subject, check_options, open_subject, protocol_of, tasks_of
-from mtlsi.options import PackOptions
+from mtlsi.options.measuring import PackOptions
 from mtlsi.packing.card import PICTURE, Measured, Trained, card
 from mtlsi.prediction.predictor import Predictor
 from mtlsi.tasks import BOUNDARY_PROTOCOL

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtlsi.errors import MistakeError
-from mtlsi.options import PageOptions
+from mtlsi.options.using import PageOptions
 from mtlsi.page.results import DOWNLOADS, Result, Results
 from mtlsi.page.uploads import MOST_BYTES
 

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from mtlsi.errors import MistakeError
-from mtlsi.options import PredictOptions
+from mtlsi.options.using import PredictOptions
 from mtlsi.prediction.camera import Camera, Metres, distance_task
 from mtlsi.prediction.images import read_image
 

@@ -14,7 +14,7 @@ import numpy as np
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
 from mtlsi.kinds.colouring import Colour
-from mtlsi.options import PredictOptions
+from mtlsi.options.using import PredictOptions
 from mtlsi.prediction.camera import TrainingCamera
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.tasks import check_tasks, register_records

@@ -18,7 +18,7 @@ from typing import Any
 
 from mtlsi.config import RunConfig
 from mtlsi.errors import MistakeError
-from mtlsi.options import StudyOptions
+from mtlsi.options.training import StudyOptions
 from mtlsi.studies.settings import config_of, merged, nested, read_mapping, read_values
 from mtlsi.tasks import TASKS
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from mtlsi.device import prepare_process
 from mtlsi.errors import MistakeError
 from mtlsi.lock import HeldError, held
-from mtlsi.options import StudyOptions
+from mtlsi.options.training import StudyOptions
 from mtlsi.plugins import import_plugins
 from mtlsi.studies.figures import measure
 from mtlsi.studies.plan import Plan, StudyRun, read_plan

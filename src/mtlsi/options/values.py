@@ -1,0 +1,17 @@
+"""What the options of several verbs share."""
+
+from __future__ import annotations
+
+import os
+
+DEFAULT_MODEL = "nyud"
+REPEATED = {"repeated": True}
+"""Marks a flag that is given once per value, as in --plugin a.py --plugin b.py."""
+Size = tuple[int, int]
+"""Height and width, in pixels."""
+Point = tuple[float, float]
+
+
+def num_cpus() -> int:
+    """Number of CPUs in this machine."""
+    return os.cpu_count() or 1
