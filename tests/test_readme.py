@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -11,20 +12,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtlsi.cli import build_parser
+from mtlsi.cli import build_parser, main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+
+
+def load_script(path: Path):
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+DOCS = load_script(ROOT / "docs/run_commands.py")
+PAGES, blocks_of, commands_of = DOCS.PAGES, DOCS.blocks_of, DOCS.commands_of
 WITH_PYTHON = ("README.md", "docs/own_backbone.md", "docs/own_dataset.md", "docs/own_decoder.md")
-
-
-def blocks_of(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-
-
-def commands_of(page: Path) -> list[str]:
-    lines = [line for block in blocks_of(page, "bash") for line in block.splitlines()]
-    return [line.split("#")[0].strip() for line in lines if line.startswith("mtlsi ")]
 
 
 def test_readme_has_commands():
@@ -56,3 +61,45 @@ def test_python_blocks_run_in_the_order_in_which_they_are_read(page, tmp_path):
         [sys.executable, "page.py"], cwd=tmp_path, env=settings, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("docs") / "work"
+    DOCS.prepare(folder, num_rooms=2)
+    return folder
+
+
+QUICK = [
+    command
+    for command in dict.fromkeys(commands_of(ROOT / "README.md"))
+    if re.match(r"mtlsi (predict|data|boundary)\b", command) and "holiday" not in command
+]
+
+
+def test_the_quick_commands_are_among_those_of_the_readme():
+    assert len(QUICK) >= 5
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_a_quick_command_of_the_readme_does_its_work(command, stand_ins, monkeypatch):
+    monkeypatch.chdir(stand_ins)
+    assert main(DOCS.shortened(command)) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("mtlsi predict photo.jpg --points", "predict photo.jpg --points"),
+        ("mtlsi train --resume runs/a", "train --resume runs/a --train.iterations 3"),
+        (
+            "mtlsi benchmark --model tiny --sizes 224x288,448x576",
+            "benchmark --model tiny --sizes 56x72,112x144 --repeats 2",
+        ),
+        ("mtlsi study FILE --out DIR --table", "study recipes/studies/scales_scenes.yaml --out DIR --table --seeds 0"),
+    ],
+)
+def test_what_is_long_is_shortened(command, expected):
+    arguments = DOCS.shortened(command)
+    assert arguments[: len(expected.split())] == expected.split()
+    assert build_parser().parse_args(arguments)["subcommand"] == arguments[0]
