@@ -78,7 +78,6 @@ def prepare(folder: Path, num_rooms: int = 4) -> None:
     for path in ("photo.jpg", "holiday/a.jpg", "holiday/sea/b.jpg", "photos/c.jpg", "more/d.jpg"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rooms[0]["image"]).save(folder / path, quality=95)
-    (folder / "holiday/broken.jpg").write_bytes(b"no image")
     for name in ("NYUDV2_FOLDER", "PREPARED_NYUDV2", "DIR"):
         write_nyud(folder / name, rooms)
     write_pascal(folder / "PASCALCONTEXT_FOLDER", rooms)

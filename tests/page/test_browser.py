@@ -5,10 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -26,6 +23,7 @@ from mtlsi.kinds.palette import palette
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.prediction.predictor import Predictor
+from page_server import served
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -39,43 +37,7 @@ FLAGS = (
     "--enable-unsafe-swiftshader", "--window-size=1400,1400",
 )  # fmt: skip
 PATIENCE_S = 120  # for one step, on a busy machine
-LIFE_S = 600  # the server ends by itself even where the test is killed
 TASKS = ("semseg", "depth", "normals", "boundary")
-SERVE = """
-import os, sys, threading
-life = threading.Timer(float(sys.argv[1]), os._exit, [3])
-life.daemon = True
-life.start()
-def watch(event, arguments):
-    if event == "socket.getaddrinfo" or event == "socket.connect":
-        address = str(arguments[0] if event == "socket.getaddrinfo" else arguments[1])
-        if not any(ours in address for ours in ("127.0.0.1", "localhost", "::1")):
-            with open(sys.argv[2], "a") as log:
-                print(event, address, file=log)
-sys.addaudithook(watch)
-from mtlsi.cli import main
-sys.exit(main(["page", "--port", "0", "--device", "cpu", "--model", sys.argv[3]]))
-"""
-
-
-@contextmanager
-def served(model: Path, reached: Path) -> Iterator[str]:
-    """The address of a page over ``model``; what its server looks for elsewhere is written to ``reached``."""
-    command = [sys.executable, "-c", SERVE, str(LIFE_S), str(reached), str(model)]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=settings) as server:
-        assert server.stdout is not None
-        try:
-            said = []
-            for line in server.stdout:
-                said.append(line)
-                if line.startswith("mtlsi page: http://127.0.0.1:"):
-                    yield line.split()[2] + "/"
-                    return
-            pytest.fail("the page did not start: " + "".join(said))
-        finally:
-            server.terminate()
-            server.wait(30)
 
 
 @contextmanager
