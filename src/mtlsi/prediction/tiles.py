@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,8 @@ class Grid:
     tile_hw: Size
     tops: tuple[int, ...]
     lefts: tuple[int, ...]
+    closer: float = 1.0
+    """How many times as large as in the whole image they show things."""
 
     @property
     def canvas_hw(self) -> Size:
@@ -135,7 +137,8 @@ def grid_of(size_hw: Size, working_size: Size, tiles: Size | None) -> Grid | Non
         )
     seen = fit_size(tuple(max(1, round(side)) for side in part), working_size)
     height, width = (ALIGN * max(1, round(side / ALIGN)) for side in seen)
-    return Grid((height, width), _starts(height, rows), _starts(width, columns))
+    grid = Grid((height, width), _starts(height, rows), _starts(width, columns))
+    return replace(grid, closer=math.sqrt(math.prod(grid.canvas_hw) / math.prod(fit_size(size_hw, working_size))))
 
 
 def fitting_tiles(size_hw: Size, working_size: Size) -> Size:
@@ -212,7 +215,7 @@ class Mosaic:
         """Add the outputs ``(1 c h w)`` of the tile in this row and column."""
         top, left = self.grid.tops[row] // self.stride, self.grid.lefts[column] // self.stride
         rows, columns = slice(top, top + raw.shape[2]), slice(left, left + raw.shape[3])
-        values = self.kind.to_average(raw)
+        values = self.kind.to_average(self.kind.zoom(raw, 1 / self.grid.closer))
         if cells := self.mixture.cells:
             values = values + smooth(self.whole[..., rows, columns] - values, cells)
         self.sum[..., rows, columns] += self.down[row, rows, None] * self.across[column, columns] * values
