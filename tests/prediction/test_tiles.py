@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from by_colour import ByColour, predictor
 from mtlsi.errors import MistakeError
+from mtlsi.options.using import PredictOptions
 from mtlsi.prediction import tiles
-from mtlsi.prediction.predictor import Predictor
+from mtlsi.prediction.files import predict_paths
+from mtlsi.prediction.graph import predictor_from_command
 from mtlsi.prediction.tiles import Grid, Mixture, TiledPredictor, compose, fitting_tiles, grid_of, smooth, weights
 
 
@@ -115,6 +119,14 @@ def test_only_tasks_that_gain_from_tiles_are_looked_at_closer(large):
     assert seen.seen.shape[-2:] == (48, 64)  # the whole image, and nothing after it
 
 
+def test_an_image_done_with_other_tiles_is_predicted_again(large, tmp_path):
+    Image.fromarray(large).save(tmp_path / "a.png")
+    done = [
+        predict_paths(tmp_path / "a.png", tiled(given), tmp_path / "out").written for given in ("none", "2x2", "2x2")
+    ]
+    assert done == [1, 1, 0]
+
+
 # ---- metres
 
 
@@ -185,5 +197,6 @@ def test_tiles_of_too_few_pixels_are_refused(photo):
         tiled("1x2")(photo[:5])
 
 
-def test_a_predictor_in_tiles_is_a_predictor():
-    assert isinstance(tiled(), Predictor)
+def test_exported_models_refuse_tiles():
+    with pytest.raises(MistakeError, match=r"--tiles with model.onnx"):
+        predictor_from_command(PredictOptions([Path("a.jpg")], model="model.onnx", tiles="2x2"))

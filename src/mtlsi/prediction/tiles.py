@@ -34,8 +34,11 @@ from mtlsi.tasks import TASKS
 
 OVERLAP = 0.25
 """Of a tile's side, that it shares with the next tile."""
-CLOSEST = 4.0
-"""Tiles that ``auto`` chooses show things at most this many times as large as the whole image does."""
+CLOSEST = 2.0
+"""Tiles that ``auto`` chooses show things about this many times as large as the whole image does, at most.
+
+Choice: training shows images at up to twice their size, and so far the gain was measured.
+"""
 ALIGN = 8
 """Tiles begin at multiples of so many pixels of what the network sees: its grids have strides of 8 or finer."""
 NO_TILES = (1, 1)
@@ -64,7 +67,7 @@ MIXTURES: dict[str, Mixture] = {
 }
 """By kind; ``thin``: a strength that is drawn as thin lines.
 
-Choice: what scored best on NYUDv2 with the packaged model (docs/tiles.md). Tiles alone are worse at everything but boundaries.
+Choice: what scored best on NYUDv2 with the packaged model (docs/tiles.md). Tiles alone are worse at all but boundaries.
 Directions gain nothing, and of other values and strengths nothing is known: they are the whole image's.
 """
 
