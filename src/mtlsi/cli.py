@@ -213,12 +213,12 @@ def _open_predictor(options: PredictOptions) -> Predictor | GraphPredictor:
 
         return predictor_from_command(options)
     from mtlsi.model.network import MTLSINet
-    from mtlsi.prediction.predictor import Predictor
+    from mtlsi.prediction.tiles import TiledPredictor
     from mtlsi.run_folder import import_named_plugins
 
     import_named_plugins(options.plugin, options.model)
     model = MTLSINet.from_pretrained(options.model)
-    return Predictor(model, device=options.device, dtype=options.dtype, compile=options.compile)
+    return TiledPredictor(model, options.tiles, device=options.device, dtype=options.dtype, compile=options.compile)
 
 
 def _export(options: ExportOptions) -> int:

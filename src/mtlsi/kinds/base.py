@@ -105,6 +105,14 @@ class Kind(ABC):
         """Raw channels (c) that decode to ``constant``."""
         return constant.reshape(-1)
 
+    def to_average(self, raw: Tensor) -> Tensor:
+        """Raw channels (b c h w) as numbers whose weighted mean over several looks at one place makes sense."""
+        return raw
+
+    def from_average(self, values: Tensor) -> Tensor:
+        """Raw channels that such a mean stands for."""
+        return values
+
     # ---- colours
 
     def colours(

@@ -54,6 +54,10 @@ class Direction(Kind):
     def decode(self, raw: Tensor) -> Tensor:
         return unit_length(raw.float(), 1e-12)
 
+    def to_average(self, raw: Tensor) -> Tensor:
+        """Unit vectors: how long raw ones are says nothing."""
+        return self.decode(raw)
+
     def constant(self, values: Tensor) -> Tensor:
         """The mean direction."""
         return torch.nn.functional.normalize(values.mean(-1), dim=0)

@@ -40,6 +40,13 @@ class Distance(Kind):
     def decode(self, raw: Tensor) -> Tensor:
         return raw.float()[:, 0].clamp_min(0)
 
+    def to_average(self, raw: Tensor) -> Tensor:
+        """The logarithm, in which a scale is a sum; of less than a millimetre, that of one."""
+        return raw.float().clamp_min(1e-3).log()
+
+    def from_average(self, values: Tensor) -> Tensor:
+        return values.exp()
+
     def constant(self, values: Tensor) -> Tensor:
         """The median."""
         return values.median()

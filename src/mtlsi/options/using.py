@@ -48,6 +48,8 @@ class PredictOptions:
     """float32 (fp32), bfloat16 (bf16) or float16 (fp16)."""
     compile: bool = False
     """Compile the network, which takes a minute for every new image shape."""
+    tiles: str = field(default="none", metadata={"metavar": "auto|none|ROWSxCOLUMNS"})
+    """Look closer at large images, in overlapping parts; auto: in as many as they have detail for. See docs/tiles.md."""
     plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)
     """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
 

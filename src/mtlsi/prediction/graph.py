@@ -95,6 +95,7 @@ def predictor_from_command(options: PredictOptions) -> GraphPredictor:
         ("--device", options.device not in (None, "cpu")),
         ("--dtype", options.dtype != "float32"),
         ("--compile", options.compile),
+        ("--tiles", options.tiles not in ("none", "1x1")),
         ("--plugin", bool(options.plugin)),
     ):
         if given:

@@ -137,7 +137,7 @@ class Predictor:
         pixels = as_pixels(image)
         height, width = pixels.shape[:2]
         with torch.inference_mode():
-            raw = self._run(self._shrink(pixels), names)
+            raw = self._raw(pixels, names)
             found = {task: _at_own_size(task, raw[task], (height, width)) for task in names}
         return found if self.camera is None else self._in_metres(found, (height, width), image)
 
@@ -148,6 +148,10 @@ class Predictor:
         if view is None or self.training_camera is None:
             return found
         return multiplied(found, self.training_camera.factor(view.focal_px, size_hw))
+
+    def _raw(self, pixels: np.ndarray, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """The raw outputs ``(1 c h w) float32`` for an image ``(H W 3) uint8``."""
+        return self._run(self._shrink(pixels), names)
 
     def _shrink(self, pixels: np.ndarray) -> torch.Tensor:
         """The network's input ``(1 3 h w)``: the image at the working size, ImageNet-normalised."""
