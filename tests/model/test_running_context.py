@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -67,7 +69,8 @@ def test_other_shares_are_refused(keep):
 def test_network_attends_to_the_mean_of_the_contexts(monkeypatch):
     """Against the plain network whose fusion is given, by hand, the mean of the contexts that it computed itself."""
     model, clip = network(), frames(4)
-    fusion, seen = model.decoder.fusion, []
+    decoder: Any = model.decoder
+    fusion, seen = decoder.fusion, []
     own_context = fusion.context
 
     with torch.no_grad():

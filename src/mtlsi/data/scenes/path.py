@@ -129,11 +129,17 @@ def seen_from(
 def visible_in(
     columns: NDArray, rows: NDArray, depths: NDArray, other_depth: NDArray, tolerance: float = SAME_SURFACE
 ) -> NDArray[np.bool_]:
-    """Where the other frame shows the very points that ``seen_from`` found: all four pixels around have their depth."""
+    """Where the other frame shows the very points that ``seen_from`` found: where it has their depth.
+
+    Its depth between pixels is interpolated as its inverse, which is linear in a plane's image.
+    """
     height, width = other_depth.shape
     with np.errstate(invalid="ignore"):
-        inside = (columns >= 0) & (columns <= width - 1) & (rows >= 0) & (rows <= height - 1)
-    left, top = (np.where(inside, x, 0).astype(np.int64) for x in (columns, rows))
+        inside = (columns >= 0) & (columns <= width - 1) & (rows >= 0) & (rows <= height - 1) & (depths > 0)
+    x, y = (np.where(inside, place, 0) for place in (columns, rows))
+    left, top = x.astype(np.int64), y.astype(np.int64)
     right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
-    around = np.stack([other_depth[y, x] for y in (top, bottom) for x in (left, right)])
-    return inside & (np.abs(around - depths) < tolerance * np.abs(depths)).all(0)
+    inverse, across, down = 1 / other_depth.astype(np.float64), x - left, y - top
+    upper = inverse[top, left] * (1 - across) + inverse[top, right] * across
+    lower = inverse[bottom, left] * (1 - across) + inverse[bottom, right] * across
+    return inside & (np.abs(depths * (upper * (1 - down) + lower * down) - 1) < tolerance)
