@@ -46,7 +46,7 @@ def test_flicker_equals_a_naive_loop(script):
     found = script.flicker(now, then, script.Before(columns, rows, visible, ratio, turn))
     expected = {task: [] for task in now}
     for v, u in zip(*np.nonzero(visible), strict=True):
-        x, y = columns[v, u], rows[v, u]
+        x, y = float(columns[v, u]), float(rows[v, u])
         corners = [
             (row, column, (1 - abs(y - row)) * (1 - abs(x - column)))
             for row in {math.floor(y), math.ceil(y)}

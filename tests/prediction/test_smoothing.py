@@ -162,8 +162,9 @@ def test_other_shares_are_refused_in_one_line(plain, share):
 
 def test_what_has_no_context_or_no_raw_outputs_is_told():
     heads = Predictor(network(decoder="heads_only"), device="cpu")
-    with pytest.raises(MistakeError, match="no fusion, whose context is smoothed"):
-        Smoothed(heads, context=0.5)
+    for without in (heads, predictor()):
+        with pytest.raises(MistakeError, match="no fusion, whose context is smoothed"):
+            Smoothed(without, context=0.5)
     frames = clip(2)
     smoothed = Smoothed(heads, outputs=0.5)
     assert_same(smoothed(frames[0]), heads(frames[0]))

@@ -47,7 +47,7 @@ class Smoothed:
                 "an exported graph gives finished predictions, which are not smoothed; give a PyTorch model"
             )
         if self.context:
-            check_context(predictor.model.decoder)
+            check_context(getattr(predictor.model, "decoder", predictor.model))  # a network of one's own may have none
         self._running = RunningContext(self.context)
         self._options: dict[str, Any] = {"context": self._follow(predictor)} if self.context else {}
         self._mean: dict[str, torch.Tensor] = {}
