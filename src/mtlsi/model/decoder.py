@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mtlsi.model.cross_window import CrossWindowBlock
 from mtlsi.model.final import FinalPredictions
-from mtlsi.model.fusion import NoFusion
+from mtlsi.model.fusion import NoFusion, ReplaceContext
 from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import PreliminaryDecoder
 from mtlsi.nn.layers import Predictions
@@ -52,11 +52,19 @@ class MTLSIDecoder(FinalPredictions):
         self.cross_window = cross_window
         self.heads = heads
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    @property
+    def has_context(self) -> bool:
+        """Whether ``forward`` takes a context."""
+        return not isinstance(self.fusion, NoFusion)
+
+    def forward(
+        self, maps: Sequence[Tensor], context: ReplaceContext | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        following = () if context is None else (context,)
         # fmt: off
         features, coarse = self.preliminary(maps)                       # b t c h w, b o h w
         met = pool_maps(features, self.pool)                            # b t c y x
-        fused = self.fusion(met, pool_maps(coarse, self.pool))          # b t n c
+        fused = self.fusion(met, pool_maps(coarse, self.pool), *following)  # b t n c
         if self.index is not None:
             features, met, fused = (take_tasks(x, self.index) for x in (features, met, fused))
         tokens = self.distiller(fused)                                  # b t k c

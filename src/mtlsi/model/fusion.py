@@ -6,12 +6,13 @@
     A_s = phi(Q_s) C / (phi(Q_s) z)                        linear attention, phi(x) = elu(x) + 1
     fused = J + MLP(concat_s A_s)
 
-C and z are one for all tasks and scales: m runs over the pooled positions of every task.
+C and z are one for all tasks and scales: m runs over the pooled positions of every task. In a clip they may be those of more
+frames than one, see ``running_context.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -21,6 +22,9 @@ from mtlsi import kernels
 from mtlsi.errors import MistakeError
 from mtlsi.nn.layers import PredictionEmbedding, TaskBatchNorm, TaskLayerNorm, TaskLinear, TaskMLP
 from mtlsi.nn.layout import apart, pool_maps, side_by_side, to_map, to_positions
+
+ReplaceContext = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""The C and z of an image to those that are attended to."""
 
 
 class MultiQueryLinearFusion(nn.Module):
@@ -57,10 +61,15 @@ class MultiQueryLinearFusion(nn.Module):
         self.merge = TaskMLP(t, len(scales) * channels, channels, channels)
 
     def forward(
-        self, features: Float[Tensor, "b t c h w"], coarse: Float[Tensor, "b o h w"]
+        self,
+        features: Float[Tensor, "b t c h w"],
+        coarse: Float[Tensor, "b o h w"],
+        replaced: ReplaceContext | None = None,
     ) -> Float[Tensor, "b t n c"]:
         joined = self.joined(features, coarse)  # b t c h w
         context, normaliser = self.context(joined)  # b heads d d, b heads d
+        if replaced is not None:
+            context, normaliser = replaced(context, normaliser)
         queries = self.queries(side_by_side(self.query_norm(joined)))  # for each scale: b (t c) h w
         queries = [to_positions(apart(q, len(self.embed))) for q in queries]  # b t n c
         expand = self.merge.expand

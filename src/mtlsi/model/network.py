@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,6 +34,7 @@ from mtlsi.model.backbone import STRIDES, Backbone
 from mtlsi.model.decoder_spec import DecoderSpec
 from mtlsi.model.decoders import OnlyTasks, build_decoder
 from mtlsi.model.forms import as_stored
+from mtlsi.model.fusion import ReplaceContext
 from mtlsi.nn.layout import resize_maps
 from mtlsi.nn.task_subset import shallow_copy
 from mtlsi.tasks import check_tasks, num_channels, register_records
@@ -102,16 +103,26 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         self.register_load_state_dict_pre_hook(_with_prefix)
         self._subsets: dict[tuple[str, ...], tuple[list[Any], MTLSINet]] = {}
 
-    def forward(self, images: Tensor, tasks: Iterable[str] | None = None, *, full_size: bool = True) -> Output:
+    def forward(
+        self,
+        images: Tensor,
+        tasks: Iterable[str] | None = None,
+        *,
+        full_size: bool = True,
+        context: ReplaceContext | None = None,
+    ) -> Output:
         """ImageNet-normalised images (b 3 H W), H and W of any size, to the raw predictions of ``tasks`` (None: all).
 
         Predictions are at the images' size, or as the network makes them with ``full_size=False``: final ones at stride
         4 (b channels ceil(H/4) ceil(W/4)), coarse ones at the decoder's stride.
-        What a subset of the tasks does not need is not computed; while training, all tasks are. Raises ``MistakeError``
-        for an unknown task and for what is no batch of normalised images.
+        What a subset of the tasks does not need is not computed; while training, all tasks are. ``context`` says what the
+        fusion attends to in place of the images' own context, such as a ``RunningContext``. Raises ``MistakeError`` for an
+        unknown task, for what is no batch of normalised images, and for ``context`` with a decoder that has none.
         """
         # fmt: off
         decoder = self._decoder_for(tasks)
+        if context is not None:
+            decoder = partial(check_context(decoder), context=context)
         padded = pad_to_multiple(self._checked(images), STRIDES[-1])  # b 3 H W, multiples of 32
         maps = self.backbone(padded)                                  # 4 x (b c_i H/4.. W/4..)
         final, coarse = decoder(maps)                                 # {task: b channels h w}
@@ -201,6 +212,13 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_subsets": {}}  # a copy makes its own
+
+
+def check_context(decoder: nn.Module) -> nn.Module:
+    """``decoder``; ``MistakeError`` unless it has a fusion, whose context can be replaced."""
+    if not getattr(decoder, "has_context", False):
+        raise MistakeError("this decoder has no fusion, whose context is smoothed; smooth the outputs instead")
+    return decoder
 
 
 def checked_colours(

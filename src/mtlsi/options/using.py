@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtlsi.config import PRECISIONS, Names, split_names
+from mtlsi.errors import MistakeError
 from mtlsi.options.values import DEFAULT_MODEL, REPEATED, Size
 
 
@@ -50,6 +51,11 @@ class PredictOptions:
     """Compile the network, which takes a minute for every new image shape."""
     tiles: str = field(default="none", metadata={"metavar": "auto|none|ROWSxCOLUMNS"})
     """Look closer at large images, in overlapping parts; auto: in as many as they have detail for. See docs/tiles.md."""
+    smooth: float = 0.0
+    """Videos: the share, 0 to below 1, that the network's context keeps from frame to frame; see docs/smoothing.md."""
+    smooth_outputs: float = 0.0
+    """Videos: the share, 0 to below 1, that the predictions keep from frame to frame: steadier, but what moves leaves a
+    trace."""
     plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)
     """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
 
@@ -57,6 +63,9 @@ class PredictOptions:
         object.__setattr__(self, "write", split_names(self.write))
         if self.points:
             object.__setattr__(self, "write", tuple(dict.fromkeys((*self.write, "ply", "glb"))))
+        for flag, share in (("--smooth", self.smooth), ("--smooth-outputs", self.smooth_outputs)):
+            if not 0 <= share < 1:
+                raise MistakeError(f"{flag} {share:g}; expected 0 (none) or more, below 1, such as 0.8")
         object.__setattr__(self, "dtype", PRECISIONS.get(self.dtype, self.dtype))
         if self.tasks is not None:
             object.__setattr__(self, "tasks", split_names(self.tasks))

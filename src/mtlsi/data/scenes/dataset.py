@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mtlsi.data.scenes.geometry import Floats, dot, gather
-from mtlsi.data.scenes.layout import FOCAL_RANGE, SURFACES, Camera, build
-from mtlsi.data.scenes.raycast import cast, intrinsics
+from mtlsi.data.scenes.geometry import Floats, Geometry, dot, gather
+from mtlsi.data.scenes.layout import FOCAL_RANGE, SURFACES, Camera, Scene, build
+from mtlsi.data.scenes.raycast import Hits, cast, intrinsics
 from mtlsi.data.scenes.shading import photograph
 from mtlsi.data.scenes.shapes import Dice
 from mtlsi.errors import MistakeError
@@ -76,7 +76,8 @@ def label_set_of(classes: Mapping[str, Sequence[str]], tasks: Sequence[str]) -> 
     return next((name for name in order if set(tasks) <= set(LABEL_SETS[name])), "all")
 
 
-def _check(index: int, seed: int, size_hw: tuple[int, int], label_set: str) -> None:
+def check_arguments(index: int, seed: int, size_hw: tuple[int, int], label_set: str) -> None:
+    """Raises ``MistakeError`` for what is no scene."""
     if label_set not in LABEL_SETS:
         raise MistakeError(f"label set given: {label_set!r}; expected one of {', '.join(LABEL_SETS)}")
     if min(size_hw) < 2:
@@ -133,10 +134,18 @@ def render_scene(
     The same arguments give the same bytes on every machine, as long as NumPy draws the same random numbers.
     Raises ``MistakeError`` for an unknown label set, a size below 2 pixels, or an index or seed below 0.
     """
-    _check(index, seed, size_hw, label_set)
+    check_arguments(index, seed, size_hw, label_set)
     scene = build(Dice(seed, index))
     geometry = gather(scene)
     hits = cast(scene, geometry, size_hw)
+    image = photograph(scene, geometry, hits, Dice(seed, index, stream=1), size_hw)
+    return {"image": image, **labels_of(scene, geometry, hits, size_hw, label_set)}
+
+
+def labels_of(
+    scene: Scene, geometry: Geometry, hits: Hits, size_hw: tuple[int, int], label_set: str
+) -> dict[str, NDArray]:
+    """The label of each task of the label set for what the scene's camera sees."""
     instance = geometry.instance[hits.solid].reshape(size_hw)
     kinds = [*SURFACES, *(item.kind for item in scene.items)]
     pascal = label_set == "pascal"
@@ -150,8 +159,7 @@ def render_scene(
         "normals": _in_camera(scene.camera, hits.normal).reshape(3, *size_hw),
         "boundary": outlines(instance),
     }
-    image = photograph(scene, geometry, hits, Dice(seed, index, stream=1), size_hw)
-    return {"image": image, **{task: labels[task] for task in LABEL_SETS[label_set]}}
+    return {task: labels[task] for task in LABEL_SETS[label_set]}
 
 
 def scene_intrinsics(
@@ -160,7 +168,7 @@ def scene_intrinsics(
     """(fx, fy, cx, cy) in pixels of a scene's pinhole camera: pixel (column u, row v) of depth d is the point
     ((u - cx) d / fx, (cy - v) d / fy, -d) in the frame of the normals (x right, y up, z towards the camera).
     """
-    _check(index, seed, size_hw, "all")
+    check_arguments(index, seed, size_hw, "all")
     return intrinsics(build(Dice(seed, index)).camera, size_hw)
 
 
@@ -183,7 +191,7 @@ class Scenes(torch.utils.data.Dataset):
         tasks: Sequence[str] | None = None,
         first_index: int = 0,
     ) -> None:
-        _check(first_index, seed, size_hw, label_set)
+        check_arguments(first_index, seed, size_hw, label_set)
         if length < 0:
             raise MistakeError(f"number of scenes given: {length}; expected 0 or more")
         self.length, self.seed, self.first_index = length, seed, first_index

@@ -129,16 +129,20 @@ def _light(scene: Scene, geometry: Geometry, hits: Hits, size_hw: tuple[int, int
     return total
 
 
-def _develop(linear: Floats, mood: Mood, dice: Dice, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """The photograph (H W 3) of a linear image: exposed for its mean, tinted, vignetted, noisy."""
+def brightness_of(linear: Floats) -> float:
+    """The mean of a linear image, highlights cut, for which a photograph is exposed."""
     brightness = np.minimum((linear[0] + 2 * linear[1] + linear[2]) * np.float32(0.25), 4)
     # Summed as integers, so that the order does not matter.
-    mean = int((brightness * 65536).astype(np.int64).sum()) / 65536 / brightness.size
-    v, u = np.divmod(np.arange(brightness.size), size_hw[1])
+    return int((brightness * 65536).astype(np.int64).sum()) / 65536 / brightness.size
+
+
+def develop(linear: Floats, mean: float, mood: Mood, dice: Dice, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """The photograph (H W 3) of a linear image: exposed for a brightness of ``mean``, tinted, vignetted, noisy."""
+    v, u = np.divmod(np.arange(linear.shape[1]), size_hw[1])
     across = (2 * u + 1 - size_hw[1]) / size_hw[1], (2 * v + 1 - size_hw[0]) / size_hw[0]
     falloff = (1 - mood.vignette * (across[0] ** 2 + across[1] ** 2) / 2).astype(np.float32)
-    grain = dice.rng.standard_normal((brightness.size, 3), np.float32) * np.float32(mood.noise)
-    image = np.empty((brightness.size, 3), np.uint8)
+    grain = dice.rng.standard_normal((linear.shape[1], 3), np.float32) * np.float32(mood.noise)
+    image = np.empty((linear.shape[1], 3), np.uint8)
     for channel in range(3):
         level = linear[channel] * falloff * np.float32(mood.exposure / max(mean, 1e-6) * mood.balance[channel])
         shown = np.sqrt(level * (1 + level / 4) / (1 + level))  # a soft shoulder, then a gamma of two
@@ -146,8 +150,13 @@ def _develop(linear: Floats, mood: Mood, dice: Dice, size_hw: tuple[int, int]) -
     return image.reshape(*size_hw, 3)
 
 
-def photograph(scene: Scene, geometry: Geometry, hits: Hits, dice: Dice, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """The scene as an RGB image (H W 3)."""
+def seen_light(scene: Scene, geometry: Geometry, hits: Hits, size_hw: tuple[int, int]) -> Floats:
+    """The linear RGB (3 n) that reaches each pixel."""
     colour, glow = _albedo(geometry, hits)
-    light = _light(scene, geometry, hits, size_hw)
-    return _develop(colour * (light + glow), scene.mood, dice, size_hw)
+    return colour * (_light(scene, geometry, hits, size_hw) + glow)
+
+
+def photograph(scene: Scene, geometry: Geometry, hits: Hits, dice: Dice, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """The scene as an RGB image (H W 3), exposed for its own brightness."""
+    linear = seen_light(scene, geometry, hits, size_hw)
+    return develop(linear, brightness_of(linear), scene.mood, dice, size_hw)
