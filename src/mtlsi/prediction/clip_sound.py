@@ -18,7 +18,11 @@ COPIED = {
 """By format, the sound that is taken over as it is: what players expect there. Matroska takes all that FFmpeg can write."""
 COMPRESSED = {"mp4": "aac", "matroska": "aac", "webm": "libopus"}
 """By format, what other sound becomes."""
-OPUS_RATE = 48_000
+USUAL_RATE = 48_000
+RATES = {"aac": (44_100, 48_000, 32_000, 24_000, 22_050, 16_000, 11_025, 8_000), "libopus": (48_000,)}
+"""By what sound becomes, the samples a second that it may have; other sound gets ``USUAL_RATE``."""
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+"""By the number of channels how they are arranged; other sound is mixed to two."""
 
 
 class Copied:
@@ -43,8 +47,11 @@ class Compressed:
 
     def __init__(self, stream: Any, container: Any):
         codec, decoder = COMPRESSED[container.format.name], stream.codec_context
-        rate = OPUS_RATE if codec == "libopus" else decoder.sample_rate
-        self.stream = container.add_stream(codec, rate=rate, layout=decoder.layout.name)
+        rate = decoder.sample_rate if decoder.sample_rate in RATES[codec] else USUAL_RATE
+        layout = LAYOUTS.get(
+            decoder.layout.nb_channels, "stereo"
+        )  # its name says no more of some files than the number
+        self.stream = container.add_stream(codec, rate=rate, layout=layout)
         self.decoder, self.word = decoder, f"compressed again as {codec.removeprefix('lib')}"
 
     def packets(self, packet: Any | None) -> list[Any]:

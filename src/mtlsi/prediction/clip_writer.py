@@ -40,7 +40,7 @@ class Encoder:
 
 ENCODERS = {
     "mp4": (
-        Encoder("libx264", {"crf": "20", "preset": "veryfast"}),
+        Encoder("libx264", {"crf": "20", "preset": "veryfast", "bf": "0"}),
         Encoder("libopenh264", {"b": "8M"}),
         Encoder("mpeg4", {"b": "12M"}, COARSE_TICKS),
     ),
@@ -50,7 +50,10 @@ ENCODERS = {
     ),
 }
 ENCODERS["matroska"] = ENCODERS["mp4"]
-"""By format, what is tried in turn: H.264, which every player knows, where this PyAV can write it."""
+"""By format, what is tried in turn: H.264, which every player knows, where this PyAV can write it.
+
+Choice: no pictures out of order (``bf`` 0): .mp4 counts a clip's length in the order in which pictures are stored, and would
+end before the last ones where some are shown long."""
 
 
 class ClipWriter:

@@ -36,6 +36,8 @@ MOST_WAITING = 2000
 """Packets of sound that wait for the picture of their time; files keep both close together."""
 NAMED = 10
 """Broken pictures that are named; more are counted."""
+SILENT_PACKETS = ("vp8", "libvpx", "vp9", "libvpx-vp9")
+"""Decoders for which a packet may be no picture but help for later ones."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Clip:
         self.upright = Upright(self.video.sample_aspect_ratio)
         self.packets = self._packets()
         self.num_decoded = self.num_broken = self.num_packets = 0
+        self.has_fields = False
         self.last_s, self.end_s = Fraction(-1), Fraction(0)
 
     def __enter__(self) -> Clip:
@@ -148,6 +151,13 @@ class Clip:
             if packet.stream.index == self.video.index:
                 yield from ((start_s, frame) for _, start_s, frame in self._decoded(packet))
 
+    @property
+    def num_lost(self) -> int:
+        """After all is read: pictures for which a decoder, after damage, neither gave a picture nor said why."""
+        if self.video.codec_context.name in SILENT_PACKETS or self.has_fields:
+            return 0
+        return max(0, self.num_packets - self.num_decoded - self.num_broken)
+
     def seek(self, moment_s: Fraction) -> bool:
         """Go on from the last picture before ``moment_s`` at which decoding can begin; False where that is not possible."""
         try:
@@ -192,6 +202,7 @@ class Clip:
             if frame.is_corrupt:
                 self._pass_over("damaged")
                 continue
+            self.has_fields |= frame.interlaced_frame
             start_s = self._moment(frame)
             length_s = (frame.duration or 0) * (self.video.time_base)
             self.end_s = start_s + (length_s if 0 < length_s < 10 else 1 / self.rate)

@@ -168,7 +168,12 @@ class _Run:
                 crew.finish()
             if self.writer is None:
                 raise MistakeError(f"{self.clip.name}: no picture in it can be decoded; give an undamaged copy")
-        self.finish(began)
+            if most is None and not self.clip.is_live and (lost := self.clip.num_lost):
+                _say(console, f"{self.clip.name}: {lost} frames are missing, which the decoder gave up after damage")
+                self.outcome.num_broken += lost
+        self.outcome.spent_s = time.perf_counter() - began
+        self.outcome.num_broken += self.clip.num_broken
+        self.outcome.num_bytes = self.outcome.path.stat().st_size
 
     def begin(self, frame: Frame, prediction: Mapping[str, np.ndarray], stride: int, stack: ExitStack) -> None:
         """Lay out the pictures and open the file, when the size is known."""
@@ -201,12 +206,6 @@ class _Run:
             save_prediction(timed, frame.pixels, self.outcome.arrays, f"{frame.number:06d}", write="npz")
         self.outcome.num_frames += 1
         self.outcome.duration_s = float(frame.end_s)
-
-    def finish(self, began: float) -> None:
-        """Note what became of it."""
-        self.outcome.spent_s = time.perf_counter() - began
-        self.outcome.num_broken = self.clip.num_broken
-        self.outcome.num_bytes = self.outcome.path.stat().st_size
 
     def summary(self) -> str:
         """The last line."""
