@@ -210,8 +210,8 @@ class _Run:
     def summary(self) -> str:
         """The last line."""
         done = self.outcome
-        frames = "1 frame" if done.num_frames == 1 else f"{done.num_frames} frames"
-        line = f"{frames} predicted, {done.num_frames / max(done.spent_s, 1e-9):.1f} a second: {done.path}, "
+        speed = done.num_frames / max(done.spent_s, 1e-9)
+        line = f"{_frames(done.num_frames)} predicted, {speed:.1f} a second: {done.path}, "
         line += f"{done.num_bytes / 1e6:.1f} MB, {done.duration_s:.1f} s"
         for task, (low, high) in done.limits.items():
             line += f"; {task} in colours from {low:.2f} to {high:.2f}"
@@ -219,7 +219,13 @@ class _Run:
             line += f"; sound {done.sound}"
         if done.arrays is not None:
             line += f"; arrays in {done.arrays}"
-        return line + (f"; {done.num_broken} broken frames passed over" if done.num_broken else "")
+        if done.num_broken:
+            line += f"; {_frames(done.num_broken, 'broken frame')} passed over"
+        return line
+
+
+def _frames(count: int, noun: str = "frame") -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 class _Rate(ProgressColumn):
