@@ -107,20 +107,29 @@ def studio_range(rgb: tuple[int, ...], red: float, blue: float, bits: int) -> li
     return [round(scale * (16 + 219 * luma)), *(round(scale * (128 + 224 * value)) for value in chroma)]
 
 
+BT709, BT601 = (0.2126, 0.0722), (0.299, 0.114)
+
+
 @pytest.mark.parametrize(
-    ("space", "red", "blue", "bits", "pix_fmt"),
-    [(1, 0.2126, 0.0722, 8, "yuv420p"), (1, 0.2126, 0.0722, 10, "yuv420p10le"), (5, 0.299, 0.114, 8, "yuv444p")],
+    ("space", "weights", "bits", "pix_fmt", "size_hw"),
+    [
+        (1, BT709, 8, "yuv420p", (32, 48)),
+        (1, BT709, 10, "yuv420p10le", (32, 48)),
+        (5, BT601, 8, "yuv444p", (32, 48)),
+        (2, BT709, 8, "yuv420p", (720, 64)),  # not said: by the size
+        (2, BT601, 8, "yuv420p", (480, 64)),
+    ],
 )
-def test_colours_are_those_of_the_clips_colour_space(space, red, blue, bits, pix_fmt, tmp_path):
+def test_colours_are_those_of_the_clips_colour_space(space, weights, bits, pix_fmt, size_hw, tmp_path):
     colour = 200, 60, 30
-    frame = av.VideoFrame(48, 32, pix_fmt)
-    for plane, value in zip(frame.planes, studio_range(colour, red, blue, bits), strict=True):
+    frame = av.VideoFrame(size_hw[1], size_hw[0], pix_fmt)
+    for plane, value in zip(frame.planes, studio_range(colour, *weights, bits), strict=True):
         dtype = np.uint16 if bits > 8 else np.uint8
         plane.update(np.full(plane.buffer_size // dtype().itemsize, value, dtype).tobytes())
     frame.pts, frame.time_base = 0, Fraction(1, 25)
     with av.open(str(tmp_path / "clip.mkv"), "w") as container:
         video = container.add_stream("ffv1", rate=25)
-        video.height, video.width, video.pix_fmt = 32, 48, pix_fmt
+        video.height, video.width, video.pix_fmt = *size_hw, pix_fmt
         video.codec_context.colorspace, video.codec_context.color_range = space, 1
         container.mux(video.encode(frame))
         container.mux(video.encode(None))

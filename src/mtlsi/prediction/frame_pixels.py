@@ -13,6 +13,9 @@ from mtlsi.images import to_rgb
 WIDEST_PIXEL = 4
 """Pixels are taken to be square where a file says that one side is more than this many times the other."""
 MATRIX = "DISPLAYMATRIX"
+SPACES = {1: "ITU709", 4: "FCC", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M"}
+"""By FFmpeg's number of a colour space, PyAV's name of it."""
+UNSAID, HIGH_DEFINITION = 2, 720
 
 
 class Upright:
@@ -33,12 +36,23 @@ class Upright:
             self.size_wh = max(1, round(frame.width * self.pixel_aspect)), frame.height
             self.turn = turn_of(frame)
         width, height = self.size_wh
+        shape = {"width": width, "height": height, "src_colorspace": colour_space(frame)}
         if any(component.is_alpha for component in frame.format.components):
-            rgba = frame.to_ndarray(format="rgba", width=width, height=height)
+            rgba = frame.to_ndarray(format="rgba", **shape)
             pixels = to_rgb(Image.fromarray(rgba))
         else:
-            pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+            pixels = frame.to_ndarray(format="rgb24", **shape)
         return turned(pixels, self.turn)
+
+
+def colour_space(frame: Any) -> str | None:
+    """The name of a picture's colour space; None leaves it to FFmpeg.
+
+    Choice: where a file does not say, that of high definition from 720 rows on, as players take it.
+    """
+    if frame.colorspace == UNSAID and frame.height >= HIGH_DEFINITION and not frame.format.is_rgb:
+        return SPACES[1]
+    return SPACES.get(frame.colorspace)
 
 
 def turn_of(frame: Any) -> tuple[int, int, int, int]:
