@@ -187,6 +187,10 @@ def _pack(options: PackOptions) -> int:
 
 
 def _predict(options: PredictOptions) -> int:
+    from mtlsi.prediction.video_command import asks_for_video, video_from_command
+
+    if asks_for_video(options):
+        return video_from_command(options, _open_predictor)
     from mtlsi.prediction.calibration import read_camera
     from mtlsi.prediction.files import predict_paths
 

@@ -17,8 +17,8 @@ def message_of(error: BaseException) -> str:
     """What another exception says, in one line; of a file that the system refuses only why, for ours names it already."""
     if isinstance(error, FileNotFoundError):
         return "no such file or directory"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if strerror := getattr(error, "strerror", None):  # also of FFmpeg's errors, which need not be the system's
+        return strerror
     return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
 
 

@@ -28,6 +28,9 @@ def add_flags(parser: ArgumentParser, options: type) -> None:
             continue
         kind = _plain_type(hints[field.name])
         settings: dict[str, Any] = {"help": sentences[field.name]}
+        if field.metadata.get("positional"):
+            parser.add_argument(field.name, type=_item_type(kind), nargs="*", default=[], **settings)
+            continue
         if field.default is MISSING and field.default_factory is MISSING and not field.kw_only:
             if _is_list(kind):
                 settings["nargs"] = "+"

@@ -116,6 +116,18 @@ def test_predict_runs_it_without_torch(exported, tmp_path):
     assert (tmp_path / "out" / "a_panel.png").is_file()
 
 
+def test_predict_runs_it_on_a_video_without_torch(exported, tmp_path):
+    from small_clips import decoded, grey_levels, write_clip  # skips where PyAV is not installed
+
+    clip = write_clip(tmp_path / "a.mkv", grey_levels(3, 40, 50))
+    command = ["predict", "--model", str(exported[0]), str(clip), "--out", str(tmp_path / "b.mp4"), "--tasks", "depth"]
+    program = f"import sys; from mtlsi.cli import main; assert main({command}) == 0; assert 'torch' not in sys.modules"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert [pixels.shape for _, pixels in decoded(tmp_path / "b.mp4")] == 3 * [(40, 50, 3)]
+
+
 def test_8_bits_stay_near(tiny, network):
     images = [photo(64, 96, seed) for seed in range(6)]
     quantised = in_8_bits(network, Calibration(images, (96, 128)), tiny.tasks)

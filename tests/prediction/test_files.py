@@ -319,6 +319,19 @@ def test_what_another_process_finishes_meanwhile_is_not_repeated(folder, tmp_pat
     assert counted == [3]
 
 
+def test_videos_in_a_folder_are_named_and_passed_over(folder, tmp_path):
+    for name in ("clip.mp4", "notes.txt"):
+        (folder / name).write_bytes(b"film")
+    _, said = run([folder], tmp_path / "out")
+    assert said[0].startswith(f"video {folder / 'clip.mp4'} passed over; each is predicted by itself: mtlsi predict")
+    assert said[1] == "passed over, no images: 1 .txt"
+    (tmp_path / "films").mkdir()
+    for number in range(5):
+        (tmp_path / "films" / f"{number}.MOV").write_bytes(b"film")
+    with pytest.raises(MistakeError, match=r"no images in this folder.*; videos .* and 2 more: give each by itself"):
+        run([tmp_path / "films"], tmp_path / "out")
+
+
 # ---- what is refused
 
 
@@ -328,7 +341,7 @@ def test_inputs_that_cannot_be_predicted_are_refused(folder, tmp_path):
     for given, message in (
         ([tmp_path / "bare"], "no images in this folder"),
         ([folder, tmp_path / "nowhere.jpg"], "nowhere.jpg: not there"),
-        ([tmp_path / "clip.MOV"], "videos are not supported yet"),
+        ([tmp_path / "clip.MOV"], "a video; expected an image"),
         ([], "no images given"),
     ):
         with pytest.raises(MistakeError, match=message):

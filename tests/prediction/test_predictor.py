@@ -227,7 +227,7 @@ def test_reading_names_what_is_wrong(tmp_path, photo, monkeypatch):
         "text.jpg": (b"these are words", "not a whole image; expected JPEG"),
         "cut.jpg": (whole.getvalue()[:600], r"not a whole image \(.*; give an undamaged copy"),
         "empty.jpg": (b"", "an empty file"),
-        "clip.mp4": (b"film", "videos are not supported yet"),
+        "clip.mp4": (b"film", "a video; expected an image"),
     }
     for name, (content, message) in contents.items():
         (tmp_path / name).write_bytes(content)

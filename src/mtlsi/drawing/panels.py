@@ -72,6 +72,58 @@ def panel(
     return np.asarray(_grid([cells[i : i + columns] for i in range(0, len(cells), columns)]))
 
 
+class MovingPanel:
+    """``panel`` for the pictures of a clip: one layout, one scale and one legend for all, which are drawn once.
+
+    ``samples``: predictions of some of the clip's pictures of ``size_hw``. ``limits``: by task, the values at the ends of
+    its colour scale. The legend of classes names the largest of the samples first, then the rest in their order.
+    """
+
+    def __init__(
+        self,
+        size_hw: tuple[int, int],
+        samples: Sequence[Mapping[str, np.ndarray]],
+        classes: Classes | None = None,
+        colours: Colours | None = None,
+        limits: Mapping[str, Limits | None] | None = None,
+    ):
+        self.box, self.colours, self.limits = _fit(size_hw, (TILE_HEIGHT, TILE_WIDTH)), colours or {}, limits or {}
+        self.tasks = tuple(samples[0])
+        blank, width = Image.new("RGB", (self.box[1], self.box[0]), PAPER), max(self.box[1], NARROWEST)
+        cells = [_stack("image", blank, None)]
+        for task in self.tasks:
+            array, names = samples[0][task], (classes or {}).get(task)
+            if names:
+                maps = [sample[task].ravel() for sample in samples]
+                array = np.concatenate([*maps, np.arange(len(names), dtype=maps[0].dtype)])
+            kind = kinds.of(task)
+            limits_ = self.limits.get(task) or kind.limits(array)
+            meaning = kind.legend(array, names, limits_, 5 if width >= TILE_WIDTH else 3, self.colours.get(task))
+            key = _legend(meaning, width) if isinstance(meaning, Swatches) else _scale(meaning, width)
+            cells.append(_stack(TASKS[task].title, blank, key))
+        columns = _columns(len(cells), cells[0].width / cells[0].height)
+        rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+        self.sheet, inset = np.array(_grid(rows)), ((width - self.box[1]) // 2, TITLE + 2 * GAP)
+        self.corners = [(left + inset[0], top + inset[1]) for row in _corners(rows) for left, top in row]
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of every sheet."""
+        return self.sheet.shape[0], self.sheet.shape[1]
+
+    def draw(self, image: np.ndarray, prediction: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The sheet ``(H' W' 3) uint8`` of one picture ``(H W 3) uint8``."""
+        sheet, tiles = self.sheet.copy(), [_resize(_thin_out(image, self.box), self.box)]
+        for task in self.tasks:
+            kind = kinds.of(task)
+            array = _thin_out(kind.channels_last(prediction[task]), self.box)
+            shades = kind.colours(array, self.limits.get(task), self.colours.get(task))
+            tiles.append(_resize(shades, self.box, hard_edges=kind.hard_edges))
+        for (left, top), tile in zip(self.corners, tiles, strict=True):
+            sheet[top : top + tile.height, left : left + tile.width] = np.asarray(tile)
+        return sheet
+
+
 def compare_panel(
     image: np.ndarray,
     prediction: Mapping[str, np.ndarray],
@@ -200,13 +252,26 @@ def _scale(scale: Scale, width: int) -> Image.Image:
 
 def _grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """Cells in rows, each column as wide as its widest cell, each row as high as its highest."""
-    widths = [max(row[c].width for row in rows if c < len(row)) for c in range(max(map(len, rows)))]
-    heights = [max(cell.height for cell in row) for row in rows]
+    widths, heights = _sides(rows)
     sheet = Image.new("RGB", (sum(widths) + MARGIN * (len(widths) + 1), sum(heights) + MARGIN * (len(rows) + 1)), PAPER)
-    for r, row in enumerate(rows):
-        for c, cell in enumerate(row):
-            sheet.paste(cell, (MARGIN + sum(widths[:c]) + MARGIN * c, MARGIN + sum(heights[:r]) + MARGIN * r))
+    for row, corners in zip(rows, _corners(rows), strict=True):
+        for cell, corner in zip(row, corners, strict=True):
+            sheet.paste(cell, corner)
     return sheet
+
+
+def _sides(rows: Sequence[Sequence[Image.Image]]) -> tuple[list[int], list[int]]:
+    """The widths of the columns and the heights of the rows."""
+    widths = [max(row[c].width for row in rows if c < len(row)) for c in range(max(map(len, rows)))]
+    return widths, [max(cell.height for cell in row) for row in rows]
+
+
+def _corners(rows: Sequence[Sequence[Image.Image]]) -> list[list[tuple[int, int]]]:
+    """Where every cell begins on the sheet: left and top."""
+    widths, heights = _sides(rows)
+    lefts = [sum(widths[:c]) + MARGIN * (c + 1) for c in range(len(widths))]
+    tops = [sum(heights[:r]) + MARGIN * (r + 1) for r in range(len(rows))]
+    return [[(lefts[c], top) for c in range(len(row))] for top, row in zip(tops, rows, strict=True)]
 
 
 def _columns(num_cells: int, aspect: float) -> int:

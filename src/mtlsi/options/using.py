@@ -12,16 +12,16 @@ from mtlsi.options.values import DEFAULT_MODEL, REPEATED, Size
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """Predict every task for images of any size; arrays and images are written to --out."""
+    """Predict every task for images of any size, or for a video or a camera; what is written lies in --out."""
 
-    images: list[Path]
-    """Images or folders of images."""
+    images: list[Path] = field(default_factory=list, metadata={"positional": True})
+    """Images or folders of images; or one video, see docs/video.md."""
     model: str = DEFAULT_MODEL
     """A packaged model, a run or model folder, a hub id, or what mtlsi export wrote: model.onnx."""
     tasks: Names | None = None
     """Comma-separated, such as depth,normals; by default all."""
     out: Path = Path("out")
-    """Folder for the results."""
+    """Folder for the results; for a video also a file: NAME.mp4, NAME.mkv or NAME.webm."""
     write: Names = ("png", "npy", "panel")
     """What to write, some of png,npy,npz,panel,ply,glb: coloured images, exact arrays, one compressed file of all arrays,
     one sheet of everything, points, a surface."""
@@ -41,6 +41,14 @@ class PredictOptions:
     """Also the images in subfolders; the results have the same tree."""
     overwrite: bool = False
     """Predict images again that the manifest in --out says are done."""
+    camera: str | None = None
+    """Instead of images: a camera of this machine, 0 for the first, until Ctrl-C or --frames. Needs mtlsi[video]."""
+    arrays: bool = False
+    """Of a video: also all arrays, one .npz for each frame, in a folder beside it."""
+    stride: int = 1
+    """Of a video: only every N-th frame, each shown until the next."""
+    num_frames: int | None = None
+    """Of a video: only the first N frames."""
     num_workers: int = 1
     """Threads that read, and as many that write, while the network works; 0: none."""
     device: str | None = None

@@ -25,7 +25,7 @@ from mtlsi.images import FilePath
 from mtlsi.lock import HeldError, held
 from mtlsi.prediction.camera import Camera, Metres, TrainingCamera, distance_task
 from mtlsi.prediction.crew import Crew
-from mtlsi.prediction.images import read_image
+from mtlsi.prediction.images import VIDEO_ENDINGS, read_image
 from mtlsi.prediction.manifest import Manifest, number_of, state_of
 from mtlsi.prediction.names import Names
 from mtlsi.prediction.results import (
@@ -319,9 +319,14 @@ class _Run:
             self.count_failure(f"{path}: cannot be read ({reason})")
         for path, reason in notes.links:
             self.say(f"{path}: {reason}")
-        if notes.others:
-            kinds = ", ".join(f"{count} {ending}" for ending, count in notes.others.most_common(8))
-            rest = " and others" if len(notes.others) > 8 else ""
+        if notes.videos:
+            self.say(
+                f"{_videos_of(notes)} passed over; each is predicted by itself: mtlsi predict CLIP --out result.mp4"
+            )
+        others = Counter({ending: n for ending, n in notes.others.items() if ending not in VIDEO_ENDINGS})
+        if others:
+            kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common(8))
+            rest = " and others" if len(others) > 8 else ""
             self.say(f"passed over, no images: {kinds}{rest}")
         if notes.num_subfolders and not recursive:
             self.say(
@@ -354,7 +359,16 @@ def check_images(walk: Walk) -> None:
         if next(walk.images_of(path, notes), None) is None:
             where = "in this folder or below it" if walk.recursive else "in this folder itself"
             hint = f"; its {_several(notes.num_subfolders, 'subfolder')}: --recursive" if notes.num_subfolders else ""
+            if notes.videos:
+                hint += f"; {_videos_of(notes)}: give each by itself"
             raise MistakeError(f"{path}: no images {where}; expected .jpg, .png or the like{hint}")
+
+
+def _videos_of(notes: Notes) -> str:
+    """The videos of a folder: the first by name, then their number."""
+    more = sum(notes.others[ending] for ending in VIDEO_ENDINGS) - len(notes.videos)
+    named = ", ".join(map(str, notes.videos)) + (f" and {more} more" if more else "")
+    return f"video {named}" if len(notes.videos) == 1 else f"videos {named}"
 
 
 def _keep_sources(walk: Walk, names: Names, folder: Path, endings: Sequence[str]) -> None:

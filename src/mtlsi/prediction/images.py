@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 ImageLike = Union[FilePath, bytes, bytearray, memoryview, BinaryIO, Image.Image, np.ndarray, "torch.Tensor"]
 """What ``as_pixels`` takes as one image."""
-VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+VIDEO_ENDINGS = (
+    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
+)  # fmt: skip
+"""How the files end that are taken for videos, in any letter case."""
 
 
 def read_image(path: FilePath) -> np.ndarray:
@@ -40,7 +43,9 @@ def check_file(path: Path) -> None:
         what = "a folder" if path.is_dir() else links if not path.exists() else "not a plain file"
         raise MistakeError(f"{path}: {what}; expected an image file such as photo.jpg")
     if path.suffix.lower() in VIDEO_ENDINGS:
-        raise MistakeError(f"{path}: videos are not supported yet; save its frames in a folder and give that")
+        raise MistakeError(
+            f"{path}: a video; expected an image: videos are predicted one at a time, mtlsi predict CLIP --out result.mp4"
+        )
     if not path.stat().st_size:
         raise MistakeError(f"{path}: an empty file; expected an image")
 

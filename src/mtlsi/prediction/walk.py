@@ -11,10 +11,13 @@ from pathlib import Path
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import IMAGE_ENDINGS, FilePath
-from mtlsi.prediction.images import check_file
+from mtlsi.prediction.images import VIDEO_ENDINGS, check_file
 
 SORTED = 50_000
 """Files of a folder that are put in order at a time, which bounds the memory; a folder of more is read in such blocks."""
+
+FEW = 3
+"""Videos that are named."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Notes:
     """Links to folders that are not followed, each with the reason."""
     others: Counter[str] = field(default_factory=Counter)
     """How many files that are no images, by the end of their names."""
+    videos: list[Path] = field(default_factory=list)
+    """The first videos among them."""
     num_subfolders: int = 0
     """Subfolders of a walk that is not recursive."""
 
@@ -148,6 +153,8 @@ def _files_of(folder: Path, below: str, subfolders: list[str], notes: Notes) -> 
                 files.append(entry.name)
             else:
                 notes.others[ending or "without an ending"] += 1
+                if ending in VIDEO_ENDINGS and len(notes.videos) < FEW:
+                    notes.videos.append(folder / entry.name)
             if len(files) == SORTED:
                 yield from (Found(folder / name, below) for name in sorted(files, key=_natural))
                 files.clear()

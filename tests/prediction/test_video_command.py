@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mtlsi.cli import main
+from small_clips import Levels, damage, decoded, grey_levels, pictures, write_clip
+
+
+@pytest.fixture
+def clip(tmp_path, monkeypatch):
+    monkeypatch.setattr("mtlsi.cli._open_predictor", lambda _: Levels())
+    monkeypatch.chdir(tmp_path)
+    return str(write_clip(tmp_path / "clip.mkv", grey_levels(12)))
+
+
+def test_a_clip_gives_a_film_by_its_name_or_in_a_folder(clip, tmp_path):
+    assert main(["predict", clip]) == 0
+    assert main(["predict", clip, "--out", "result.webm", "--tasks", "depth", "--stride", "4", "--frames", "2"]) == 0
+    assert main(["predict", clip, "--out", "sheet.mp4", "--tasks", "depth", "--write", "panel", "--workers", "0"]) == 0
+    assert len(decoded(tmp_path / "out" / "clip_panel.mp4")) == 12
+    assert [pixels.shape for _, pixels in decoded(tmp_path / "result.webm")] == 2 * [(32, 48, 3)]
+    assert decoded(tmp_path / "sheet.mp4")[0][1].shape[1] > 960
+
+
+def test_arrays_and_metres(clip, tmp_path):
+    assert main(["predict", clip, "--out", "a.mp4", "--arrays", "--tasks", "depth", "--scale", "3"]) == 0
+    assert main(["predict", clip, "--out", "b.mp4", "--arrays", "--tasks", "depth", "--focal-px", "200"]) == 0
+    for stem, factor in (("a", 3), ("b", 2)):
+        with np.load(tmp_path / f"{stem}_arrays" / "000011.npz") as arrays:
+            np.testing.assert_allclose(arrays["depth"], factor * 2.2, rtol=1e-3)
+
+
+@pytest.mark.usefixtures("clip")
+def test_the_exit_code_says_that_frames_are_missing(tmp_path, capsys):
+    path = write_clip(tmp_path / "b.mkv", pictures(12, 48, 64), options={"slicecrc": "1", "g": "1"})
+    assert main(["predict", str(damage(path, 5)), "--tasks", "depth"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith("1 broken frame passed over")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "no images given"),
+        (["CLIP", "--camera", "0"], "--camera 0 and"),
+        (["CLIP", "CLIP", "--out", "a.mp4"], "one clip at a time"),
+        (["CLIP", "photo.jpg"], "a video among other paths"),
+        (["photo.jpg", "--out", "a.mp4"], "an image"),
+        (["CLIP", "--out", "a.avi"], "ends in .mp4, .mkv, .webm"),
+        (["CLIP", "--points"], "--points is for images"),
+        (["CLIP", "--recursive"], "--recursive is for images"),
+        (["CLIP", "--overwrite"], "--overwrite is for images"),
+        (["CLIP", "--calibrate", "1,1,2"], "--calibrate is for images"),
+        (["CLIP", "--write", "npy"], "--write npy"),
+        (["photo.jpg", "--arrays"], "--arrays is for videos"),
+        (["photo.jpg", "--stride", "2"], "--stride is for videos"),
+        (["photo.jpg", "--frames", "2"], "--frames is for videos"),
+        (["CLIP", "--stride", "-1"], "stride -1"),
+    ],
+)
+def test_flags_that_have_no_meaning_are_refused_in_one_line(arguments, told, clip, tmp_path, capsys):
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    before = sorted(tmp_path.iterdir())
+    assert main(["predict", *(clip if word == "CLIP" else word for word in arguments)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert sorted(tmp_path.iterdir()) == before
