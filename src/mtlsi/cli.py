@@ -194,8 +194,6 @@ def _predict(options: PredictOptions) -> int:
     from mtlsi.prediction.calibration import read_camera
     from mtlsi.prediction.files import predict_paths
 
-    if options.smooth or options.smooth_outputs:
-        raise MistakeError("--smooth and --smooth-outputs with images; expected the frames of a video, leave them out")
     predictor = _open_predictor(options)
     camera, scale = read_camera(options, predictor)
     outcome = predict_paths(

@@ -4,6 +4,11 @@ import numpy as np
 import pytest
 
 from mtlsi.cli import main
+from mtlsi.model.build import create_model
+from mtlsi.prediction.predictor import Predictor
+from mtlsi.prediction.smoothing import Smoothed
+from mtlsi.prediction.tiles import TiledPredictor
+from random_weights import draw_weights
 from small_clips import Levels, damage, decoded, grey_levels, pictures, write_clip
 
 
@@ -55,6 +60,8 @@ def test_the_exit_code_says_that_frames_are_missing(tmp_path, capsys):
         (["photo.jpg", "--arrays"], "--arrays is for videos"),
         (["photo.jpg", "--stride", "2"], "--stride is for videos"),
         (["photo.jpg", "--frames", "2"], "--frames is for videos"),
+        (["photo.jpg", "--smooth", "0.5"], "--smooth is for videos"),
+        (["photo.jpg", "--smooth-outputs", "0.5"], "--smooth-outputs is for videos"),
         (["CLIP", "--stride", "-1"], "stride -1"),
     ],
 )
@@ -65,3 +72,27 @@ def test_flags_that_have_no_meaning_are_refused_in_one_line(arguments, told, cli
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_smoothed_frames_are_those_of_the_class(tmp_path, monkeypatch):
+    model = draw_weights(create_model("tiny", tasks=("normals",), input_size=(32, 48)), std=0.05)
+    monkeypatch.setattr("mtlsi.cli._open_predictor", lambda _: Predictor(model))
+    frames = pictures(3, 32, 48)
+    clip = write_clip(tmp_path / "clip.mkv", frames)
+    asked = ["predict", str(clip), "--out", str(tmp_path / "a.mp4"), "--arrays", "--smooth-outputs", "0.5"]
+    assert main([*asked, "--smooth", "0.8"]) == 0
+    smoothed = Smoothed(Predictor(model), context=0.8, outputs=0.5)
+    for number, (_, pixels) in enumerate(decoded(clip)):
+        expected = smoothed(pixels)["normals"]
+        with np.load(tmp_path / "a_arrays" / f"{number:06}.npz") as arrays:
+            np.testing.assert_allclose(arrays["normals"], expected, atol=1e-3)
+    assert np.abs(expected - Predictor(model)(pixels)["normals"]).max() > 0.01
+
+
+def test_tiles_are_not_smoothed(tmp_path, monkeypatch, capsys):
+    model = create_model("tiny", tasks=("depth",), input_size=(32, 48))
+    monkeypatch.setattr("mtlsi.cli._open_predictor", lambda _: TiledPredictor(model, "2x2"))
+    clip = write_clip(tmp_path / "clip.mkv", pictures(3, 64, 96))
+    assert main(["predict", str(clip), "--out", str(tmp_path / "a.mp4"), "--smooth-outputs", "0.5"]) == 2
+    assert "leave out one of tiles and smoothing" in capsys.readouterr().err
+    assert not (tmp_path / "a.mp4").exists()

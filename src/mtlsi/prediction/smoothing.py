@@ -26,9 +26,10 @@ from mtlsi.model.running_context import RunningContext, checked_share, mean_with
 from mtlsi.prediction.camera import TrainingCamera
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.prediction.predictor import Predictor
+from mtlsi.prediction.tiles import NO_TILES, TiledPredictor
 
 if TYPE_CHECKING:
-    from mtlsi.prediction.graph import GraphPredictor
+    from mtlsi.prediction.files import PredictsImages
 
 
 class Smoothed:
@@ -37,15 +38,17 @@ class Smoothed:
     ``context`` and ``outputs``, in [0, 1), are the shares that the two running means keep; with 0 and 0 it is the predictor
     itself. The state is this object's own: a predictor may serve several clips at once, each through a ``Smoothed`` of its
     own, in a thread of its own. ``reset`` begins another clip, and so does a frame of another size.
-    Raises ``MistakeError`` for other shares, for an exported graph, and for ``context`` with a decoder that has none.
+    Raises ``MistakeError`` for other shares, an exported graph, tiles, and ``context`` with a decoder that has none.
     """
 
-    def __init__(self, predictor: Predictor | GraphPredictor, *, context: float = 0.0, outputs: float = 0.0):
+    def __init__(self, predictor: PredictsImages, *, context: float = 0.0, outputs: float = 0.0):
         self.context, self.outputs = checked_share(context, "context"), checked_share(outputs, "outputs")
         if not isinstance(predictor, Predictor):
             raise MistakeError(
                 "an exported graph gives finished predictions, which are not smoothed; give a PyTorch model"
             )
+        if isinstance(predictor, TiledPredictor) and predictor.tiles != NO_TILES:
+            raise MistakeError("frames in tiles are not smoothed; leave out one of tiles and smoothing")
         if self.context:
             check_context(getattr(predictor.model, "decoder", predictor.model))  # a network of one's own may have none
         self._running = RunningContext(self.context)

@@ -11,10 +11,10 @@ from mtlsi.prediction.camera import Camera
 from mtlsi.prediction.clip_writer import CONTAINERS
 from mtlsi.prediction.files import PredictsImages
 from mtlsi.prediction.images import VIDEO_ENDINGS
-from mtlsi.prediction.video import predict_video
+from mtlsi.prediction.video import Predict, predict_video
 from mtlsi.prediction.webcam import open_camera
 
-NOT_FOR_IMAGES = ("arrays", "stride", "num_frames")
+NOT_FOR_IMAGES = ("arrays", "stride", "num_frames", "smooth", "smooth_outputs")
 NOT_FOR_VIDEOS = ("points", "calibrate", "recursive", "overwrite")
 PANEL = ("panel",)
 """What of --write a video can be."""
@@ -58,11 +58,13 @@ def video_from_command(options: PredictOptions, open_predictor: Callable[[Predic
     camera = None
     if options.focal_px is not None or options.fov_deg is not None:
         camera = Camera(options.focal_px, options.fov_deg)
+    predictor = open_predictor(options)
     outcome = predict_video(
         options.images[0] if options.camera is None else open_camera(options.camera),
-        open_predictor(options),
+        predictor,
         options.out,
         options.tasks,
+        predict=smoothed(predictor, options),
         as_panel=True if options.write == PANEL else None,
         arrays=options.arrays,
         stride=options.stride,
@@ -74,9 +76,19 @@ def video_from_command(options: PredictOptions, open_predictor: Callable[[Predic
     return 1 if outcome.num_broken else 0
 
 
+def smoothed(predictor: PredictsImages, options: PredictOptions) -> Predict | None:
+    """What predicts frame after frame where ``--smooth`` or ``--smooth-outputs`` asks for it; None: the predictor itself."""
+    if not (options.smooth or options.smooth_outputs):
+        return None
+    from mtlsi.prediction.smoothing import Smoothed  # imports torch, which an exported model does without
+
+    return Smoothed(predictor, context=options.smooth, outputs=options.smooth_outputs)
+
+
 def _refuse(options: PredictOptions, names: tuple[str, ...], reason: str) -> None:
     """Raises ``MistakeError`` for the first of these options that is not as usual."""
     usual = PredictOptions()
     for name in names:
         if getattr(options, name) != getattr(usual, name):
-            raise MistakeError(f"--{name.removeprefix('num_')} {reason}")
+            flag = name.removeprefix("num_").replace("_", "-")
+            raise MistakeError(f"--{flag} {reason}")
