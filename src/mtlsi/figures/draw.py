@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -89,34 +89,39 @@ def _is_run(model: str) -> bool:
 class Seen:
     """What figures need of a pass over images beside the scores."""
 
-    def __init__(self, metrics: Mapping[str, Metric], errors: Mapping[str, ErrorsByValue], sheets: Sheets) -> None:
-        self.metrics, self.errors, self.sheets = metrics, errors, sheets
-        self.classes = sheets.classes
+    def __init__(self, tasks: Sequence[str], sheets: Sheets) -> None:
+        self.sheets, self.classes = sheets, sheets.classes
+        kinds, metrics = ({t: getattr(TASKS[t], field) for t in tasks} for field in ("kind", "metric"))
+        self.ious = {t: MeanIoU(num_channels(t, dict(self.classes))) for t in tasks if metrics[t] == "miou"}
+        self.strengths = {t: MaxF() for t in tasks if metrics[t] == "max_f"}
+        self.angles = {t: AngularError() for t in tasks if metrics[t] == "angular_error"}
+        self.errors = {t: ErrorsByValue(EXPONENTS[kind]) for t, kind in kinds.items() if kind in EXPONENTS}
+
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics that ``evaluate`` is to use in place of its own, by task."""
+        return {**self.ious, **self.strengths, **self.angles}
 
     def add_pair(self, task: str, prediction: Tensor, label: Tensor, valid: Tensor) -> None:
         """Take in one image's prediction and label, as ``evaluate`` calls it; every channel of a pixel is a number."""
+        self.sheets.look_at(task, label[valid] if TASKS[task].kind == "classes" else None)
         if task in self.errors:
             pair = [x.movedim(1, -1) if label.dim() == 4 else x for x in (prediction, label)]
             self.errors[task].update(*(x[valid].flatten().cpu().numpy() for x in pair))
 
 
+EXPONENTS = {"distance": DISTANCE_EXPONENT, "value": None}
+"""By kind, how fine the errors are kept."""
+
+
 def measure(options: FiguresOptions, subject: Subject, console: Console) -> tuple[Evaluation, Seen]:
     """The scores, as ``mtlsi evaluate`` gives them, and what else figures need."""
     dataset, tasks = subject.dataset, shared_tasks(subject.network, subject.dataset, tasks_of(options))
-    build = {
-        "miou": lambda task: MeanIoU(num_channels(task, dataset.classes)),
-        "max_f": lambda _: MaxF(),
-        "angular_error": lambda _: AngularError(),
-    }
-    metrics: dict[str, Metric] = {task: build[m](task) for task in tasks if (m := TASKS[task].metric) in build}
-    exponents = {"distance": DISTANCE_EXPONENT, "value": None}
-    errors = {t: ErrorsByValue(exponents[k]) for t in tasks if (k := TASKS[t].kind) in exponents}
 
     def read(index: int) -> Sample:
         return cut_out(dataset[index], subject.showing)
 
     sheets = Sheets(options.num_shown, read, dataset.name, dataset.classes, colours_of(dataset))
-    seen = Seen(metrics, errors, sheets)
+    seen = Seen(tasks, sheets)
     scores = evaluate(
         subject.network,
         dataset,
@@ -127,7 +132,7 @@ def measure(options: FiguresOptions, subject: Subject, console: Console) -> tupl
         showing=subject.showing,
         device=subject.device,
         console=console,
-        metrics=metrics,
+        metrics=seen.metrics(),
         on_image=sheets.add if options.num_shown else None,
         on_pair=seen.add_pair,
     )
@@ -141,8 +146,7 @@ Found = tuple[list[Path], dict[str, Any]] | None
 
 def draw_classes(task: str, seen: Seen, _: Evaluation, out: Path) -> Found:
     """IoU and share of the pixels by class, and the confusion matrix."""
-    metric, names, title = seen.metrics[task], seen.classes[task], TASKS[task].title
-    assert isinstance(metric, MeanIoU)
+    metric, names, title = seen.ious[task], seen.classes[task], TASKS[task].title
     confusion, ious = metric.pixels().cpu().numpy(), metric.per_class().tolist()
     labelled = confusion.sum(1).tolist()
     if not sum(labelled):
@@ -162,12 +166,11 @@ def draw_strength(task: str, seen: Seen, scores: Evaluation, out: Path) -> Found
         if not isfinite(curve.ods):
             return None
         best, beta_squared, points = (curve.ods_recall, curve.ods_precision), 1.0, curve.points()
-        protocol = scores.boundaries.record() if scores.boundaries else None
-        beside: dict[str, Any] = {"protocol": protocol}
+        beside: dict[str, Any] = {}
+        if scores.boundaries is not None:
+            title, beside = f"{title} ({scores.boundaries.name})", {"protocol": scores.boundaries.record()}
     else:
-        metric = seen.metrics[task]
-        assert isinstance(metric, MaxF)
-        figures = scores[task]
+        metric, figures = seen.strengths[task], scores[task]
         if not isfinite(figures["recall"]):
             return None
         best, beta_squared, points = (
@@ -203,9 +206,8 @@ def draw_errors(task: str, seen: Seen, _: Evaluation, out: Path) -> Found:
 
 def draw_directions(task: str, seen: Seen, scores: Evaluation, out: Path) -> Found:
     """How often each angle occurs, in bins of a degree, with the field's marks."""
-    metric, figures = seen.metrics[task], scores[task]
-    assert isinstance(metric, AngularError)
-    by_degree = metric.histogram.reshape(180, -1).sum(1).tolist()
+    figures = scores[task]
+    by_degree = seen.angles[task].histogram.reshape(180, -1).sum(1).tolist()
     if not sum(by_degree):
         return None
     within = [(limit, figures[f"within_{limit}"]) for limit in MARKS_DEG]
@@ -240,12 +242,11 @@ def draw_training(run: Path, out: Path) -> list[Path]:
 def draw_sheet(task: str, sheets: Sheets, out: Path) -> list[Path]:
     """The best and the worst images of a task that has any."""
     best, worst = sheets.of(task)
-    if not best:
+    if not best and not worst:
         return []
-    record, among = TASKS[task], f"of {sheets.num_scored[task]} images by {TASKS[task].score}"
-    parts = {f"{record.title}: the best {among}": [x.row for x in best]}
-    if worst:
-        parts[f"{record.title}: the worst {among}, the worst last"] = [x.row for x in worst]
+    among = f"of {sheets.num_scored[task]} images by {TASKS[task].score}"
+    rows = {f"the best {among}": best, f"the worst {among}, the worst last": worst}
+    parts = {f"{TASKS[task].title}: {heading}": [x.row for x in shown] for heading, shown in rows.items() if shown}
     path = out / f"{task}_best_worst.png"
     replace_array(path, Image.fromarray(sheet(parts)))
     return [path]

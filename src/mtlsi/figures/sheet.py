@@ -33,7 +33,9 @@ class Sheets:
 
     An image's score is its task's headline figure measured on that image alone: the mean IoU of the classes that it holds,
     the RMSE over its pixels, the mean angle, the F of its boundaries at its own best threshold. An image without a label
-    of the task has none and is passed over. Rows are drawn as images enter, so that no map is kept.
+    of the task has none and is passed over. An image all of one class cannot be among the best of a task with classes:
+    where many images are empty, as with human parts, a sheet of empty ones would say nothing. Rows are drawn as images
+    enter, so that no map is kept.
     ``read``: gives an image with its labels, by index; called for those that enter only.
     """
 
@@ -47,9 +49,17 @@ class Sheets:
     ) -> None:
         self.num_shown, self.read, self.name = num_shown, read, name
         self.classes, self.colours = classes, colours
-        self.best: dict[str, list[Shown]] = {}
-        self.worst: dict[str, list[Shown]] = {}
+        self.kept: dict[tuple[str, str], list[Shown]] = {}
+        """By end, best or worst, and task."""
         self.num_scored: dict[str, int] = {}
+        self.uniform: set[str] = set()
+        """The tasks whose label of the present image is all of one class."""
+
+    def look_at(self, task: str, labelled: Tensor | None) -> None:
+        """The labels (n) of the image that ``add`` takes in next, of a task with classes; None: another kind's."""
+        self.uniform.discard(task)
+        if labelled is not None and labelled.numel() and bool((labelled == labelled[0]).all()):
+            self.uniform.add(task)
 
     def add(self, index: int, decoded: Mapping[str, Tensor], figures: Scores) -> None:
         """Take in one image, as ``evaluate`` calls it."""
@@ -59,16 +69,24 @@ class Sheets:
             if isnan(score):
                 continue
             self.num_scored[task] = self.num_scored.get(task, 0) + 1
-            badness, row = (-score if TASKS[task].higher_is_better else score), None
-            for kept, rank in ((self.best, (badness, index)), (self.worst, (-badness, index))):
-                found = kept.setdefault(task, [])
-                if len(found) >= self.num_shown and (not found or rank >= found[-1].rank):
-                    continue
-                if row is None:
-                    sample = sample or self.read(index)
-                    row = self._draw(task, index, sample, decoded[task], score)
-                insort(found, Shown(rank, self.name(index), score, row), key=lambda shown: shown.rank)
-                del found[self.num_shown :]
+            badness = -score if TASKS[task].higher_is_better else score
+            ranks = {"best": (badness, index), "worst": (-badness, index)}
+            if task in self.uniform:
+                del ranks["best"]
+            entered = {end: rank for end, rank in ranks.items() if self._enters(self._kept(end, task), rank)}
+            if entered:
+                sample = sample or self.read(index)
+                row = self._draw(task, index, sample, decoded[task], score)
+            for end, rank in entered.items():
+                kept = self._kept(end, task)
+                insort(kept, Shown(rank, self.name(index), score, row), key=lambda shown: shown.rank)
+                del kept[self.num_shown :]
+
+    def _kept(self, end: str, task: str) -> list[Shown]:
+        return self.kept.setdefault((end, task), [])
+
+    def _enters(self, kept: Sequence[Shown], rank: tuple[float, int]) -> bool:
+        return len(kept) < self.num_shown or rank < kept[-1].rank
 
     def _draw(self, task: str, index: int, sample: Sample, prediction: Tensor, score: float) -> np.ndarray:
         return triple(
@@ -83,7 +101,7 @@ class Sheets:
 
     def of(self, task: str) -> tuple[list[Shown], list[Shown]]:
         """The best images and the worst ones, the worst last; no image is in both."""
-        best, worst = self.best.get(task, []), self.worst.get(task, [])
+        best, worst = self._kept("best", task), self._kept("worst", task)
         among_best = {shown.rank[1] for shown in best}
         return best, [shown for shown in reversed(worst) if shown.rank[1] not in among_best]
 
