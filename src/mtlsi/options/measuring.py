@@ -101,6 +101,10 @@ class PackOptions(MeasureOptions):
     """A Markdown file that the card ends with: terms of the data, what the model is not good at."""
     license: str = "mit"
     """Licence of the weights, as model hubs name it."""
+    push: str | None = None
+    """Also upload the folder to the Hugging Face hub, as OWNER/NAME."""
+    private: bool = False
+    """With --push: for your eyes only, where the model is not on the hub yet."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from mtlsi.evaluation.constant import Constant
 from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.report import score_table
 from mtlsi.evaluation.subject import Subject, check_options, open_subject, protocol_of, tasks_of
+from mtlsi.model.hub import check_push, push_folder
 from mtlsi.options.measuring import PackOptions
 from mtlsi.packing.card import PICTURE, Measured, Trained, card
 from mtlsi.prediction.predictor import Predictor
@@ -33,7 +34,7 @@ ROOM_HW = (288, 384)
 
 
 def pack_from_command(options: PackOptions, *, console: Console | None = None) -> Path:
-    """Write the folder ``options.out``, whole or not at all, and give its path.
+    """Write the folder ``options.out``, whole or not at all, upload it where asked to, and give its path.
 
     The scores are those of the packed weights. Raises ``MistakeError`` where ``model`` is no run folder, ``out`` is there
     already or the data cannot be read.
@@ -41,6 +42,8 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
     console = console or Console()
     run, notes = Path(options.model), read_notes(options.notes_path)
     showing = check_options(options)
+    if options.push is not None:
+        check_push(options.push)
     if options.out.exists():
         raise MistakeError(f"--out {options.out} is there already; give a new folder")
     config = run_folder.load_config(run)
@@ -61,7 +64,7 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
         console.print(score_table(measured.scores, others={"constant": measured.constant}, **said))
         Image.fromarray(rooms(subject)).save(fresh / PICTURE, quality=88)
         text = card(
-            options.out.name,
+            options.push or options.out.name,
             subject.network,
             measured,
             trained(run, config, options, training),
@@ -76,7 +79,19 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     console.print(f"model folder: {options.out}", markup=False, highlight=False, soft_wrap=True)
+    if options.push is not None:
+        push(options, console)
     return options.out
+
+
+def push(options: PackOptions, console: Console) -> None:
+    """Upload the finished folder; where that fails it stays, and the message says how to try again."""
+    name = str(options.push)
+    try:
+        address = push_folder(options.out, name, private=options.private)
+    except MistakeError as error:
+        raise MistakeError(f"{error}; {options.out} is complete: hf upload {name} {options.out} tries again") from error
+    console.print(f"on the hub: {address}", markup=False, highlight=False, soft_wrap=True)
 
 
 def read_notes(path: Path | None) -> str:
