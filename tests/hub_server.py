@@ -1,15 +1,10 @@
-"""A hub on this machine: answers the calls of ``huggingface_hub`` that fetch and push models, from a dictionary.
-
-Run as ``python hub_server.py``: it prints its address and serves until its standard input ends.
-"""
+"""A hub on this machine: answers the calls of ``huggingface_hub`` that fetch and push models, from a dictionary."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-import sys
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -25,7 +20,7 @@ class Hub(ThreadingHTTPServer):
         self.models: dict[str, dict[str, bytes]] = {"me/secret": {"config.json": b"{}"}, "me/gated": {}, "me/empty": {}}
         self.private = {"me/secret"}
         self.asked: list[str] = []
-        self.failing = False
+        self.address = f"http://127.0.0.1:{self.server_port}"
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -38,13 +33,7 @@ class Answer(BaseHTTPRequestHandler):
         self.fetch()
 
     def do_GET(self) -> None:
-        if self.path == "/asked":  # for the test itself
-            self.say(200, {"asked": self.server.asked, "private": sorted(self.server.private)})
-        elif self.path == "/fail":
-            self.server.failing = True
-            self.say(200, {})
-        else:
-            self.fetch()
+        self.fetch()
 
     def fetch(self) -> None:
         """OWNER/NAME/resolve/REVISION/FILE."""
@@ -74,7 +63,7 @@ class Answer(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.asked.append(f"POST {self.path}")
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.server.failing:
+        if "/broken" in self.path or b"broken" in body[:200]:
             return self.say(418, {"error": "broken"})
         if self.path == "/api/validate-yaml":
             return self.say(200, {"errors": [], "warnings": []})
@@ -93,7 +82,7 @@ class Answer(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     value = line["value"]
                     self.server.models[name][value["path"]] = base64.b64decode(value["content"])
-            url = f"{self.address()}/{name}/commit/{COMMIT}"
+            url = f"{self.server.address}/{name}/commit/{COMMIT}"
             return self.say(200, {"commitUrl": url, "commitOid": COMMIT, "success": True})
         return self.say(404, {"error": "no such call"})
 
@@ -102,13 +91,10 @@ class Answer(BaseHTTPRequestHandler):
         self.server.models.setdefault(name, {})
         if asked.get("private") or asked.get("visibility") == "private":
             self.server.private.add(name)
-        self.say(200, {"url": f"{self.address()}/{name}", "name": name, "id": name})
+        self.say(200, {"url": f"{self.server.address}/{name}", "name": name, "id": name})
 
     def token(self) -> str:
         return self.headers.get("Authorization", "").removeprefix("Bearer ")
-
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
 
     def say(self, status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> None:
         text = json.dumps(content).encode()
@@ -120,10 +106,3 @@ class Answer(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(text)
-
-
-if __name__ == "__main__":
-    hub = Hub()
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
-    print(f"http://127.0.0.1:{hub.server_port}", flush=True)
-    sys.stdin.read()  # until whoever started it is gone

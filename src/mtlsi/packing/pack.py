@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
     config = run_folder.load_config(run)
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{options.out.name}-", dir=options.out.parent))
+        fresh = options.out.parent / f".{options.out.name}-{uuid.uuid4().hex}"
+        fresh.mkdir()
     except OSError as error:
         raise MistakeError(f"cannot write to {options.out.parent} ({message_of(error)}); give another --out") from error
     try:
@@ -73,8 +74,6 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
             notes=notes,
         )
         (fresh / "README.md").write_text(text, encoding="utf-8")
-        for path in (fresh, *fresh.iterdir()):  # made for one's own eyes
-            path.chmod(0o755 if path.is_dir() else 0o644)
         fresh.rename(options.out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
