@@ -35,6 +35,19 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def give_usual_permissions(folder: Path) -> None:
+    """Give every file below ``folder``, which libraries wrote, the permissions of any new file."""
+    probe = folder / f".{uuid.uuid4().hex}.part"
+    try:
+        probe.touch()
+        usual = stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(usual)
+
+
 def replace_bytes(path: Path, content: bytes) -> None:
     """Write ``path`` atomically; of several processes at once the last one wins. Raises ``OSError``.
 

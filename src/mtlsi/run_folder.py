@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError, message_of
-from mtlsi.io import replace_bytes, replace_text
+from mtlsi.io import give_usual_permissions, replace_bytes, replace_text
 from mtlsi.model.stored import CONFIG, WEIGHTS, write_settings, write_weights
 from mtlsi.plugins import import_plugins, settle_plugins
 
@@ -204,6 +204,7 @@ def save_state(accelerator: Any, out: Path) -> None:
     accelerator.save_state(str(fresh), safe_serialization=True)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        give_usual_permissions(fresh)
         shutil.rmtree(old, ignore_errors=True)
         if (out / STATE).exists():
             os.replace(out / STATE, old)
