@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from mtlsi.config import ModelConfig
@@ -39,6 +39,9 @@ from mtlsi.model.stored import WEIGHTS, without_versions, write_settings, write_
 from mtlsi.nn.layout import resize_maps
 from mtlsi.nn.task_subset import shallow_copy
 from mtlsi.tasks import check_tasks, num_channels, register_records
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 
 @dataclass
@@ -173,6 +176,8 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
 
     def generate_model_card(self, *, name: str = "FOLDER", **kwargs: Any) -> ModelCard:
         """The card that ``save_pretrained`` and ``push_to_hub`` write, see ``mtlsi.model.card``."""
+        from huggingface_hub import ModelCard
+
         return ModelCard(own_card(self, name, **kwargs))
 
     def _save_pretrained(self, save_directory: Path) -> None:
