@@ -60,6 +60,7 @@ def test_looking_around_loads_nothing_heavy(statement):
         ["train"],
         ["evaluate"],
         ["diagnose"],
+        ["figures"],
         ["predict"],
         ["page"],
         ["demo"],
@@ -86,6 +87,7 @@ def test_help_is_quick_and_complete(verb):
         "train": ("--resume", "--train.lr"),
         "evaluate": ("--json",),
         "diagnose": ("--limit", "--json"),
+        "figures": ("--out", "--shown"),
         "study": ("--only", "--data.root"),
         "page": ("--host", "--port", "--model"),
     }.get("".join(verb), ("--help",)):

@@ -296,3 +296,11 @@ def test_a_packed_model_is_half_as_large_and_keeps_its_vectors_exactly(tiny_run,
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (tiny_run.out, tmp_path / "packed")]
     assert sizes[1] < 0.6 * sizes[0]
     assert (tmp_path / "packed" / "config.json").read_text() == (tiny_run.out / "config.json").read_text()
+
+
+def test_whoever_may_read_new_files_may_read_those_of_a_run(tiny_run):
+    (tiny_run.out.parent / "new").touch()
+    usual = (tiny_run.out.parent / "new").stat().st_mode
+    files = [path for path in tiny_run.out.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"config.json", "config.yaml", "model.safetensors", "metrics.jsonl"}
+    assert [path for path in files if path.stat().st_mode != usual] == []

@@ -15,7 +15,14 @@ from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError
 from mtlsi.flags import add_flags, read_flags
 from mtlsi.options.data import CheckOptions, DeriveOptions, PrepareOptions
-from mtlsi.options.measuring import BenchmarkOptions, BoundaryOptions, DiagnoseOptions, EvaluateOptions, PackOptions
+from mtlsi.options.measuring import (
+    BenchmarkOptions,
+    BoundaryOptions,
+    DiagnoseOptions,
+    EvaluateOptions,
+    FiguresOptions,
+    PackOptions,
+)
 from mtlsi.options.training import DemoOptions, StudyOptions
 from mtlsi.options.using import ExportOptions, PageOptions, PredictOptions
 from mtlsi.options.values import DEFAULT_MODEL
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
     from mtlsi.prediction.graph import GraphPredictor
     from mtlsi.prediction.predictor import Predictor
 
-NETWORK_VERBS = ("demo", "train", "evaluate", "diagnose", "pack", "page", "benchmark", "export")
+NETWORK_VERBS = ("demo", "train", "evaluate", "diagnose", "figures", "pack", "page", "benchmark", "export")
 """The verbs that run a network; ``predict`` runs exported ones too, which need no torch."""
 
 
@@ -179,6 +186,13 @@ def _diagnose(options: DiagnoseOptions) -> int:
     return 0
 
 
+def _figures(options: FiguresOptions) -> int:
+    from mtlsi.figures.draw import figures_from_command
+
+    figures_from_command(options)
+    return 0
+
+
 def _pack(options: PackOptions) -> int:
     from mtlsi.packing.pack import pack_from_command
 
@@ -324,6 +338,7 @@ VERBS: dict[str, Verb] = {
     "study": (StudyOptions, _study, "train many variants of a recipe and compare them in one table"),
     "evaluate": (EvaluateOptions, _evaluate, "measure a model on labelled images"),
     "diagnose": (DiagnoseOptions, _diagnose, "measure what each part of a trained MTLSI-Net contributes"),
+    "figures": (FiguresOptions, _figures, "draw how a model was trained, and where it is right and wrong"),
     "pack": (PackOptions, _pack, "a trained model as a folder to share, with its card"),
     "predict": (PredictOptions, _predict, "predict every task for your images"),
     "export": (ExportOptions, _export, "a trained model as one file for other runtimes: ONNX"),

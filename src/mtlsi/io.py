@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +16,45 @@ from PIL import Image
 from mtlsi.errors import MistakeError, message_of
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` for a library that writes files itself; what is there at the end becomes ``path``.
+
+    With the permissions of any new file: some libraries write for the owner's eyes alone. Where the context is left by an
+    exception, nothing is written. Of several processes at once the last one wins. Raises ``OSError``.
+    """
+    part = path.with_name(f".{uuid.uuid4().hex}.part")  # short: the name itself may be as long as names can be
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        part.touch()
+        usual = stat.S_IMODE(part.stat().st_mode)
+        yield part
+        part.chmod(usual)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def give_usual_permissions(folder: Path) -> None:
+    """Give every file below ``folder``, which libraries wrote, the permissions of any new file."""
+    probe = folder / f".{uuid.uuid4().hex}.part"
+    try:
+        probe.touch()
+        usual = stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(usual)
+
+
 def replace_bytes(path: Path, content: bytes) -> None:
     """Write ``path`` atomically; of several processes at once the last one wins. Raises ``OSError``.
 
     Its folder is made where it is missing: names of images may hold subfolders.
     """
-    part = path.with_name(f".{uuid.uuid4().hex}.part")  # short: the name itself may be as long as names can be
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacing(path) as part:
         part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def replace_text(path: Path, text: str) -> None:

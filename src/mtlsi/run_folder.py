@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError, message_of
-from mtlsi.io import replace_text
+from mtlsi.io import give_usual_permissions, replace_bytes, replace_text
+from mtlsi.model.stored import CONFIG, WEIGHTS, write_settings, write_weights
 from mtlsi.plugins import import_plugins, settle_plugins
 
 STATE, METRICS = "state", "metrics.jsonl"
@@ -155,24 +156,19 @@ def import_named_plugins(named: Iterable[str], model: str | Path) -> None:
 
 def save_model(model: nn.Module, state: dict[str, Tensor], out: Path) -> None:
     """``model.safetensors``, with ``state``, and ``config.json``: enough to rebuild the network."""
-    from safetensors.torch import save_file
-
-    temporary = out / ".model.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata={"format": "pt"})
-    os.replace(temporary, out / "model.safetensors")
-    config = model._hub_mixin_config  # what PyTorchModelHubMixin would write, without its model card
-    replace_text(out / "config.json", json.dumps(_plain(config), indent=2) + "\n")
+    write_weights(state, out / WEIGHTS)
+    write_settings(model, out)
 
 
 def pack_model(run: Path, folder: Path) -> None:
     """A model folder to share: matrices in float16, which halves the size; vectors, such as batch statistics, stay."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    state = load_file(run / "model.safetensors")
-    packed = {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in state.items()}
-    save_file(packed, folder / "model.safetensors", metadata={"format": "pt"})
-    shutil.copyfile(run / "config.json", folder / "config.json")
+    state = load_file(run / WEIGHTS)
+    write_weights(
+        {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in state.items()}, folder / WEIGHTS
+    )
+    replace_bytes(folder / CONFIG, (run / CONFIG).read_bytes())
 
 
 @dataclass(frozen=True)
@@ -208,6 +204,7 @@ def save_state(accelerator: Any, out: Path) -> None:
     accelerator.save_state(str(fresh), safe_serialization=True)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        give_usual_permissions(fresh)
         shutil.rmtree(old, ignore_errors=True)
         if (out / STATE).exists():
             os.replace(out / STATE, old)

@@ -19,7 +19,7 @@ from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate, evaluate_from_command, shared_tasks
 from mtlsi.evaluation.report import headline
-from mtlsi.evaluation.subject import data_config
+from mtlsi.evaluation.subject import data_config, open_subject
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet, Output
 from mtlsi.options.measuring import EvaluateOptions
@@ -376,3 +376,28 @@ def test_requests_that_cannot_be_met_are_refused_before_anything_is_loaded(chang
     changes = {name: x if name in ("limit", "size_hw", "boundary_protocol") else Path(x) for name, x in changes.items()}
     with pytest.raises(MistakeError, match=message):
         evaluate_from_command(EvaluateOptions("no such model", **changes))
+
+
+def test_every_pair_is_heard_before_its_image(tiny_run):
+    """What ``on_pair`` hears gives the scores again."""
+    options = EvaluateOptions(str(tiny_run.out), data="scenes", limit=2, tasks="depth")
+    subject = open_subject(options, Console(file=StringIO()))
+    heard, squared, count = [], 0.0, 0
+
+    def on_pair(task, prediction, label, valid):
+        nonlocal squared, count
+        heard.append(task)
+        squared += float(((prediction - label)[valid].double() ** 2).sum())
+        count += int(valid.sum())
+
+    scores = evaluate(
+        subject.network,
+        subject.dataset,
+        subject.config,
+        tasks=("depth",),
+        indices=subject.indices,
+        on_pair=on_pair,
+        on_image=lambda index, _, __: heard.append(index),
+    )
+    assert heard == ["depth", subject.indices[0], "depth", subject.indices[1]]
+    assert scores["depth"]["RMSE"] == pytest.approx((squared / count) ** 0.5, rel=1e-6)

@@ -3,12 +3,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import hub_mixin
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from mtlsi.errors import MistakeError
 from mtlsi.model import backbone as backbone_module
+from mtlsi.model import hub
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.pretrained import is_packaged, packaged_models
@@ -144,18 +144,18 @@ def test_a_file_and_a_folder_that_is_not_there_are_refused(folder):
 
 
 def test_a_name_that_the_hub_does_not_know_is_refused_as_such(monkeypatch):
-    def not_found(**_):
+    def not_found(*_, **__):
         raise RepositoryNotFoundError("404", response=SimpleNamespace(headers={}, request=None))
 
-    monkeypatch.setattr(hub_mixin, "hf_hub_download", not_found)
+    monkeypatch.setattr(hub, "hf_hub_download", not_found)
     assert "is not a folder, not packaged" in mistake(lambda: MTLSINet.from_pretrained("somebody/nyud-mobilnetv2"))
 
 
 def test_without_a_network_an_unknown_name_is_refused_as_such(monkeypatch):
-    def unreachable(**_):
+    def unreachable(*_, **__):
         raise LocalEntryNotFoundError("cannot find the requested files in the local cache")
 
-    monkeypatch.setattr(hub_mixin, "hf_hub_download", unreachable)
+    monkeypatch.setattr(hub, "hf_hub_download", unreachable)
     assert "is not a folder, not packaged" in mistake(lambda: MTLSINet.from_pretrained("somebody/nyud-mobilnetv2"))
 
 
@@ -163,7 +163,7 @@ def test_without_a_network_an_unknown_name_is_refused_as_such(monkeypatch):
 def test_a_path_that_is_not_there_is_refused_without_asking_the_hub(name, monkeypatch, tmp_path):
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(hub_mixin, "hf_hub_download", lambda **_: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
     assert "is not a folder, not packaged" in mistake(lambda: MTLSINet.from_pretrained(name))
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from io import StringIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate_from_command
+from mtlsi.model import hub
 from mtlsi.model.network import MTLSINet
 from mtlsi.options.measuring import EvaluateOptions, PackOptions
 from mtlsi.packing.pack import pack_from_command
@@ -179,3 +181,81 @@ def test_a_card_of_some_tasks_gives_the_command_that_measures_them_and_how_image
     known = np.concatenate([open_dataset(config.data, "train")[i]["depth"].numpy().ravel() for i in (0, 1)])
     median = np.sort(known)[(len(known) - 1) // 2]  # of two in the middle the lower, as torch has it
     assert depth_row(card)[1] == pytest.approx(np.sqrt(np.mean((truth - median) ** 2)), abs=1e-4)
+
+
+class Recorded:
+    """The hub's library, as far as it is asked to push a folder."""
+
+    endpoint = "https://hub.example"
+
+    def __init__(self, token=None):
+        self.token = token
+
+    def create_repo(self, name, *, private, exist_ok):
+        assert exist_ok
+        CALLS.append(("made", name, private))
+        return SimpleNamespace(repo_id=name)
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message):
+        assert commit_message
+        CALLS.append(("uploaded", repo_id, {path.name: path.read_bytes() for path in folder_path.iterdir()}))
+
+
+class Refusing(Recorded):
+    def upload_folder(self, **_):
+        raise ConnectionResetError("peer")
+
+
+CALLS: list[tuple] = []
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    CALLS.clear()
+    monkeypatch.setenv("HF_TOKEN", "hf_somebody")
+    monkeypatch.setattr(hub, "HfApi", Recorded)
+    return CALLS
+
+
+def test_a_packed_folder_is_pushed_with_its_card(tiny_run, tmp_path, recorded, capsys):
+    arguments = ["pack", str(tiny_run.out), "--data", "scenes", "--limit", "1", "--tasks", "depth", "--out"]
+    assert main([*arguments, str(tmp_path / "rooms"), "--push", "me/rooms-depth", "--private"]) == 0
+    made, (_, name, files) = recorded
+    assert made == ("made", "me/rooms-depth", True)
+    assert name == "me/rooms-depth"
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "rooms").iterdir()}
+    card = files["README.md"].decode()
+    assert "# rooms-depth\n" in card
+    assert 'MTLSINet.from_pretrained("me/rooms-depth")' in card
+    assert "mtlsi evaluate me/rooms-depth --data scenes" in card
+    assert "on the hub: https://hub.example/me/rooms-depth" in capsys.readouterr().out
+
+
+def test_a_push_that_fails_leaves_the_folder_and_says_how_to_go_on(tiny_run, tmp_path, recorded, monkeypatch, capsys):
+    monkeypatch.setattr(hub, "HfApi", Refusing)
+    out = tmp_path / "rooms"
+    arguments = ["pack", str(tiny_run.out), "--data", "scenes", "--limit", "1", "--tasks", "depth", "--out", str(out)]
+    assert main([*arguments, "--push", "me/rooms"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert recorded == [("made", "me/rooms", False)]
+    assert "the hub cannot be reached" in line
+    assert line.endswith(f"{out} is complete: hf upload me/rooms {out} tries again")
+    assert MTLSINet.from_pretrained(out).tasks
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "told"),
+    [
+        ("me//rooms", "hf_somebody", "expected OWNER/MODEL"),
+        ("me/rooms", "", "nobody is logged in"),
+    ],
+)
+def test_a_push_that_cannot_be_is_refused_before_anything_is_measured(
+    tiny_run, tmp_path, monkeypatch, capsys, name, token, told
+):
+    monkeypatch.setattr(hub, "get_token", lambda: token or None)
+    arguments = ["pack", str(tiny_run.out), "--data", "scenes", "--out", str(tmp_path / "rooms"), "--push", name]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert list(tmp_path.iterdir()) == []

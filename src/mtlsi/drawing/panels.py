@@ -143,6 +143,47 @@ def compare_panel(
     return rows_panel(image, rows, classes, scale_of=titles[1], colours=colours)
 
 
+def triple(
+    image: np.ndarray,
+    task: str,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    titles: tuple[str, str, str],
+    classes: Sequence[str] | None = None,
+    colours: Sequence[Colour] | None = None,
+) -> np.ndarray:
+    """The image, its label and the prediction of one task in a row below ``titles``, ``(H' W' 3) uint8``.
+
+    Label and prediction share one colour scale, the label's.
+    """
+    box = _fit(image.shape[:2], (NARROWEST, NARROWEST))
+    limits = kinds.of(task).limits(truth)
+    maps = zip((truth, prediction), titles[1:], strict=True)
+    drawn = [_cell(task, array, classes, box, title, limits, colours) for array, title in maps]
+    return np.asarray(_grid([[_photo_cell(image, box, titles[0]), *drawn]]))
+
+
+def sheet(parts: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
+    """Drawings (H W 3) one below the other under the headings that ``parts`` gives them, ``(H' W' 3) uint8``."""
+    tiles = []
+    for heading, drawings in parts.items():
+        images = [Image.fromarray(drawing) for drawing in drawings]
+        width = max(image.width for image in images) - 2 * MARGIN
+        line = Image.new("RGB", (width, TITLE + 2 * GAP), PAPER)
+        draw = ImageDraw.Draw(line)
+        draw.text((0, GAP), _shorten(heading, TITLE, width), INK, _font(TITLE))
+        draw.line((0, line.height - 1, width, line.height - 1), FRAME)
+        framed = Image.new("RGB", (width + 2 * MARGIN, line.height + MARGIN), PAPER)
+        framed.paste(line, (MARGIN, MARGIN))
+        tiles += [framed, *images]
+    whole = Image.new("RGB", (max(tile.width for tile in tiles), sum(tile.height for tile in tiles)), PAPER)
+    top = 0
+    for tile in tiles:
+        whole.paste(tile, (0, top))
+        top += tile.height
+    return np.asarray(whole)
+
+
 def rows_panel(
     image: np.ndarray,
     rows: Mapping[str, Mapping[str, np.ndarray]],

@@ -23,25 +23,30 @@ from mtlsi.tasks import TASKS
 
 
 def plot_precision_recall(
-    recall: Sequence[float], precision: Sequence[float], out_png: str | os.PathLike, *, ods: tuple[float, float]
+    recall: Sequence[float],
+    precision: Sequence[float],
+    out_png: str | os.PathLike,
+    *,
+    ods: tuple[float, float],
+    title: str = "boundaries",
+    beta_squared: float = 1.0,
 ) -> Path:
     """The curve over the thresholds, as PNG, PDF or SVG; ``ods`` (recall, precision) is its best point.
 
-    Lines of equal F lie behind.
+    Lines of equal F, (1 + beta^2) P R / (beta^2 P + R), lie behind.
     """
     figure = Figure(figsize=(5.2, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for f in np.arange(0.1, 1.0, 0.1):
-        along = np.linspace(f / (2 - f), 1, 200)  # from where the precision is 1
-        axes.plot(along, f * along / (2 * along - f), color="0.85", lw=0.8, zorder=0)
-        axes.annotate(
-            f"F {f:.1f}", (1, f / (2 - f)), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center"
-        )
+        along = np.linspace(beta_squared * f / (1 + beta_squared - f), 1, 200)  # from where the precision is 1
+        level = f * along / ((1 + beta_squared) * along - beta_squared * f)
+        axes.plot(along, level, color="0.85", lw=0.8, zorder=0)
+        axes.annotate(f"F {f:.1f}", (1, level[-1]), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center")
     axes.plot(recall, precision, color="#2b6cb0", lw=2)
-    best = 2 * ods[0] * ods[1] / max(sum(ods), 1e-12)
+    best = (1 + beta_squared) * ods[0] * ods[1] / max(beta_squared * ods[1] + ods[0], 1e-12)
     axes.plot(*ods, "o", color="#c53030", label=f"F {best:.3f}")
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision", title="boundaries", aspect="equal")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", ylabel="precision", title=title, aspect="equal")
     axes.legend(frameon=False, loc="lower left")
     axes.spines[["top", "right"]].set_visible(False)
     return save_figure(figure, Path(out_png))

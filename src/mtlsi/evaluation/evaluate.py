@@ -43,6 +43,8 @@ from mtlsi.tasks import BOUNDARY_PROTOCOL, TASKS, check_tasks, num_channels
 
 OnImage = Callable[[int, dict[str, Tensor], Scores], None]
 """Called with an image's index, its decoded predictions by task at the labels' size, and the image's own figures."""
+OnPair = Callable[[str, Tensor, Tensor, Tensor], None]
+"""Called with a task, a decoded prediction, its label and where that is valid, as metrics are: a batch of one image."""
 
 
 @torch.no_grad()
@@ -63,6 +65,7 @@ def evaluate(
     console: Console | None = None,
     metrics: Mapping[str, Metric] | None = None,
     on_image: OnImage | None = None,
+    on_pair: OnPair | None = None,
 ) -> Evaluation:
     """Scores of ``model`` on the images ``indices`` (None: all) of ``dataset``, with the curves of its boundaries.
 
@@ -72,7 +75,7 @@ def evaluate(
     name in ``mtlsi.metrics.boundary.protocols``; ``num_thresholds``: of the boundary curve, instead of the protocol's.
     ``legacy_saliency``: see ``MaxF``. ``depth_range_m``: caps of the depth readings beside the raw one, in metres; see
     ``mtlsi.metrics.dense.depth``. ``metrics``: by task, instead of the built-in ones. ``on_image``: called with every
-    image's results.
+    image's results; ``on_pair`` before it, with each task's prediction and label.
     Raises ``MistakeError`` if there are no such tasks, if their classes differ, if an image is larger than ``showing`` pads
     to, if a prediction is not finite, or if a metric of ``metrics`` lacks its task's score.
     """
@@ -113,6 +116,8 @@ def evaluate(
                     label = sample[task].to(device)[None]
                     decoded[task] = decode(task, resize_maps(raw[task].float(), label.shape[-2:]))
                     valid = kinds.of(task).valid(label)
+                    if on_pair is not None:
+                        on_pair(task, decoded[task], label, valid)
                     if on_image is None:
                         metric.update(decoded[task], label, valid)
                     else:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +31,18 @@ from mtlsi.errors import MistakeError
 from mtlsi.kernels.recompute import called_modules, recompute
 from mtlsi.kinds.colouring import Colour
 from mtlsi.model.backbone import STRIDES, Backbone
+from mtlsi.model.card import own_card
 from mtlsi.model.decoder_spec import DecoderSpec
 from mtlsi.model.decoders import OnlyTasks, build_decoder
 from mtlsi.model.forms import as_stored
 from mtlsi.model.fusion import ReplaceContext
+from mtlsi.model.stored import WEIGHTS, without_versions, write_settings, write_weights
 from mtlsi.nn.layout import resize_maps
 from mtlsi.nn.task_subset import shallow_copy
 from mtlsi.tasks import check_tasks, num_channels, register_records
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
 
 @dataclass
@@ -158,15 +163,41 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> MTLSINet:
         """The network from a model or run folder, the name of a packaged model, or a hub id, in evaluation mode.
 
-        Weights that do not fit the folder's own config.json raise ``MistakeError``.
+        ``revision``, ``token``, ``cache_dir``, ``local_files_only`` and ``force_download`` are for the hub. Nothing is
+        unpickled and no code is run. Raises ``MistakeError`` where there is no such model, where weights do not fit their
+        config.json, and for one that a newer mtlsi wrote in another format.
         """
         from mtlsi.model.pretrained import open_pretrained
 
         return open_pretrained(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
 
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload the network with its card as the hub's model ``repo_id``, OWNER/NAME; gives the address of the commit.
+
+        ``private``, ``token``, ``branch``, ``commit_message`` and the others are those of ``huggingface_hub``'s mixin;
+        ``model_card_kwargs`` are ``scores``, as ``mtlsi.evaluate`` gives them, ``notes``, in Markdown, ``license`` and
+        ``name``. Raises ``MistakeError`` for what the hub refuses and where it cannot be reached.
+        """
+        from mtlsi.model.hub import check_push, told_of
+
+        check_push(repo_id, kwargs.get("token"))
+        kwargs["model_card_kwargs"] = {"name": repo_id} | (kwargs.get("model_card_kwargs") or {})
+        with told_of(repo_id):
+            return super().push_to_hub(repo_id, **kwargs)
+
+    def generate_model_card(self, *, name: str = "FOLDER", **kwargs: Any) -> ModelCard:
+        """The card that ``save_pretrained`` and ``push_to_hub`` write, see ``mtlsi.model.card``."""
+        from huggingface_hub import ModelCard
+
+        return ModelCard(own_card(self, name, **kwargs))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_weights(self.state_dict(), save_directory / WEIGHTS)
+        write_settings(self, save_directory)
+
     @classmethod
     def _from_pretrained(cls, **kwargs: Any) -> MTLSINet:
-        return super()._from_pretrained(**as_stored(kwargs))
+        return super()._from_pretrained(**as_stored(without_versions(kwargs)))
 
     def _decoder_for(self, tasks: Iterable[str] | None) -> nn.Module:
         names = self._checked_tasks(tasks)

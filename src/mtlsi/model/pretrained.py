@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.model.stored import CONFIG, WEIGHTS, check_settings
 
 PACKAGED = Path(__file__).parent.parent / "models"
 ALIASES = {"nyud": "nyud-efficientnet-lite2"}
@@ -32,34 +31,49 @@ def is_packaged(name: str) -> bool:
 def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -> Any:
     """What ``load`` makes of a packaged name, a model or run folder or a hub id, in evaluation mode.
 
-    Raises ``MistakeError`` where there is no such model or its weights do not fit its own config.json.
+    Raises ``MistakeError`` where there is no such model, its weights do not fit its own config.json, or that was written in
+    a newer format.
     """
     packaged = PACKAGED / ALIASES.get(str(name), str(name))
     source = packaged if packaged.is_dir() else Path(name)
+    asked = {key: kwargs.pop(key) for key in OF_THE_HUB if key in kwargs}
     if source.is_dir():
-        for part in ("config.json", "model.safetensors"):
+        for part in (CONFIG, WEIGHTS):
             if not (source / part).is_file():
                 raise MistakeError(f"model folder {source} has no {part}; expected a run or model folder with both")
+        folder = source
     elif source.exists():
         raise MistakeError(
             f"model {source} is a file; expected the folder that holds config.json and model.safetensors"
         )
     elif not may_be_on_the_hub(str(name)):
         raise MistakeError(_not_found(name))
+    else:
+        folder = _fetched(str(name), asked)
     kwargs.setdefault("strict", True)
     try:
+        check_settings(folder / CONFIG)
         with redirect_stdout(io.StringIO()):  # the mixin prints where it loads from
-            model = load(str(source if source.is_dir() else name), **kwargs)
+            model = load(str(folder), **kwargs)
     except MistakeError as error:  # config.json asks for what cannot be built
         raise MistakeError(f"model {source}: {error}") from error
-    except (RuntimeError, SafetensorError, TypeError, JSONDecodeError) as error:
-        if isinstance(error, TypeError) and not source.is_dir():  # the hub has no such model, or no config.json
-            raise MistakeError(_not_found(name)) from error
+    except (RuntimeError, SafetensorError, TypeError, OSError) as error:
         reason = message_of(error)[:200]
         raise MistakeError(f"model {source}: weights and config.json do not fit each other ({reason})") from error
-    except (HFValidationError, OSError) as error:
-        raise MistakeError(_not_found(name)) from error
     return model.eval()
+
+
+OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+"""What ``from_pretrained`` can be asked of the hub, by the names that its library has for them."""
+
+
+def _fetched(name: str, asked: Mapping[str, Any]) -> Path:
+    from mtlsi.model.hub import fetch
+
+    try:
+        return fetch(name, **asked)
+    except MistakeError as error:
+        raise MistakeError(_not_found(name, str(error))) from error
 
 
 def may_be_on_the_hub(name: str) -> bool:
@@ -67,9 +81,12 @@ def may_be_on_the_hub(name: str) -> bool:
     return name.count("/") == 1 and name[0] not in "./~" and not Path(name).parent.is_dir()
 
 
-def _not_found(name: str | Path) -> str:
+def _not_found(name: str | Path, reason: str = "") -> str:
+    """One line; ``reason``: why the hub, which was asked, does not have it either."""
+    if reason:
+        return f"model {str(name)!r} is not a folder, not packaged and not to be had from the hub: {reason}"
     known = ", ".join(packaged_models()) or "none"
     return (
         f"model {str(name)!r} is not a folder, not packaged (packaged: {known}) and not to be had from the hub; "
-        "give a run folder or one of the packaged names"
+        "give a run folder, one of the packaged names or OWNER/MODEL of the hub"
     )

@@ -80,6 +80,18 @@ class DiagnoseOptions(MeasureOptions):
 
 
 @dataclass(frozen=True)
+class FiguresOptions(MeasureOptions):
+    """Draw how a model was trained and where it is right and wrong, as PNG files, with their numbers as JSON."""
+
+    data: str = ""
+    """As for evaluate; by default the data of the run, and of a model that is no run folder nyud."""
+    out: Path | None = None
+    """Folder of the figures; by default figures/ in the run folder, and NAME-figures here for a model that is no run."""
+    num_shown: int = 3
+    """How many of the best and how many of the worst images a sheet shows; 0: no sheets."""
+
+
+@dataclass(frozen=True)
 class PackOptions(MeasureOptions):
     """A folder to share: the model in half the size, and a card with its scores, measured now, its data and its training."""
 
@@ -89,6 +101,10 @@ class PackOptions(MeasureOptions):
     """A Markdown file that the card ends with: terms of the data, what the model is not good at."""
     license: str = "mit"
     """Licence of the weights, as model hubs name it."""
+    push: str | None = None
+    """Also upload the folder to the Hugging Face hub, as OWNER/NAME."""
+    private: bool = False
+    """With --push: for your eyes only, where the model is not on the hub yet."""
 
 
 @dataclass(frozen=True)

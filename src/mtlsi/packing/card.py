@@ -10,6 +10,7 @@ from pathlib import Path
 from mtlsi.config import FROM_SHARES, RunConfig
 from mtlsi.evaluation.protocols import showing_by
 from mtlsi.evaluation.report import Scores, decimals
+from mtlsi.model.card import front_matter, introduction, terms_text, use_text
 from mtlsi.model.network import MTLSINet
 from mtlsi.run_folder import Progress
 from mtlsi.tasks import TASKS
@@ -56,42 +57,18 @@ def card(
     name: str, network: MTLSINet, measured: Measured, trained: Trained, *, megabytes: float, license: str, notes: str
 ) -> str:
     """The card in Markdown, with the front matter that model hubs read; ``notes``, Markdown too, come last."""
-    tags = ["multi-task-learning", *(TAGS[task] for task in network.tasks if task in TAGS)]
     parts = [
-        f"---\nlicense: {license}\nlibrary_name: mtlsi\npipeline_tag: image-segmentation\ntags: [{', '.join(tags)}]\n---",
-        f"# {name}",
-        introduction(network, trained.config, megabytes),
+        front_matter(network.tasks, license),
+        f"# {name.rpartition('/')[2]}",
+        introduction(network, trained.config.preset, megabytes),
         f"![Predictions for generated rooms that it was not trained on]({PICTURE})",
+        use_text(name),
         f"## Scores\n{scores_text(name, measured)}",
         f"## Data and training\n{training_text(trained)}",
+        terms_text(license),
         notes.strip(),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-TAGS = {
-    "semseg": "semantic-segmentation",
-    "depth": "depth-estimation",
-    "normals": "surface-normals",
-    "boundary": "edge-detection",
-}
-"""By task, what hubs call it."""
-
-
-def introduction(network: MTLSINet, config: RunConfig, megabytes: float) -> str:
-    """What goes in, what comes out, and how large it is."""
-    sizes, outputs = network.sizes, []
-    for task in network.tasks:
-        record = TASKS[task]
-        named = f" ({len(network.classes[task])} classes)" if task in network.classes else ""
-        outputs.append(f"{record.title.lower()}{named}{f' in {record.unit}' if record.kind == 'distance' else ''}")
-    listed = " and ".join([", ".join(outputs[:-1]), outputs[-1]] if len(outputs) > 1 else outputs)
-    what = f"MTLSI-Net, form `{sizes.form}`," if sizes.decoder == "mtlsi" else f"The decoder `{sizes.decoder}`"
-    parameters = sum(x.numel() for x in network.parameters()) / 1e6
-    return (
-        f"One RGB image in; {listed} out. {what} on the backbone `{sizes.backbone}` (preset `{config.preset}`): "
-        f"{parameters:.2f} M parameters, {megabytes:.1f} MB on disk (matrices in float16)."
-    )
 
 
 def scores_text(name: str, measured: Measured) -> str:

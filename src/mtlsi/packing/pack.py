@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mtlsi.evaluation.constant import Constant
 from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.report import score_table
 from mtlsi.evaluation.subject import Subject, check_options, open_subject, protocol_of, tasks_of
+from mtlsi.model.hub import check_push, push_folder
 from mtlsi.options.measuring import PackOptions
 from mtlsi.packing.card import PICTURE, Measured, Trained, card
 from mtlsi.prediction.predictor import Predictor
@@ -33,7 +34,7 @@ ROOM_HW = (288, 384)
 
 
 def pack_from_command(options: PackOptions, *, console: Console | None = None) -> Path:
-    """Write the folder ``options.out``, whole or not at all, and give its path.
+    """Write the folder ``options.out``, whole or not at all, upload it where asked to, and give its path.
 
     The scores are those of the packed weights. Raises ``MistakeError`` where ``model`` is no run folder, ``out`` is there
     already or the data cannot be read.
@@ -41,12 +42,15 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
     console = console or Console()
     run, notes = Path(options.model), read_notes(options.notes_path)
     showing = check_options(options)
+    if options.push is not None:
+        check_push(options.push)
     if options.out.exists():
         raise MistakeError(f"--out {options.out} is there already; give a new folder")
     config = run_folder.load_config(run)
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{options.out.name}-", dir=options.out.parent))
+        fresh = options.out.parent / f".{options.out.name}-{uuid.uuid4().hex}"
+        fresh.mkdir()
     except OSError as error:
         raise MistakeError(f"cannot write to {options.out.parent} ({message_of(error)}); give another --out") from error
     try:
@@ -61,7 +65,7 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
         console.print(score_table(measured.scores, others={"constant": measured.constant}, **said))
         Image.fromarray(rooms(subject)).save(fresh / PICTURE, quality=88)
         text = card(
-            options.out.name,
+            options.push or options.out.name,
             subject.network,
             measured,
             trained(run, config, options, training),
@@ -70,13 +74,23 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
             notes=notes,
         )
         (fresh / "README.md").write_text(text, encoding="utf-8")
-        for path in (fresh, *fresh.iterdir()):  # made for one's own eyes
-            path.chmod(0o755 if path.is_dir() else 0o644)
         fresh.rename(options.out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     console.print(f"model folder: {options.out}", markup=False, highlight=False, soft_wrap=True)
+    if options.push is not None:
+        push(options, console)
     return options.out
+
+
+def push(options: PackOptions, console: Console) -> None:
+    """Upload the finished folder; where that fails it stays, and the message says how to try again."""
+    name = str(options.push)
+    try:
+        address = push_folder(options.out, name, private=options.private)
+    except MistakeError as error:
+        raise MistakeError(f"{error}; {options.out} is complete: hf upload {name} {options.out} tries again") from error
+    console.print(f"on the hub: {address}", markup=False, highlight=False, soft_wrap=True)
 
 
 def read_notes(path: Path | None) -> str:

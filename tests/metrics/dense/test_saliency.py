@@ -81,3 +81,13 @@ def test_perfect_saliency_scores_full_and_the_threshold_is_inclusive(scores):
     figures = {"maxF": 100, "precision": 100, "recall": 100, "threshold": 0.95, "mIoU": 100}
     assert {name: result[name] for name in figures} == pytest.approx(figures)
     assert result["MAE"] == pytest.approx((0.9 + 0.05 + 0.05) / 3)
+
+
+def test_the_curve_equals_numpy(random_batch):
+    prediction, label, valid = random_batch(MaxF)
+    metric = MaxF()
+    metric.update(prediction, label, valid)
+    curve, p, y = metric.curve(), prediction[valid].numpy(), label[valid].numpy() == 1
+    for threshold, precision, recall in zip(curve["thresholds"], curve["precision"], curve["recall"], strict=True):
+        np.testing.assert_allclose(curve_of(p >= np.float32(threshold), y)[:2], (precision, recall), rtol=1e-9)
+    assert len(curve["thresholds"]) == 19

@@ -105,6 +105,13 @@ class MaxF(Metric):
         values["MAE_per_image"] = self.absolute_of_images / self.num_images[0]
         return values
 
+    def curve(self) -> dict[str, list[float]]:
+        """``thresholds``, ``recall`` and ``precision`` in 0..1, one value for each threshold, over all processes."""
+        with self.sync_context():
+            false, true, labelled = _reached(self.counts)
+        found = {"recall": true / labelled, "precision": true / (true + false).clamp(min=1)}
+        return {"thresholds": self.thresholds.tolist()} | {name: values.tolist() for name, values in found.items()}
+
 
 def _reached(counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """How many pixels of the background and how many salient ones reach each threshold, and how many are salient."""

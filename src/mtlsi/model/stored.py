@@ -1,0 +1,72 @@
+"""The two files of a model folder, and which version of mtlsi can read them.
+
+``config.json``: the arguments of ``MTLSINet``, ``format_version`` and the ``mtlsi_version`` that wrote it. A folder without
+a version is of before there were any, and loads; one of a newer format is refused. ``model.safetensors``: the weights by
+name. Nothing in either is code: one is parsed as JSON, the other holds numbers alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mtlsi.errors import MistakeError, message_of
+from mtlsi.io import replace_text, replacing
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = 1
+"""Of the folders written here. It rises where what is written can no longer be read by versions of before."""
+VERSIONS = ("format_version", "mtlsi_version")
+
+
+def write_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    """The weights by name as a .safetensors file, written whole or not at all."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as part:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, part, metadata={"format": "pt"})
+
+
+def write_settings(network: Any, folder: Path) -> None:
+    """``config.json``: the arguments that made this ``MTLSINet``, with the present versions; whole or not at all."""
+    stored = {**network._hub_mixin_config, "format_version": FORMAT, "mtlsi_version": version("mtlsi")}
+    replace_text(folder / CONFIG, json.dumps(_plain(stored), indent=2) + "\n")
+
+
+def without_versions(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ``MTLSINet`` among what ``config.json`` holds."""
+    return {name: value for name, value in settings.items() if name not in VERSIONS}
+
+
+def check_settings(path: Path) -> None:
+    """Raises ``MistakeError`` where ``path``, a config.json, is no settings of a model, or of a newer format."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MistakeError(
+            f"weights and config.json do not fit each other ({message_of(error)[:200]}); expected JSON as mtlsi writes it"
+        ) from error
+    if not isinstance(settings, dict) or not {"tasks", "classes", "input_size"} <= settings.keys():
+        raise MistakeError(f"{CONFIG} names no tasks, classes and input_size; expected a model that mtlsi wrote")
+    found = settings.get("format_version", 0)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+        raise MistakeError(f"{CONFIG} is of the format {found!r}; expected a number, such as {FORMAT}")
+    if found > FORMAT:
+        writer = settings.get("mtlsi_version")
+        needed = f"mtlsi {writer}" if isinstance(writer, str) and len(writer) < 40 else "a newer mtlsi"
+        raise MistakeError(
+            f"written in format {found}, this mtlsi {version('mtlsi')} reads formats up to {FORMAT}; "
+            f"expected {needed} or later: upgrade mtlsi"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON has it."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
