@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from mtlsi.cli import main
 from mtlsi.model.build import create_model
@@ -75,9 +76,11 @@ def test_flags_that_have_no_meaning_are_refused_in_one_line(arguments, told, cli
 
 
 def test_smoothed_frames_are_those_of_the_class(tmp_path, monkeypatch):
-    model = draw_weights(create_model("tiny", tasks=("normals",), input_size=(32, 48)), std=0.05)
+    torch.manual_seed(0)
+    model = create_model("tiny", tasks=("normals",), input_size=(64, 96))
+    draw_weights(model.decoder, std=0.3)
     monkeypatch.setattr("mtlsi.cli._open_predictor", lambda _: Predictor(model))
-    frames = pictures(3, 32, 48)
+    frames = pictures(3, 64, 96)
     clip = write_clip(tmp_path / "clip.mkv", frames)
     asked = ["predict", str(clip), "--out", str(tmp_path / "a.mp4"), "--arrays", "--smooth-outputs", "0.5"]
     assert main([*asked, "--smooth", "0.8"]) == 0
