@@ -182,7 +182,7 @@ def test_a_clip_without_a_whole_picture_is_refused(tmp_path):
 
 
 def test_without_pyav_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("mtlsi.prediction.clips.find_spec", lambda _: None)
+    monkeypatch.setattr("mtlsi.prediction.clips.reading.find_spec", lambda _: None)
     with pytest.raises(MistakeError, match=r"pip install 'mtlsi\[video\]'"):
         predict_video(tmp_path / "clip.mp4", Levels(), tmp_path)  # type: ignore[arg-type]
 

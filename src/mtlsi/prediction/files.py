@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from mtlsi.drawing.panels import Colours
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
 from mtlsi.lock import HeldError, held
-from mtlsi.prediction.camera import Camera, Metres, TrainingCamera, distance_task
+from mtlsi.prediction.camera import Camera, Metres, distance_task
+from mtlsi.prediction.contract import PredictsImages
 from mtlsi.prediction.crew import Crew
 from mtlsi.prediction.images import VIDEO_ENDINGS, read_image
 from mtlsi.prediction.manifest import Manifest, number_of, state_of
@@ -44,37 +44,6 @@ from mtlsi.tasks import check_tasks
 CLAIMS = ".claims"
 """In the folder of results: a file for each image that a process is at."""
 FATAL = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)  # every further write would meet them, too
-
-
-class PredictsImages(Protocol):
-    """What ``predict_paths`` needs: a ``Predictor``, or what stands for one."""
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """What it can predict."""
-        ...
-
-    @property
-    def classes(self) -> Mapping[str, Sequence[str]]:
-        """The class names of each task that has classes."""
-        ...
-
-    @property
-    def colours(self) -> Colours:
-        """The colours of the classes, by task, where they are not our own."""
-        ...
-
-    @property
-    def training_camera(self) -> TrainingCamera | None:
-        """The camera of the images that it was trained on, where that is known."""
-        ...
-
-    @property
-    def identity(self) -> str:
-        """Differs where the predictions for the same image would."""
-        ...
-
-    def __call__(self, image: np.ndarray, tasks: tuple[str, ...], /) -> dict[str, np.ndarray]: ...
 
 
 @dataclass

@@ -29,7 +29,7 @@ from mtlsi.prediction.predictor import Predictor
 from mtlsi.prediction.tiles import NO_TILES, TiledPredictor
 
 if TYPE_CHECKING:
-    from mtlsi.prediction.files import PredictsImages
+    from mtlsi.prediction.contract import PredictsImages
 
 
 class Smoothed:

@@ -20,14 +20,14 @@ from mtlsi.errors import MistakeError
 from mtlsi.images import IMAGE_ENDINGS, FilePath
 from mtlsi.kinds.colouring import Limits
 from mtlsi.prediction.camera import Camera, Metres, distance_task
-from mtlsi.prediction.clip_samples import sample_clip
-from mtlsi.prediction.clip_view import ClipView, limits_of, thinned
-from mtlsi.prediction.clip_writer import ClipWriter, check_ending
-from mtlsi.prediction.clips import Clip, Frame, Sound, open_clip
+from mtlsi.prediction.clips.reading import Clip, Frame, Sound, open_clip
+from mtlsi.prediction.clips.samples import sample_clip
+from mtlsi.prediction.clips.view import ClipView, limits_of, thinned
+from mtlsi.prediction.clips.webcam import until_interrupted
+from mtlsi.prediction.clips.writing import ClipWriter, check_ending
+from mtlsi.prediction.contract import PredictsImages
 from mtlsi.prediction.crew import Crew
-from mtlsi.prediction.files import PredictsImages
 from mtlsi.prediction.results import prepare_folder, save_prediction
-from mtlsi.prediction.webcam import until_interrupted
 from mtlsi.tasks import check_tasks
 
 Predict = Callable[[np.ndarray, tuple[str, ...]], Mapping[str, np.ndarray]]

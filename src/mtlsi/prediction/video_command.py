@@ -8,11 +8,11 @@ from pathlib import Path
 from mtlsi.errors import MistakeError
 from mtlsi.options.using import PredictOptions
 from mtlsi.prediction.camera import Camera
-from mtlsi.prediction.clip_writer import CONTAINERS
-from mtlsi.prediction.files import PredictsImages
+from mtlsi.prediction.clips.webcam import open_camera
+from mtlsi.prediction.clips.writing import CONTAINERS
+from mtlsi.prediction.contract import PredictsImages
 from mtlsi.prediction.images import VIDEO_ENDINGS
 from mtlsi.prediction.video import Predict, predict_video
-from mtlsi.prediction.webcam import open_camera
 
 NOT_FOR_IMAGES = ("arrays", "stride", "num_frames", "smooth", "smooth_outputs")
 NOT_FOR_VIDEOS = ("points", "calibrate", "recursive", "overwrite")

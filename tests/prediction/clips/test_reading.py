@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from mtlsi.errors import MistakeError
-from mtlsi.prediction.clip_samples import sample_clip
-from mtlsi.prediction.clips import Frame, Sound, open_clip
+from mtlsi.prediction.clips.reading import Frame, Sound, open_clip
+from mtlsi.prediction.clips.samples import sample_clip
 from small_clips import av, click, damage, grey_levels, pictures, turn, write_clip
 
 PHONE = {"codec": "qtrle", "pix_fmt": "rgb24"}  # lossless, in the file format of phones

@@ -9,8 +9,8 @@ import pytest
 
 from mtlsi.errors import MistakeError
 from mtlsi.prediction import clip_writer
-from mtlsi.prediction.clip_writer import ClipWriter
-from mtlsi.prediction.clips import Frame, Sound, open_clip
+from mtlsi.prediction.clips.reading import Frame, Sound, open_clip
+from mtlsi.prediction.clips.writing import ClipWriter
 from small_clips import av, click, decoded, grey_levels, heard, write_clip
 
 TIMES_S = [Fraction(n, 1000) for n in (0, 40, 50, 200, 1000, 1040)]

@@ -20,7 +20,7 @@ import numpy as np
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
 from mtlsi.later import Later
-from mtlsi.prediction.frame_pixels import Upright
+from mtlsi.prediction.clips.pixels import Upright
 
 if TYPE_CHECKING:
     import av.error

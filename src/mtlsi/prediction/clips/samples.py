@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from mtlsi.images import FilePath
-from mtlsi.prediction.clips import open_clip
+from mtlsi.prediction.clips.reading import open_clip
 
 MOST_SAMPLES = 9
 NEAR_S = 10

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.later import Later
-from mtlsi.prediction.clips import Clip, check_av
+from mtlsi.prediction.clips.reading import Clip, check_av
 
 if TYPE_CHECKING:
     import av.error

@@ -13,8 +13,8 @@ import numpy as np
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.later import Later
-from mtlsi.prediction.clip_sound import Track, track_of
-from mtlsi.prediction.clips import Frame, Sound
+from mtlsi.prediction.clips.reading import Frame, Sound
+from mtlsi.prediction.clips.sound import Track, track_of
 
 if TYPE_CHECKING:
     import av.error
