@@ -11,7 +11,7 @@ import pytest
 
 from by_colour import predictor
 from mtlsi.errors import MistakeError
-from mtlsi.prediction import webcam
+from mtlsi.prediction.clips import webcam
 from mtlsi.prediction.clips.webcam import open_camera
 from mtlsi.prediction.video import VideoOutcome, predict_video
 from small_clips import av, decoded

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtlsi.errors import MistakeError
-from mtlsi.prediction import clip_writer
+from mtlsi.prediction.clips import writing
 from mtlsi.prediction.clips.reading import Frame, Sound, open_clip
 from mtlsi.prediction.clips.writing import ClipWriter
 from small_clips import av, click, decoded, grey_levels, heard, write_clip
@@ -67,12 +67,12 @@ def test_odd_and_tiny_sizes_become_even(size_hw, name, tmp_path):
 
 
 def test_without_h264_mpeg4_is_written(tmp_path, monkeypatch):
-    monkeypatch.setitem(clip_writer.ENCODERS, "mp4", clip_writer.ENCODERS["mp4"][-1:])
+    monkeypatch.setitem(writing.ENCODERS, "mp4", writing.ENCODERS["mp4"][-1:])
     path = write(tmp_path / "a.mp4", grey_levels(6))
     with av.open(str(path)) as container:
         assert container.streams.video[0].codec_context.name == "mpeg4"
     assert [moment for moment, _ in decoded(path)] == pytest.approx([float(t) for t in TIMES_S], abs=1e-4)
-    monkeypatch.setitem(clip_writer.ENCODERS, "mp4", (clip_writer.Encoder("no-such", {}),))
+    monkeypatch.setitem(writing.ENCODERS, "mp4", (writing.Encoder("no-such", {}),))
     with pytest.raises(MistakeError, match="no encoder for mp4"):
         write(tmp_path / "b.mp4", grey_levels(6))
 
