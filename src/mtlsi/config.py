@@ -260,7 +260,12 @@ class TrainConfig:
     final_images: int = 0
     """Images of the last evaluation, spread over the validation split; 0: all."""
     checkpoint_every: int = 1000
-    """Steps between saved states."""
+    """Steps between checkpoints; 0: only at the end, and where the run is stopped."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay; should the newest be damaged, a run goes on from the one before."""
+    skip_not_finite: int = 0
+    """How many steps whose loss or gradient is not finite are passed over, their batches written to not_finite/ in the run
+    folder; the next one, with 0 the first, stops the run. On a GPU more than 0 waits for every step."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl."""
     gradients_every: int = 0
@@ -284,7 +289,7 @@ class TrainConfig:
         check_class_weights(self.class_weights)
         if not 0 <= self.ema < 1:
             raise MistakeError(f"train.ema {self.ema}; expected at least 0 and below 1")
-        _at_least(1, "train", self, "iterations", "batch_size", "accumulate", "log_every", "dwa_window")
+        _at_least(1, "train", self, "iterations", "batch_size", "accumulate", "log_every", "dwa_window", "keep_checkpoints")
         at_least_0 = (
             "warmup",
             "checkpoint_every",
@@ -292,6 +297,7 @@ class TrainConfig:
             "evaluate_images",
             "final_images",
             "gradients_every",
+            "skip_not_finite",
         )
         _at_least(0, "train", self, *at_least_0)
         for name in ("lr", "clip_norm"):
