@@ -7,7 +7,6 @@ reads it. ``state/``: everything that a resumed run needs. ``metrics.jsonl``: on
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import replace_text
 from mtlsi.plugins import import_plugins, settle_plugins
+from mtlsi.weights import replace_weights
 
 STATE, METRICS, LOCK = "state", "metrics.jsonl", ".lock"
 STEP_FOLDER = "step_{:06d}"
@@ -170,11 +170,7 @@ def import_named_plugins(named: Iterable[str], model: str | Path) -> None:
 
 def save_model(model: nn.Module, state: dict[str, Tensor], out: Path) -> None:
     """``model.safetensors``, with ``state``, and ``config.json``: enough to rebuild the network."""
-    from safetensors.torch import save_file
-
-    temporary = out / ".model.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata={"format": "pt"})
-    os.replace(temporary, out / "model.safetensors")
+    replace_weights(out / "model.safetensors", state)
     config = model._hub_mixin_config  # what PyTorchModelHubMixin would write, without its model card
     replace_text(out / "config.json", json.dumps(_plain(config), indent=2) + "\n")
 

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.weights import check_weights
 
 PACKAGED = Path(__file__).parent.parent / "models"
 ALIASES = {"nyud": "nyud-efficientnet-lite2"}
@@ -48,6 +49,8 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
         raise MistakeError(_not_found(name))
     kwargs.setdefault("strict", True)
     try:
+        if source.is_dir():
+            check_weights(source / "model.safetensors")
         with redirect_stdout(io.StringIO()):  # the mixin prints where it loads from
             model = load(str(source if source.is_dir() else name), **kwargs)
     except MistakeError as error:  # config.json asks for what cannot be built

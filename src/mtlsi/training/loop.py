@@ -38,6 +38,7 @@ from mtlsi.training.passes import forward_backward, losses_again
 from mtlsi.training.setup import TrainingRun, Transform, assemble, learning_rate_factor, settle
 from mtlsi.training.shared_maps import TaskGradients
 from mtlsi.training.stopping import StopRequest
+from mtlsi.weights import is_whole
 
 
 def train(
@@ -89,7 +90,8 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
         if run.taken_over:
             text = f"taken over from {run.config.init}: {describe(run.taken_over)}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
-        for note in run.notes:
+        notes = [*run.notes, *(renew_model(run) if position.step else ())]
+        for note in notes:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
     batches = iter(batches_from(position.step, run))
     log, watch = Log(run.accelerator, out, options, console, position), Watch(run)
@@ -225,6 +227,15 @@ def save(run: TrainingRun) -> None:
     run.accelerator.wait_for_everyone()
 
 
+def renew_model(run: TrainingRun) -> list[str]:
+    """Bring the run folder's model to the checkpoint that the run goes on from; gives a note where it was damaged."""
+    path, ended = run.out / "model.safetensors", (run.out / "scores.json").exists()
+    damaged = path.exists() and not is_whole(path)
+    if damaged or not ended:  # killed between checkpoint and model, it would be that of the checkpoint before
+        run_folder.save_model(run.network, run.average.state, run.out)
+    return [f"{path} is damaged; it is written again from the checkpoint"] if damaged else []
+
+
 def validate(run: TrainingRun, log: Log, told: Callbacks, stop: StopRequest) -> Scores:
     """Evaluate after the run's present step; {} where that was cut by a signal, since it leaves no trace."""
     options, step, start, scores = run.config.train, run.position.step, time.perf_counter(), {}
@@ -250,8 +261,6 @@ def measure_finished(run: TrainingRun) -> Scores:
     """Scores of a run that was stopped between its last saved state and its scores."""
     if (run.out / "scores.json").exists():
         raise MistakeError(f"the run in {run.out} has ended at step {run.position.step} already; nothing is left to do")
-    if run.accelerator.is_main_process:
-        run_folder.save_model(run.network, run.average.state, run.out)
     return measure(run, run.config.train.final_images)
 
 
