@@ -128,8 +128,8 @@ def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    ["[1, 2]", "7", '"step"', "null", '{"loss": 1}', '{"step": "three"}', '{"step": null}', '{"step": -1}', "\x00", "[" * 99999,
-     '{"step": true}', '{"step": 1e400}'],
+    ["[1, 2]", "7", '"step"', "null", '{"loss": 1}', '{"step": "three"}', '{"step": null}', '{"step": -1}', "\x00",
+     "[" * 99999, '{"step": true}', '{"step": 1e400}'],
 )  # fmt: skip
 def test_what_is_no_line_of_metrics_is_left_out_with_a_note(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + line + '\n{"step": 2}\n')

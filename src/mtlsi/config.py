@@ -289,7 +289,9 @@ class TrainConfig:
         check_class_weights(self.class_weights)
         if not 0 <= self.ema < 1:
             raise MistakeError(f"train.ema {self.ema}; expected at least 0 and below 1")
-        _at_least(1, "train", self, "iterations", "batch_size", "accumulate", "log_every", "dwa_window", "keep_checkpoints")
+        _at_least(
+            1, "train", self, "iterations", "batch_size", "accumulate", "log_every", "dwa_window", "keep_checkpoints"
+        )
         at_least_0 = (
             "warmup",
             "checkpoint_every",

@@ -72,8 +72,7 @@ def _enter_checksum(path: Path) -> None:
     with path.open("r+b") as file:
         header = _header(file)
         checksum = _checksum(header, file)
-        file.seek(0)
-        place = file.read(8 + _length(file)).index(UNKNOWN.encode())
+        place = 8 + file.read(_length(file)).index(UNKNOWN.encode())  # after the length, which _length has read
         file.seek(place)
         file.write(checksum.encode())
         file.flush()

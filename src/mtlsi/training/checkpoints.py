@@ -269,6 +269,6 @@ def _refuse_pickled(out: Path) -> None:
     )
     if found:
         raise MistakeError(
-            f"{out / STATE} holds {found[0][:80]}: an early version of mtlsi 0.1 wrote its state as pickle, which can run code "
-            f"and is not opened; train on from the run's weights with --init {out} and another --out"
+            f"{out / STATE} holds {found[0][:80]}: an early version of mtlsi 0.1 wrote its state as pickle, which can run "
+            f"code and is not opened; train on from the run's weights with --init {out} and another --out"
         )

@@ -98,7 +98,11 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
     scores: Scores = {}
     run.model.train()
     with log.progress, stop.deferred():
-        if position.step and is_evaluated_after(position.step, run) and not run_folder.was_evaluated(out, position.step):
+        if (
+            position.step
+            and is_evaluated_after(position.step, run)
+            and not run_folder.was_evaluated(out, position.step)
+        ):
             scores = validate(run, log, told, stop)  # the run was cut between its checkpoint and its scores
         while position.step < options.iterations and not stop.asked(run.accelerator):
             step = optimizer_step(run, batches)

@@ -85,7 +85,7 @@ def report(run: TrainingRun, number: int, step: Step) -> str:
     tasks = tasks_of_losses(step.losses)
     what = f"the loss of {', '.join(tasks)}" if tasks else "the loss"
     if all(bool(one["loss"].isfinite()) for one in step.losses):
-        tasks = tasks_of_gradients(run, number, step) if step.skipped else []
+        tasks = tasks_of_gradients(run, step) if step.skipped else []
         what = f"the gradient of {', '.join(tasks)}" if tasks else "the gradient"
     path = run.out / FOLDER / f"step_{number:06d}.safetensors"
     path.parent.mkdir(exist_ok=True)
@@ -132,7 +132,7 @@ def tasks_of_losses(losses: Sequence[Mapping[str, Tensor]]) -> list[str]:
     return sorted(bad - {"loss"})
 
 
-def tasks_of_gradients(run: TrainingRun, number: int, step: Step) -> list[str]:
+def tasks_of_gradients(run: TrainingRun, step: Step) -> list[str]:
     """The tasks whose gradient is not finite though their loss is, computed again; [] where the criterion does not tell."""
     criterion = run.accelerator.unwrap_model(run.criterion)
     if not isinstance(criterion, MultiTaskLoss):

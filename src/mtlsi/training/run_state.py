@@ -75,8 +75,8 @@ def check_facts(config: RunConfig, num_processes: int, checkpoint: Checkpoint) -
     then = checkpoint.facts.get("processes")
     if then != num_processes:
         raise MistakeError(
-            f"cannot resume {checkpoint.folder.parents[1]}: {then} processes trained it, which sets the images of a step, and "
-            f"{num_processes} would go on; start {then}"
+            f"cannot resume {checkpoint.folder.parents[1]}: {then} processes trained it, which sets the images of a step, "
+            f"and {num_processes} would go on; start {then}"
         )
 
 
