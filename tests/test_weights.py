@@ -28,6 +28,10 @@ def test_a_file_with_its_checksum_is_an_ordinary_one(tmp_path):
         assert len(set(file.metadata()["sha256"])) > 4  # no placeholder
     check_weights(path)
     assert is_whole(path)
+    first = path.read_bytes()
+    for _ in range(5):
+        replace_weights(path, TENSORS)
+        assert path.read_bytes() == first
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert os.listdir(tmp_path) == ["model.safetensors"]
 

@@ -72,9 +72,12 @@ def _enter_checksum(path: Path) -> None:
     with path.open("r+b") as file:
         header = _header(file)
         checksum = _checksum(header, file)
-        place = 8 + file.read(_length(file)).index(UNKNOWN.encode())  # after the length, which _length has read
-        file.seek(place)
-        file.write(checksum.encode())
+        length = _length(file)
+        header["__metadata__"] = {"format": "pt", NAME: checksum}  # in one order, so that equal weights are equal files
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:
+            raise OSError(f"{path.name}: its header cannot hold a checksum")
+        file.write(text.ljust(length))
         file.flush()
         os.fsync(file.fileno())
 
