@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from mtlsi.config import RunConfig
 from mtlsi.errors import MistakeError
-from mtlsi.lock import held
 from mtlsi.run_folder import LOCK, load_config, save_config
 from mtlsi.training import checkpoints
 from mtlsi.training.loop import resume, train
@@ -56,26 +56,39 @@ def same_state(one, other, step):
     return ours.keys() == theirs.keys() and all(torch.equal(x, theirs[name]) for name, x in ours.items())
 
 
-@pytest.fixture
-def three_steps(two_steps) -> RunConfig:
+@pytest.fixture(scope="module")
+def three_steps(tiny_config) -> RunConfig:
     """Two tasks and few images, for the sake of time."""
-    data = replace(two_steps.data, tasks=("depth", "boundary"))
-    return with_train(
-        replace(two_steps, data=data), iterations=3, checkpoint_every=1, keep_checkpoints=3, final_images=1
-    )
+    data = replace(tiny_config.data, tasks=("depth", "normals"), num_val=1)
+    return with_train(replace(tiny_config, data=data), iterations=3, evaluate_every=0, checkpoint_every=1)
+
+
+@pytest.fixture(scope="module")
+def whole(three_steps, tmp_path_factory):
+    """A run without a break. Read it, never write into it."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(three_steps, out, console=quiet())
+    return out
+
+
+@pytest.fixture(scope="module")
+def cut_once(three_steps, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cut") / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(three_steps, out, console=quiet(), callbacks=[Stop()])
+    return out
 
 
 @pytest.fixture
-def cut(three_steps, tmp_path):
+def cut(cut_once, tmp_path):
     """A run that was cut after its first checkpoint."""
-    with pytest.raises(KeyboardInterrupt):
-        train(three_steps, tmp_path / "cut", console=quiet(), callbacks=[Stop()])
+    shutil.copytree(cut_once, tmp_path / "cut")
     return tmp_path / "cut"
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"ema": 0.0}, {"accumulate": 2, "precision": "bfloat16"}, {"optimizer": "adam", "schedule": "cosine"}],
+    [{"accumulate": 2, "precision": "bfloat16", "ema": 0.0}],
     ids=str,
 )
 def test_all_of_the_state_is_that_of_an_unbroken_run(settings, three_steps, tmp_path):
@@ -88,17 +101,15 @@ def test_all_of_the_state_is_that_of_an_unbroken_run(settings, three_steps, tmp_
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "cut")
 
 
-def test_another_number_of_loader_processes_gives_the_same_weights(three_steps, cut, tmp_path):
-    train(three_steps, tmp_path / "whole", console=quiet())
+def test_another_number_of_loader_processes_gives_the_same_weights(three_steps, cut, whole):
     save_config(replace(load_config(cut), data=replace(three_steps.data, num_workers=2)), cut)
     resume(cut, console=quiet())
-    assert same_state(tmp_path / "whole", cut, 3)
+    assert same_state(whole, cut, 3)
 
 
-def test_damage_is_told_and_the_run_still_ends_as_an_unbroken_one(three_steps, tmp_path):
-    train(three_steps, tmp_path / "whole", console=quiet())
+def test_damage_is_told_and_the_run_still_ends_as_an_unbroken_one(whole, tmp_path):
     out, said = tmp_path / "hurt", StringIO()
-    shutil.copytree(tmp_path / "whole", out)
+    shutil.copytree(whole, out)
     (out / "scores.json").unlink()
     for path in (out / "state/step_000003/optimizer.safetensors", out / "model.safetensors"):
         raw = bytearray(path.read_bytes())
@@ -109,8 +120,8 @@ def test_damage_is_told_and_the_run_still_ends_as_an_unbroken_one(three_steps, t
         "state/step_000003 is damaged (optimizer.safetensors has another content than was written)" in said.getvalue()
     )
     assert "model.safetensors is damaged" in said.getvalue()
-    assert same_state(tmp_path / "whole", out, 3)
-    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert same_state(whole, out, 3)
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 # ---- what must be as it was
@@ -126,7 +137,7 @@ def test_damage_is_told_and_the_run_still_ends_as_an_unbroken_one(three_steps, t
         ("seed", 4, "seed was 0 and is 4 now"),
         ("model", {"channels": 32}, "model.channels was None and is 32 now"),
         ("data.size_hw", (64, 96), r"data.size_hw was \[64, 64\] and is \[64, 96\] now"),
-        ("data.tasks", ("depth",), r"data.tasks was \['depth', 'boundary'\] and is \['depth'\] now"),
+        ("data.tasks", ("depth",), r"data.tasks was \['depth', 'normals'\] and is \['depth'\] now"),
         ("data.num_train", 5, "data.num_train was 6 and is 5 now"),
     ],
 )
@@ -186,7 +197,7 @@ def signed(folder):
         (lambda facts: facts.update(position=[]), "expected the facts of a run"),
         (lambda facts: facts.update(position={"step": "x", "seconds": 0, "skipped": 0}), "expected the facts of a run"),
         (lambda facts: facts.update(images=7), "expected the facts of a run"),
-        (lambda facts: facts.pop("average_updates"), "average_updates is missing"),
+        (lambda facts: facts.pop("average_updates"), "average_updates.* is missing"),
         (lambda facts: facts.clear(), "does not say what settings"),
     ],
 )
@@ -211,16 +222,15 @@ def test_tensors_of_another_network_are_refused(cut, file):
 # ---- starting again, and two at once
 
 
-def test_a_run_that_was_cut_before_its_first_checkpoint_starts_again_either_way(three_steps, tmp_path):
+def test_a_run_that_was_cut_before_its_first_checkpoint_starts_again_either_way(three_steps, whole, tmp_path):
     class StopAtOnce:
         def on_step(self, *_):
             raise KeyboardInterrupt
 
     config = with_train(three_steps, checkpoint_every=0)
-    train(config, tmp_path / "whole", console=quiet())
-    for name in ("again", "resumed"):
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / name, console=quiet(), callbacks=[StopAtOnce()])
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "again", console=quiet(), callbacks=[StopAtOnce()])
+    shutil.copytree(tmp_path / "again", tmp_path / "resumed")
     with pytest.raises(
         MistakeError, match=r"before its first checkpoint, under other settings: train\.lr was 0\.001 and is 1"
     ):
@@ -228,26 +238,27 @@ def test_a_run_that_was_cut_before_its_first_checkpoint_starts_again_either_way(
     train(config, tmp_path / "again", console=quiet())
     resume(tmp_path / "resumed", console=quiet())
     for name in ("again", "resumed"):
-        assert same_state(tmp_path / "whole", tmp_path / name, 3)
-        assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / name)
+        assert same_state(whole, tmp_path / name, 3)
+        assert metrics_of(whole) == metrics_of(tmp_path / name)
 
 
 def test_a_folder_in_use_is_refused_and_a_stale_lock_is_not(three_steps, cut, tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
+    new = tmp_path / "new"
+    new.mkdir()
+    lock = {"pid": os.getppid(), "host": socket.gethostname(), "since": 0}
     for out, start in (
-        (cut, resume),
-        (tmp_path / "new", lambda out, console: train(three_steps, out, console=console)),
+        (new, lambda: train(three_steps, new, console=quiet())),
+        (cut, lambda: resume(cut, console=quiet())),
     ):
-        with held(out / LOCK):
-            text = json.loads((out / LOCK).read_text())
-            (out / LOCK).write_text(json.dumps({**text, "pid": os.getppid()}))
-            with pytest.raises(MistakeError, match=f"is being trained by process {os.getppid()} on .* since"):
-                start(out, console=quiet())
-            (out / LOCK).write_text(json.dumps(text))
-        (out / LOCK).write_text(json.dumps({**text, "pid": ended.pid}))
-        start(out, console=quiet())
-        assert not (out / LOCK).exists()
+        (out / LOCK).write_text(json.dumps(lock))
+        with pytest.raises(MistakeError, match=f"is being trained by process {os.getppid()} on .* since"):
+            start()
+        assert json.loads((out / LOCK).read_text()) == lock
+    (cut / LOCK).write_text(json.dumps({**lock, "pid": ended.pid}))
+    resume(cut, console=quiet())
+    assert not (cut / LOCK).exists()
 
 
 def test_scores_that_a_killed_run_did_not_write_are_made_up_for(three_steps, tmp_path):
