@@ -73,10 +73,18 @@ def metrics_of(out: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in ("images_per_s", "train_s", "evaluation_s")} for line in lines]
 
 
+def is_held(lock: Path, pid: int) -> bool:
+    """Whether the process has its run folder; the lock of a process that was killed lies there until it is taken over."""
+    try:
+        return json.loads(lock.read_text())["pid"] == pid
+    except (OSError, ValueError):
+        return False
+
+
 def wait_to_kill(process: subprocess.Popen[bytes], out: Path, number: int, chosen: random.Random) -> bool:
     """Whether the process lives after a random time from its first sign of work, and then gets the signal."""
     begun, sign = time.monotonic(), out / ".lock"
-    while process.poll() is None and not sign.exists() and time.monotonic() - begun < 600:
+    while process.poll() is None and not is_held(sign, process.pid) and time.monotonic() - begun < 600:
         time.sleep(0.01)  # imports, which nothing can harm
     if chosen.random() < 0.4:  # in the midst of a checkpoint, where most can go wrong
         while process.poll() is None and not list((out / "state").glob(".step_*.new")):
@@ -99,7 +107,8 @@ def one_round(config: Path, out: Path, chosen: random.Random, summary: Summary) 
     process.wait(timeout=600)
     stale = list((out / "state").glob(".step_*")) if (out / "state").is_dir() else []
     had_checkpoint = any((out / "state").glob("step_*"))
-    if killed and process.returncode == CODES[number]:
+    ended = not (out / ".lock").exists() and (out / "scores.json").exists()
+    if killed and process.returncode in (CODES[number], -number if ended else CODES[number]):
         summary.kills[signal.Signals(number).name] += 1
         summary.in_a_checkpoint += bool(stale)
         summary.before_the_first += not had_checkpoint
@@ -107,7 +116,7 @@ def one_round(config: Path, out: Path, chosen: random.Random, summary: Summary) 
         summary.faults.append(
             f"{' '.join(given)} ended with {process.returncode} after {number if killed else 'no signal'}"
         )
-    return process.returncode == 0
+    return process.returncode == 0 or ended
 
 
 def kill_often(folder: Path, kills: int, *, seed: int = 0, steps: int = 6, workers: int = 1, said=print) -> Summary:
