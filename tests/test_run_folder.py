@@ -81,21 +81,14 @@ def test_averaged_weights_are_lent_and_returned_even_after_an_error():
     assert all(a is b for a, b in zip(parameters, module.parameters(), strict=True))  # the optimizer's own
 
 
-def test_the_average_and_the_position_continue_from_their_state():
-    module = small_network()
-    one, other = MovingAverage(module, 0.9), MovingAverage(small_network(), 0.9)
+def test_the_position_continues_from_its_state_and_from_nothing_else():
     position, restored = Position(), Position()
-    for _ in range(3):
-        randomise(module)
-        one.update(module)
-        position.step += 1
-    other.load_state_dict(one.state_dict())
-    restored.load_state_dict(position.state_dict())
-    assert restored.step == 3
-    randomise(module)
-    one.update(module)
-    other.update(module)
-    assert all(torch.equal(tensor, other.state[name]) for name, tensor in one.state.items())
+    position.step, position.seconds, position.skipped = 3, 1.5, 1
+    restored.load_state_dict(json.loads(json.dumps(position.state_dict())))
+    assert (restored.step, restored.seconds, restored.skipped) == (3, 1.5, 1)
+    for state in ({}, {"step": 3}, {"step": "x", "seconds": 0, "skipped": 0}, {"step": [], "seconds": 0, "skipped": 0}):
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            restored.load_state_dict(state)
 
 
 # ---- metrics

@@ -68,16 +68,6 @@ class MovingAverage:
         """Move the average to where the module trains."""
         self.state = {name: tensor.to(device) for name, tensor in self.state.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything to continue from."""
-        return {"num_updates": self.num_updates, "state": self.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
-        self.num_updates = state["num_updates"]
-        for name, tensor in state["state"].items():
-            self.state[name].copy_(tensor)
-
 
 class Position:
     """The step that a run has reached, and the seconds of training that it took, evaluations left out."""

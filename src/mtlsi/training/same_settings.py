@@ -13,7 +13,7 @@ from mtlsi.errors import MistakeError
 
 FREE = (
     "data.in_memory", "data.num_val", "data.num_workers", "data.root", "plugins",
-    "train.checkpoint_every", "train.evaluate_every", "train.evaluate_images", "train.final_images",
+    "train.best_by", "train.checkpoint_every", "train.evaluate_every", "train.evaluate_images", "train.final_images",
     "train.gradients_every", "train.iterations", "train.keep_checkpoints", "train.log_every", "train.patience",
     "train.skip_not_finite", "train.tracker",
 )  # fmt: skip
