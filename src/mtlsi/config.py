@@ -227,6 +227,9 @@ class TrainConfig:
     """Gradients are clipped to this norm."""
     precision: str = "auto"
     """float32 (fp32), bfloat16 (bf16), or auto: the one that multiplies matrices faster on this device."""
+    deterministic: bool = False
+    """Only operations that give the same bits every time: on a GPU slower, and refused where torch knows none; a CPU with one
+    number of threads does so anyway."""
     ema: float = 0.999
     """Decay of the moving average of the weights, which is evaluated and saved; 0: off."""
     coarse_weight: float = 1.0

@@ -228,6 +228,15 @@ def test_steps_that_are_not_finite_can_be_passed_over_and_are_counted(three_step
               train_transform=DepthOverflows(config))  # fmt: skip
 
 
+def test_a_deterministic_run_is_one_from_its_first_step_to_its_last(three_steps, whole, tmp_path):
+    seen = []
+    note = After(2, lambda: seen.append(torch.are_deterministic_algorithms_enabled()))
+    train(with_train(three_steps, deterministic=True), tmp_path / "run", console=quiet(), callbacks=[note])
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert same_state(tmp_path / "run", whole)  # on a CPU the two are one
+
+
 class SlopeOverflows(torch.autograd.Function):
     """x, with a gradient of infinity."""
 

@@ -20,6 +20,7 @@ from mtlsi.config import DataConfig, RunConfig
 from mtlsi.data.batches import training_batches
 from mtlsi.data.datasets import LabelledImages, spread
 from mtlsi.data.sampling import RunSampler
+from mtlsi.device import deterministic
 from mtlsi.drawing.panels import compare_panel
 from mtlsi.drawing.plots import plot_curves
 from mtlsi.errors import MistakeError, Stopped
@@ -68,7 +69,8 @@ def train(
     console, told = console or Console(), Callbacks(callbacks)
     import_plugins(config.plugins)
     config.check()
-    with told_plainly(out), ExitStack() as claims, StopRequest() as stop, stop.telling_how_to_go_on(out):
+    same_bits = deterministic(config.train.deterministic)
+    with same_bits, told_plainly(out), ExitStack() as claims, StopRequest() as stop, stop.telling_how_to_go_on(out):
         run = assemble(
             settle(config, resume=resume),
             out,

@@ -143,9 +143,8 @@ def tasks_of_gradients(run: TrainingRun, step: Step) -> list[str]:
     for batch in step.batches:
         with FrozenStatistics(run.network), run.accelerator.autocast():
             output = run.network(batch["image"], full_size=run.config.train.loss_at == "image")
-        losses = criterion.of_tasks(criterion.per_task(output.final, output.coarse, batch))
-        for task, loss in zip(criterion.tasks, losses.unbind(), strict=True):
+        for name, loss in criterion.per_task(output.final, output.coarse, batch).items():
             gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             if not all(bool(x.isfinite().all()) for x in gradients if x is not None):
-                bad.add(task)
+                bad.add(name.removeprefix("coarse/"))
     return sorted(bad)
