@@ -228,8 +228,7 @@ class TrainConfig:
     precision: str = "auto"
     """float32 (fp32), bfloat16 (bf16), or auto: the one that multiplies matrices faster on this device."""
     deterministic: bool = False
-    """Only operations that give the same bits every time: on a GPU slower, and refused where torch knows none; a CPU with one
-    number of threads does so anyway."""
+    """Only operations that give the same bits every time: on a GPU slower, and refused where torch knows none."""
     ema: float = 0.999
     """Decay of the moving average of the weights, which is evaluated and saved; 0: off."""
     coarse_weight: float = 1.0
@@ -267,8 +266,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay; should the newest be damaged, a run goes on from the one before."""
     skip_not_finite: int = 0
-    """How many steps whose loss or gradient is not finite are passed over, their batches written to not_finite/ in the run
-    folder; the next one, with 0 the first, stops the run. On a GPU more than 0 waits for every step."""
+    """How many steps whose loss or gradient is not finite are passed over, their batches written to RUN/not_finite; the next
+    one stops the run. On a GPU more than 0 waits for every step."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl."""
     gradients_every: int = 0
