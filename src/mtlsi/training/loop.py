@@ -100,28 +100,26 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
     scores: Scores = {}
     run.model.train()
     with log.progress, stop.deferred():
-        if (
-            position.step
-            and is_evaluated_after(position.step, run)
-            and not run_folder.was_evaluated(out, position.step)
-        ):
-            scores = validate(run, log, told, stop)  # the run was cut between its checkpoint and its scores
-        while position.step < options.iterations and not stop.asked(run.accelerator):
+        if position.step and is_evaluated_after(position.step, run):
+            if not run_folder.was_evaluated(out, position.step):  # cut between its checkpoint and its scores
+                scores = validate(run, log, told, stop)
+            stop.raise_if_asked()
+        while position.step < options.iterations:
             step = optimizer_step(run, batches)
-            due = position.step == options.iterations or is_due(options.checkpoint_every, position.step)
-            due = due or stop.asked(run.accelerator)
+            stopping, last = stop.asked(run.accelerator), position.step == options.iterations
+            due = last or stopping or is_due(options.checkpoint_every, position.step)
             watch.look(step, now=due or log.is_due(position.step))
             log.step(position.step, step, options.lr * learning_rate_factor(position.step, options))
             told.on_step(position.step, step.mean_losses(), run)
             if due:
-                save(run)
-                told.on_save(position.step, out, run)
-            if is_evaluated_after(position.step, run) and not stop.asked(run.accelerator):
+                save(run, told)
+            if is_evaluated_after(position.step, run) and not stopping:
                 scores = validate(run, log, told, stop)
-            if stop.asked(run.accelerator) and not due:
-                watch.look(step, now=True)
-                save(run)
-        stop.raise_if_asked()
+                if (stopping := stop.asked(run.accelerator)) and not due:
+                    watch.look(step, now=True)
+                    save(run, told)
+            if stopping:
+                stop.raise_if_asked()
     next(batches, None)  # exhausted: ends the loader processes now, not whenever the iterator is collected
     if not scores:
         scores = measure_finished(run)
@@ -225,12 +223,13 @@ def is_evaluated_after(step: int, run: TrainingRun) -> bool:
     return step == run.config.train.iterations or is_due(run.config.train.evaluate_every, step)
 
 
-def save(run: TrainingRun) -> None:
-    """Write a checkpoint and the averaged model."""
+def save(run: TrainingRun, told: Callbacks) -> None:
+    """Write a checkpoint and the averaged model, and tell the callbacks."""
     if run.accelerator.is_main_process:
         run_state.save(run)
         run_folder.save_model(run.network, run.average.state, run.out)
     run.accelerator.wait_for_everyone()
+    told.on_save(run.position.step, run.out, run)
 
 
 def renew_model(run: TrainingRun) -> list[str]:
