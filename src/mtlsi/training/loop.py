@@ -106,17 +106,20 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
             stop.raise_if_asked()
         while position.step < options.iterations:
             step = optimizer_step(run, batches)
-            stopping, last = stop.asked(run.accelerator), position.step == options.iterations
-            due = last or stopping or is_due(options.checkpoint_every, position.step)
-            watch.look(step, now=due or log.is_due(position.step))
+            watch.look(step)
+            if log.is_due(position.step):
+                watch.settle()
             log.step(position.step, step, options.lr * learning_rate_factor(position.step, options))
             told.on_step(position.step, step.mean_losses(), run)
+            stopping, last = stop.asked(run.accelerator), position.step == options.iterations
+            due = last or stopping or is_due(options.checkpoint_every, position.step)
             if due:
+                watch.settle()
                 save(run, told)
             if is_evaluated_after(position.step, run) and not stopping:
                 scores = validate(run, log, told, stop)
                 if (stopping := stop.asked(run.accelerator)) and not due:
-                    watch.look(step, now=True)
+                    watch.settle()
                     save(run, told)
             if stopping:
                 stop.raise_if_asked()

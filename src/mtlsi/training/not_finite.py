@@ -44,16 +44,20 @@ class Watch:
         self.run = run
         self.late: tuple[int, Step, Tensor, Any] | None = None
 
-    def look(self, step: Step, *, now: bool) -> None:
-        """Take in the step that the run has just taken; ``now``: read its verdict at once, for it will be saved or logged.
+    def look(self, step: Step) -> None:
+        """Take in the step that the run has just taken, and read the verdict of the one before where that is still to come.
 
         Raises ``MistakeError`` for a step that is not finite, unless ``train.skip_not_finite`` lets it pass.
         """
         before, self.late = self.late, self._sent_for(step)
         self._read(before)
-        if now or step.finite.device.type != "cuda":
-            before, self.late = self.late, None
-            self._read(before)
+        if step.finite.device.type != "cuda":
+            self.settle()
+
+    def settle(self) -> None:
+        """Read the last step's verdict now, for it will be saved or logged. Raises ``MistakeError`` as ``look`` does."""
+        before, self.late = self.late, None
+        self._read(before)
 
     def _sent_for(self, step: Step) -> tuple[int, Step, Tensor, Any]:
         verdict, arrived = step.finite.to("cpu", non_blocking=True), None
