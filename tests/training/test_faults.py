@@ -24,6 +24,7 @@ from mtlsi.config import RunConfig
 from mtlsi.data.datasets import open_dataset
 from mtlsi.data.transforms import TrainTransform
 from mtlsi.errors import MistakeError, Stopped
+from mtlsi.model.network import MTLSINet
 from mtlsi.training import checkpoints
 from mtlsi.training.loop import resume, train
 
@@ -90,6 +91,29 @@ def test_a_signal_writes_a_checkpoint_after_the_step_in_hand(number, code, three
     assert signal.getsignal(number) is before
     assert os.listdir(tmp_path / "run/state") == ["step_000002"]
     resume(tmp_path / "run", console=quiet())
+    assert same_state(tmp_path / "run", whole)
+
+
+@needs_signals
+def test_a_signal_cuts_an_evaluation_and_its_scores_are_made_up_for(three_steps, whole, tmp_path, monkeypatch):
+    config, seen = with_train(three_steps, evaluate_every=2, evaluate_images=0), []
+    config = replace(config, data=replace(config.data, num_val=20))
+    draw = MTLSINet.forward
+
+    def forward(self, images, *given, **named):
+        if not self.training:
+            seen.append(len(images))
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(self, images, *given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MTLSINet, "forward", forward)
+        with pytest.raises(Stopped, match="stopped after step 2"):
+            train(config, tmp_path / "run", console=quiet())
+    assert sum(seen) < 20
+    resume(tmp_path / "run", console=quiet())
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "evaluation_s" in line] == [2, 3]
     assert same_state(tmp_path / "run", whole)
 
 

@@ -247,7 +247,7 @@ def renew_model(run: TrainingRun) -> list[str]:
 def validate(run: TrainingRun, log: Log, told: Callbacks, stop: StopRequest) -> Scores:
     """Evaluate after the run's present step; {} where that was cut by a signal, since it leaves no trace."""
     options, step, start, scores = run.config.train, run.position.step, time.perf_counter(), {}
-    with suppress(Stopped), stop.at_once(run.accelerator):
+    with suppress(Stopped), stop.between_images(run.network, run.accelerator):
         scores = measure(run, options.final_images if step == options.iterations else options.evaluate_images)
     if scores:
         log.validation(step, scores, time.perf_counter() - start)

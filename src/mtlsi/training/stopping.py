@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from mtlsi.errors import Stopped
 from mtlsi.run_folder import saved_steps
@@ -44,26 +45,28 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A signal waits until ``asked`` or ``at_once``."""
-        with self._raising(False):
-            yield
-
-    @contextmanager
-    def at_once(self, accelerator: Accelerator) -> Iterator[None]:
-        """Within ``deferred``: a signal raises ``Stopped`` after all, for work that leaves no trace when it is cut.
-
-        Not with several processes, which would wait for one another.
-        """
-        with self._raising(accelerator.num_processes == 1):
-            yield
-
-    @contextmanager
-    def _raising(self, raises: bool) -> Iterator[None]:
-        before, self._raises = self._raises, raises
+        """A signal waits until it is asked for."""
+        before, self._raises = self._raises, False
         try:
             yield
         finally:
             self._raises = before
+
+    @contextmanager
+    def between_images(self, network: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+        """``Stopped`` is raised before ``network`` sees its next image: an evaluation leaves no trace when it is cut there.
+
+        Not out of the signal's handler, which may come while a loader process is forked, where Python swallows what is
+        raised; and not with several processes, which would wait for one another.
+        """
+        if accelerator.num_processes > 1:
+            yield
+            return
+        hook = network.register_forward_pre_hook(lambda *_: self.raise_if_asked())
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def asked(self, accelerator: Accelerator) -> bool:
         """Whether a signal came, to any process of the run: all of them get one answer and stop after one step."""
