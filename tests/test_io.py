@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mtlsi.io import give_usual_permissions, replace_array, replace_bytes, replace_text, replacing
+from mtlsi.io import replace_array, replace_bytes, replace_text, replacing
 from mtlsi.model.build import create_model
 from mtlsi.model.stored import write_weights
 from mtlsi.run_folder import pack_model
@@ -51,14 +51,6 @@ def test_a_library_that_writes_for_its_owner_alone_is_put_right(usual, tmp_path)
         part.unlink()
         os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
     assert permissions_below(tmp_path) == {"a": usual}
-
-
-def test_a_folder_that_a_library_wrote_for_its_owner_alone_is_put_right(usual, tmp_path):
-    (tmp_path / "state" / "inner").mkdir(parents=True)
-    for path in ("state/a", "state/inner/b"):
-        os.close(os.open(tmp_path / path, os.O_CREAT | os.O_WRONLY, 0o600))
-    give_usual_permissions(tmp_path / "state")
-    assert permissions_below(tmp_path) == {"a": usual, "b": usual}
 
 
 def test_what_fails_halfway_leaves_the_old_file_alone(tmp_path):

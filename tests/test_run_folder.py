@@ -21,9 +21,8 @@ from mtlsi.run_folder import (
     load_config,
     pack_model,
     prepare_run_folder,
-    recover_state,
     save_config,
-    save_state,
+    was_evaluated,
 )
 
 
@@ -36,27 +35,6 @@ def randomise(module):
     with torch.no_grad():
         for tensor in module.state_dict().values():
             tensor.copy_(torch.randn(tensor.shape) if tensor.is_floating_point() else tensor + 1)
-
-
-class OneFile:
-    """What ``save_state`` asks of accelerate, writing one file that holds a number."""
-
-    is_main_process = True
-
-    def __init__(self, number):
-        self.number = number
-
-    def wait_for_everyone(self): ...
-
-    def save_state(self, folder, *, safe_serialization):
-        assert safe_serialization
-        os.mkdir(folder)
-        with open(os.path.join(folder, "number"), "w") as file:
-            file.write(str(self.number))
-
-
-def number_in(out):
-    return int((out / "state" / "number").read_text())
 
 
 # ---- the moving average
@@ -103,67 +81,14 @@ def test_averaged_weights_are_lent_and_returned_even_after_an_error():
     assert all(a is b for a, b in zip(parameters, module.parameters(), strict=True))  # the optimizer's own
 
 
-def test_the_average_and_the_position_continue_from_their_state():
-    module = small_network()
-    one, other = MovingAverage(module, 0.9), MovingAverage(small_network(), 0.9)
+def test_the_position_continues_from_its_state_and_from_nothing_else():
     position, restored = Position(), Position()
-    for _ in range(3):
-        randomise(module)
-        one.update(module)
-        position.step += 1
-    other.load_state_dict(one.state_dict())
-    restored.load_state_dict(position.state_dict())
-    assert restored.step == 3
-    randomise(module)
-    one.update(module)
-    other.update(module)
-    assert all(torch.equal(tensor, other.state[name]) for name, tensor in one.state.items())
-
-
-# ---- the state
-
-
-def test_a_saved_state_replaces_the_last_one_and_leaves_nothing_beside(tmp_path):
-    for number in (1, 2, 3):
-        save_state(OneFile(number), tmp_path)
-        assert number_in(tmp_path) == number
-        assert os.listdir(tmp_path) == ["state"]
-
-
-@pytest.mark.parametrize(("renames", "survivor"), [(0, 1), (1, 1), (2, 2)])
-def test_a_run_killed_while_saving_keeps_a_whole_state(tmp_path, monkeypatch, renames, survivor):
-    save_state(OneFile(1), tmp_path)
-    done = []
-
-    def replace_or_die(source, target):
-        if len(done) == renames:
-            raise KeyboardInterrupt
-        done.append(target)
-        os_replace(source, target)
-
-    os_replace = os.replace
-    with monkeypatch.context() as patched:
-        patched.setattr(run_folder.os, "replace", replace_or_die)
-        patched.setattr(run_folder.shutil, "rmtree", lambda *_, **__: None)  # nor does it come to cleaning up
-        if renames < 2:
-            with pytest.raises(KeyboardInterrupt):
-                save_state(OneFile(2), tmp_path)
-        else:
-            save_state(OneFile(2), tmp_path)
-    recover_state(tmp_path)
-    assert number_in(tmp_path) == survivor
-    prepare_run_folder(tmp_path, resume=True)
-    save_state(OneFile(3), tmp_path)
-    assert number_in(tmp_path) == 3
-    assert os.listdir(tmp_path) == ["state"]
-
-
-def test_there_is_nothing_to_recover_in_a_whole_run(tmp_path):
-    recover_state(tmp_path)
-    assert os.listdir(tmp_path) == []
-    save_state(OneFile(1), tmp_path)
-    recover_state(tmp_path)
-    assert number_in(tmp_path) == 1
+    position.step, position.seconds, position.skipped = 3, 1.5, 1
+    restored.load_state_dict(json.loads(json.dumps(position.state_dict())))
+    assert (restored.step, restored.seconds, restored.skipped) == (3, 1.5, 1)
+    for state in ({}, {"step": 3}, {"step": "x", "seconds": 0, "skipped": 0}, {"step": [], "seconds": 0, "skipped": 0}):
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            restored.load_state_dict(state)
 
 
 # ---- metrics
@@ -194,6 +119,37 @@ def test_a_line_that_was_cut_off_is_forgotten(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["[1, 2]", "7", '"step"', "null", '{"loss": 1}', '{"step": "three"}', '{"step": null}', '{"step": -1}', "\x00",
+     "[" * 99999, '{"step": true}', '{"step": 1e400}'],
+)  # fmt: skip
+def test_what_is_no_line_of_metrics_is_left_out_with_a_note(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + line + '\n{"step": 2}\n')
+    (note,) = forget_metrics_after(tmp_path, 5)
+    assert "1 lines that were no metrics" in note
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert forget_metrics_after(tmp_path, 5) == ()
+
+
+def test_metrics_of_other_bytes_than_text_and_a_folder_in_their_place(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe\x81\n')
+    assert len(forget_metrics_after(tmp_path, 5)) == 1
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(MistakeError, match=r"metrics\.jsonl is no file"):
+        forget_metrics_after(tmp_path, 5)
+
+
+def test_an_evaluation_is_known_by_its_line(tmp_path):
+    assert not was_evaluated(tmp_path, 2)
+    append_metrics(tmp_path, {"step": 2, "loss": 1.0})
+    assert not was_evaluated(tmp_path, 2)
+    append_metrics(tmp_path, {"step": 2, "val/depth/RMSE": 1.0, "evaluation_s": 0.1})
+    assert was_evaluated(tmp_path, 2)
+    assert not was_evaluated(tmp_path, 3)
+
+
 # ---- the run folder
 
 
@@ -208,14 +164,21 @@ def test_a_folder_with_other_things_in_it_may_be_used(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_a_run_without_a_checkpoint_may_be_started_again_and_resumed(tmp_path):
+    save_config(RunConfig(), tmp_path)
+    (tmp_path / "state" / ".step_000002.new").mkdir(parents=True)  # killed while it wrote its first one
+    for resume in (False, True):
+        prepare_run_folder(tmp_path, resume=resume)
+
+
 def test_folders_that_cannot_be_used_are_mistakes(tmp_path, monkeypatch):
     save_config(RunConfig(), tmp_path)
-    with pytest.raises(MistakeError, match="nothing to resume"):
-        prepare_run_folder(tmp_path, resume=True)
-    with pytest.raises(MistakeError, match="holds a run already") as caught:
-        prepare_run_folder(tmp_path, resume=False)
-    assert "--resume" not in str(caught.value)  # what cannot be done is not advised
-    save_state(OneFile(1), tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    for resume in (False, True):
+        with pytest.raises(MistakeError, match=r"holds a model and no state/ .* --init"):
+            prepare_run_folder(tmp_path, resume=resume)
+    (tmp_path / "state" / "step_000002").mkdir(parents=True)
+    prepare_run_folder(tmp_path, resume=True)
     with pytest.raises(MistakeError, match=r"holds a run already.* --resume"):
         prepare_run_folder(tmp_path, resume=False)
     with pytest.raises(MistakeError, match="cannot write"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, Stopped
 from mtlsi.flags import add_flags, read_flags
 from mtlsi.options.data import CheckOptions, DeriveOptions, PrepareOptions
 from mtlsi.options.measuring import (
@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MistakeError as error:
         print(f"mtlsi: {_one_line(str(error))}", file=sys.stderr)
         return 2
+    except Stopped as stop:
+        print(f"mtlsi: {_one_line(str(stop))}", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("mtlsi: stopped", file=sys.stderr)
         return 130

@@ -227,6 +227,8 @@ class TrainConfig:
     """Gradients are clipped to this norm."""
     precision: str = "auto"
     """float32 (fp32), bfloat16 (bf16), or auto: the one that multiplies matrices faster on this device."""
+    deterministic: bool = False
+    """Only operations that give the same bits every time: on a GPU slower, and refused where torch knows none."""
     ema: float = 0.999
     """Decay of the moving average of the weights, which is evaluated and saved; 0: off."""
     coarse_weight: float = 1.0
@@ -260,7 +262,12 @@ class TrainConfig:
     final_images: int = 0
     """Images of the last evaluation, spread over the validation split; 0: all."""
     checkpoint_every: int = 1000
-    """Steps between saved states."""
+    """Steps between checkpoints; 0: only at the end, and where the run is stopped."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay; should the newest be damaged, a run goes on from the one before."""
+    skip_not_finite: int = 0
+    """How many steps whose loss or gradient is not finite are passed over, their batches written to RUN/not_finite; the next
+    one stops the run. On a GPU more than 0 waits for every step."""
     log_every: int = 50
     """Steps between lines in metrics.jsonl."""
     gradients_every: int = 0
@@ -284,7 +291,9 @@ class TrainConfig:
         check_class_weights(self.class_weights)
         if not 0 <= self.ema < 1:
             raise MistakeError(f"train.ema {self.ema}; expected at least 0 and below 1")
-        _at_least(1, "train", self, "iterations", "batch_size", "accumulate", "log_every", "dwa_window")
+        _at_least(
+            1, "train", self, "iterations", "batch_size", "accumulate", "log_every", "dwa_window", "keep_checkpoints"
+        )
         at_least_0 = (
             "warmup",
             "checkpoint_every",
@@ -292,6 +301,7 @@ class TrainConfig:
             "evaluate_images",
             "final_images",
             "gradients_every",
+            "skip_not_finite",
         )
         _at_least(0, "train", self, *at_least_0)
         for name in ("lr", "clip_norm"):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -43,6 +46,26 @@ def choose_precision(wanted: str, device: str | None = None) -> str:
         (a @ a @ a).sum().item()
         seconds[dtype] = time.perf_counter() - start
     return "bfloat16" if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else "float32"
+
+
+@contextmanager
+def deterministic(on: bool) -> Iterator[None]:
+    """Within the context torch takes only operations that give the same bits every time, if ``on``.
+
+    cuBLAS reads its part of it from the environment when it is first used: enter the context before anything is computed.
+    """
+    if not on:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before, tuned = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = tuned
 
 
 def prepare_process() -> None:

@@ -13,6 +13,19 @@ class MistakeError(ValueError):
     """
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal, Ctrl-C or SIGTERM, has ended a piece of work in good order; the message says how to go on."""
+
+    def __init__(self, signal: int, message: str = "stopped"):
+        super().__init__(message)
+        self.signal = signal
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell has it: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.signal
+
+
 def message_of(error: BaseException) -> str:
     """What another exception says, in one line; of a file that the system refuses only why, for ours names it already."""
     if isinstance(error, FileNotFoundError):

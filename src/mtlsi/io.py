@@ -6,9 +6,10 @@ import io
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -35,19 +36,6 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def give_usual_permissions(folder: Path) -> None:
-    """Give every file below ``folder``, which libraries wrote, the permissions of any new file."""
-    probe = folder / f".{uuid.uuid4().hex}.part"
-    try:
-        probe.touch()
-        usual = stat.S_IMODE(probe.stat().st_mode)
-    finally:
-        probe.unlink(missing_ok=True)
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            path.chmod(usual)
-
-
 def replace_bytes(path: Path, content: bytes) -> None:
     """Write ``path`` atomically; of several processes at once the last one wins. Raises ``OSError``.
 
@@ -60,6 +48,13 @@ def replace_bytes(path: Path, content: bytes) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Write ``path`` atomically, in UTF-8."""
     replace_bytes(path, text.encode())
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON and YAML have it: mappings and tuples of any kind as dicts and lists."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def replace_array(path: Path, content: np.ndarray | Image.Image) -> None:

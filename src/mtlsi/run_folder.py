@@ -7,13 +7,11 @@ reads it. ``state/``: everything that a resumed run needs. ``metrics.jsonl``: on
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,11 +20,14 @@ from torch import Tensor, nn
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError, message_of
-from mtlsi.io import give_usual_permissions, replace_bytes, replace_text
-from mtlsi.model.stored import CONFIG, WEIGHTS, write_settings, write_weights
+from mtlsi.io import plain, replace_bytes, replace_text
+from mtlsi.model.stored import CONFIG, WEIGHTS, write_settings
 from mtlsi.plugins import import_plugins, settle_plugins
+from mtlsi.weights import replace_weights
 
-STATE, METRICS = "state", "metrics.jsonl"
+STATE, METRICS, LOCK = "state", "metrics.jsonl", ".lock"
+STEP_FOLDER = "step_{:06d}"
+"""A checkpoint's folder in ``state/``, by its step."""
 FORMER_NAMES = {"picture_hw": "image_hw", "evaluate_pictures": "evaluate_images"}
 """Renamed settings, so that older run folders still load."""
 
@@ -67,44 +68,47 @@ class MovingAverage:
         """Move the average to where the module trains."""
         self.state = {name: tensor.to(device) for name, tensor in self.state.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything to continue from."""
-        return {"num_updates": self.num_updates, "state": self.state}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
-        self.num_updates = state["num_updates"]
-        for name, tensor in state["state"].items():
-            self.state[name].copy_(tensor)
-
 
 class Position:
     """The step that a run has reached, and the seconds of training that it took, evaluations left out."""
 
     def __init__(self) -> None:
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.skipped = 0, 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of finished optimizer steps, and their time."""
-        return {"step": self.step, "seconds": self.seconds}
+        """The number of finished optimizer steps, their time, and how many were passed over as not finite."""
+        return {"step": self.step, "seconds": self.seconds, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after ``state``."""
-        self.step = state["step"]
-        self.seconds = state.get("seconds", 0.0)  # states of older runs lack it
+        """Continue after ``state``. Raises ``TypeError``, ``KeyError`` or ``ValueError`` for what is none."""
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self.skipped = int(state["skipped"])
+
+
+def saved_steps(out: Path) -> list[int]:
+    """The steps of the checkpoints in the run folder ``out``, the newest first; whether they are whole is not looked at."""
+    folders = (out / STATE).iterdir() if (out / STATE).is_dir() else ()
+    found = (re.fullmatch(r"step_(\d{6,12})", folder.name) for folder in folders)
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def has_state(out: Path) -> bool:
+    """Whether anything at all lies in the run's ``state/``; what a killed process left unfinished does not count."""
+    return (out / STATE).is_dir() and any(not path.name.startswith(".") for path in (out / STATE).iterdir())
 
 
 def prepare_run_folder(out: Path, *, resume: bool) -> None:
-    """Create ``out`` for a new run, or check that it can be resumed. Raises ``MistakeError`` where it cannot be used."""
-    if resume:
-        if not (out / STATE).is_dir():
-            raise MistakeError(
-                f"nothing to resume in {out}: it has no {STATE}/ folder; expected the folder of a started run"
-            )
-        return
-    if (out / "config.yaml").exists():
-        advice = f"continue it with --resume {out}" if (out / STATE).is_dir() else "remove it: it has no saved state"
-        raise MistakeError(f"{out} holds a run already; give another --out, or {advice}")
+    """Create ``out`` for a run, or check that it can be started or resumed there.
+
+    A run that was cut before its first checkpoint has lost nothing: it starts from the beginning, either way.
+    Raises ``MistakeError`` for a folder that cannot be used.
+    """
+    if not has_state(out) and (out / "model.safetensors").exists():
+        raise MistakeError(
+            f"{out} holds a model and no {STATE}/ to resume from; train on from it with --init {out} and another --out"
+        )
+    if not resume and (out / "config.yaml").exists() and has_state(out):
+        raise MistakeError(f"{out} holds a run already; give another --out, or continue it with --resume {out}")
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
@@ -118,7 +122,7 @@ def prepare_run_folder(out: Path, *, resume: bool) -> None:
 
 def save_config(config: RunConfig, out: Path) -> None:
     """``config.yaml``, from which the run can be repeated."""
-    replace_text(out / "config.yaml", yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+    replace_text(out / "config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
 
 
 def load_config(out: Path) -> RunConfig:
@@ -156,7 +160,7 @@ def import_named_plugins(named: Iterable[str], model: str | Path) -> None:
 
 def save_model(model: nn.Module, state: dict[str, Tensor], out: Path) -> None:
     """``model.safetensors``, with ``state``, and ``config.json``: enough to rebuild the network."""
-    write_weights(state, out / WEIGHTS)
+    replace_weights(out / WEIGHTS, state)
     write_settings(model, out)
 
 
@@ -165,8 +169,8 @@ def pack_model(run: Path, folder: Path) -> None:
     from safetensors.torch import load_file
 
     state = load_file(run / WEIGHTS)
-    write_weights(
-        {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in state.items()}, folder / WEIGHTS
+    replace_weights(
+        folder / WEIGHTS, {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in state.items()}
     )
     replace_bytes(folder / CONFIG, (run / CONFIG).read_bytes())
 
@@ -182,54 +186,17 @@ class Progress:
 
 
 def progress_of(run: Path, config: RunConfig) -> Progress:
-    """What ``metrics.jsonl`` says of the run: weights are saved every ``checkpoint_every`` steps, and at the end."""
-    path, step, seconds = run / METRICS, 0, 0.0
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            values = json.loads(line)
-        except ValueError:  # cut short by a stopped run
-            continue
-        step, seconds = max(step, values.get("step", 0)), max(seconds, values.get("train_s", 0.0))
+    """What the run's checkpoints say, or, where ``state/`` was removed, ``metrics.jsonl`` and ``checkpoint_every``."""
+    step, seconds = 0, 0.0
+    for values in read_metrics(run)[0]:
+        step = max(step, values["step"])
+        if isinstance(spent := values.get("train_s"), int | float):
+            seconds = max(seconds, spent)
+    if saved := saved_steps(run):
+        return Progress(saved[0], seconds or None)
     every = config.train.checkpoint_every
     stopped = 0 < step < config.train.iterations and every
     return Progress(step // every * every if stopped else config.train.iterations, seconds or None)
-
-
-def save_state(accelerator: Any, out: Path) -> None:
-    """The full state of the run. Atomic: written to a temporary folder, then renamed."""
-    fresh, old = out / f".{STATE}.new", out / f".{STATE}.old"
-    if accelerator.is_main_process:
-        shutil.rmtree(fresh, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(fresh), safe_serialization=True)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        give_usual_permissions(fresh)
-        shutil.rmtree(old, ignore_errors=True)
-        if (out / STATE).exists():
-            os.replace(out / STATE, old)
-        os.replace(fresh, out / STATE)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def load_state(accelerator: Any, out: Path) -> None:
-    """Load the state in the run folder ``out``. Raises ``MistakeError`` where it is damaged or another network's."""
-    from safetensors import SafetensorError
-
-    try:
-        accelerator.load_state(str(out / STATE))
-    except (OSError, EOFError, UnpicklingError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        reason = message_of(error)[:200]
-        raise MistakeError(
-            f"the state in {out / STATE} cannot be loaded ({reason}); start again, or restore a copy of it"
-        ) from error
-
-
-def recover_state(out: Path) -> None:
-    """Restore the previous state where a run was killed between the two renames of ``save_state``."""
-    old = out / f".{STATE}.old"
-    if not (out / STATE).exists() and old.exists():
-        os.replace(old, out / STATE)
 
 
 def append_metrics(out: Path, line: dict[str, Any]) -> None:
@@ -238,23 +205,46 @@ def append_metrics(out: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def forget_metrics_after(out: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will repeat."""
+def forget_metrics_after(out: Path, step: int) -> tuple[str, ...]:
+    """Drop the lines of steps that a resumed run will repeat, and what is no line of metrics; gives a note where some was.
+
+    A last line that was cut off when the run was killed is dropped without a word.
+    """
     path = out / METRICS
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        replace_text(path, "".join(line + "\n" for line in lines))
+    if not path.exists():
+        return ()
+    lines, broken = read_metrics(out)
+    replace_text(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+    return (f"{path}: {broken} lines that were no metrics of a run were left out",) if broken else ()
 
 
-def _step_of(line: str) -> float:
-    """The step of a line of metrics; beyond all steps for a line that was cut off when the run was killed."""
+def read_metrics(out: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines of the run's ``metrics.jsonl``, and how many others there are, a cut last one left out.
+
+    Raises ``MistakeError`` where it is no file.
+    """
+    path = out / METRICS
+    if path.exists() and not path.is_file():
+        raise MistakeError(f"{path} is no file; expected the metrics of a run: remove it")
+    raw = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+    *whole, cut = raw.split("\n")
+    lines = [_metrics_of(line) for line in whole]
+    if (last := _metrics_of(cut)) is not None:
+        lines.append(last)
+    found = [line for line in lines if line is not None]
+    return found, len(lines) - len(found)
+
+
+def was_evaluated(out: Path, step: int) -> bool:
+    """Whether ``metrics.jsonl`` has the scores of an evaluation after ``step``."""
+    return any(line["step"] == step and "evaluation_s" in line for line in read_metrics(out)[0])
+
+
+def _metrics_of(line: str) -> dict[str, Any] | None:
+    """A line of metrics: an object with its step; None for anything else."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return float("inf")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = values.get("step") if isinstance(values, dict) else None
+    return values if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None

@@ -113,11 +113,10 @@ def test_scores_are_those_of_the_saved_model_on_every_validation_image(tiny_run)
 
 @torch.no_grad()
 def test_the_saved_model_is_the_averaged_one(tiny_run):
-    averages = [torch.load(path, weights_only=True) for path in (tiny_run.out / "state").glob("custom_checkpoint_*")]
-    (average,) = (state["state"] for state in averages if "state" in state)
-    weights = load_file(tiny_run.out / "model.safetensors")
+    last = tiny_run.out / "state" / "step_000006"
+    average, weights = load_file(last / "average.safetensors"), load_file(tiny_run.out / "model.safetensors")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in average.items())
-    trained = load_file(tiny_run.out / "state" / "model.safetensors")
+    trained = load_file(last / "model.safetensors")
     assert not torch.equal(trained["heads.refine.spatial"], weights["heads.refine.spatial"])
     rebuilt = create_model("tiny", input_size=(64, 64))
     rebuilt.load_state_dict(average)
@@ -150,19 +149,16 @@ def test_a_run_that_starts_from_a_model_says_what_it_takes_over_and_resumes_with
 
 KILLED = """
 import os, signal, sys
-from mtlsi import run_folder
 from mtlsi.cli import main
 
-save_state, renames, rename = run_folder.save_state, [], os.replace
+rename = os.replace
 
 def rename_or_die(source, target):
-    if str(source).endswith(".state.new"):
-        renames.append(target)
-        if len(renames) == 2:
-            os.kill(os.getpid(), signal.SIGKILL)  # the old state is out of the way, the new one not yet in place
+    if str(source).endswith(".step_000004.new"):
+        os.kill(os.getpid(), signal.SIGKILL)  # the new checkpoint is written and not yet in place
     rename(source, target)
 
-run_folder.os.replace = rename_or_die
+os.replace = rename_or_die
 main(sys.argv[1:])
 """
 
@@ -175,7 +171,7 @@ def test_a_run_killed_at_the_worst_moment_ends_with_the_very_weights_of_an_unbro
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = subprocess.run([sys.executable, "-c", KILLED, *command], env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (out / "state").exists()
+    assert sorted(os.listdir(out / "state")) == [".step_000004.new", "step_000002"]
     assert not (out / "scores.json").exists()
 
     assert main(["train", "--resume", str(out)]) == 0
@@ -183,6 +179,7 @@ def test_a_run_killed_at_the_worst_moment_ends_with_the_very_weights_of_an_unbro
     assert same_weights(out, tiny_run.out)
     assert metrics_of(out) == metrics_of(tiny_run.out)
     assert sorted(os.listdir(out)) == FILES
+    assert sorted(os.listdir(out / "state")) == ["step_000004", "step_000006"]
     assert json.loads((out / "scores.json").read_text()) == json.loads((tiny_run.out / "scores.json").read_text())
 
 
@@ -198,8 +195,7 @@ def test_a_run_stopped_between_checkpoints_goes_on_from_the_last_one(tiny_run, t
         with pytest.raises(KeyboardInterrupt):
             train(tiny_run.config, tmp_path / "run", console=quiet())
     assert metrics_of(tmp_path / "run")[-1]["step"] == 5
-    saved = [torch.load(path, weights_only=True) for path in (tmp_path / "run/state").glob("custom_checkpoint_*")]
-    (position,) = (state for state in saved if "seconds" in state)
+    position = json.loads((tmp_path / "run/state/step_000004/state.json").read_text())["position"]
     resume(tmp_path / "run", console=quiet())
     # the time of training: rises through the break, on from what the saved state had
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -124,6 +126,20 @@ def _no_label(name: str, sample: Sample, classes: Mapping[str, Sequence[str]]) -
     return kinds.of(name).empty(size, len(classes.get(name, ())) or None)
 
 
+def ignore_signals() -> None:
+    """Leave Ctrl-C and a SIGTERM to all processes of a job to the training process, which ends its loaders itself.
+
+    A second SIGTERM, which only that process sends, to a loader that does not answer, ends this one.
+    """
+
+    def end_the_second_time(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end_the_second_time)
+
+
 def _start_worker(records: list[dict[str, Any]], _: int) -> None:
+    ignore_signals()
     register_records(records)  # a spawned process knows the built-in tasks only
     torch.set_num_threads(1)  # workers share the cores with the training process

@@ -36,10 +36,11 @@ from mtlsi.model.decoder_spec import DecoderSpec
 from mtlsi.model.decoders import OnlyTasks, build_decoder
 from mtlsi.model.forms import as_stored
 from mtlsi.model.fusion import ReplaceContext
-from mtlsi.model.stored import WEIGHTS, without_versions, write_settings, write_weights
+from mtlsi.model.stored import WEIGHTS, without_versions, write_settings
 from mtlsi.nn.layout import resize_maps
 from mtlsi.nn.task_subset import shallow_copy
 from mtlsi.tasks import check_tasks, num_channels, register_records
+from mtlsi.weights import replace_weights
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -192,7 +193,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         return ModelCard(own_card(self, name, **kwargs))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        write_weights(self.state_dict(), save_directory / WEIGHTS)
+        replace_weights(save_directory / WEIGHTS, self.state_dict())
         write_settings(self, save_directory)
 
     @classmethod

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.model.stored import CONFIG, WEIGHTS, check_settings
+from mtlsi.weights import check_weights
 
 PACKAGED = Path(__file__).parent.parent / "models"
 ALIASES = {"nyud": "nyud-efficientnet-lite2"}
@@ -53,6 +54,7 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
     kwargs.setdefault("strict", True)
     try:
         check_settings(folder / CONFIG)
+        check_weights(folder / WEIGHTS)
         with redirect_stdout(io.StringIO()):  # the mixin prints where it loads from
             model = load(str(folder), **kwargs)
     except MistakeError as error:  # config.json asks for what cannot be built

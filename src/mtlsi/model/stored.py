@@ -13,10 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from mtlsi.errors import MistakeError, message_of
-from mtlsi.io import replace_text, replacing
+from mtlsi.io import plain, replace_text
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
@@ -24,18 +22,10 @@ FORMAT = 1
 VERSIONS = ("format_version", "mtlsi_version")
 
 
-def write_weights(state: Mapping[str, Tensor], path: Path) -> None:
-    """The weights by name as a .safetensors file, written whole or not at all."""
-    from safetensors.torch import save_file
-
-    with replacing(path) as part:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, part, metadata={"format": "pt"})
-
-
 def write_settings(network: Any, folder: Path) -> None:
     """``config.json``: the arguments that made this ``MTLSINet``, with the present versions; whole or not at all."""
     stored = {**network._hub_mixin_config, "format_version": FORMAT, "mtlsi_version": version("mtlsi")}
-    replace_text(folder / CONFIG, json.dumps(_plain(stored), indent=2) + "\n")
+    replace_text(folder / CONFIG, json.dumps(plain(stored), indent=2) + "\n")
 
 
 def without_versions(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,10 +53,3 @@ def check_settings(path: Path) -> None:
             f"written in format {found}, this mtlsi {version('mtlsi')} reads formats up to {FORMAT}; "
             f"expected {needed} or later: upgrade mtlsi"
         )
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as JSON has it."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

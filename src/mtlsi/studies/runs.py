@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
 from mtlsi import run_folder
-from mtlsi.config import DataConfig, RunConfig
+from mtlsi.config import DataConfig
 from mtlsi.data.datasets import LabelledImages, open_dataset
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.evaluation.evaluate import shared_tasks
@@ -20,6 +19,7 @@ from mtlsi.studies.plan import StudyRun
 from mtlsi.studies.times import seconds_per_step, times_of
 from mtlsi.training.class_weights import wanted_by_task
 from mtlsi.training.loop import resume, train
+from mtlsi.training.same_settings import flat
 from mtlsi.training.setup import build_criterion, build_model, check_tracker, load_backbone, settle
 
 FAILURES = (
@@ -41,28 +41,13 @@ def state_of(run: StudyRun) -> str:
     if wanted.train.precision == "auto":
         wanted = replace(wanted, train=replace(wanted.train, precision=stored.train.precision))
     passed_over = (*NO_MATTER, "train.iterations") if run.variant.time_of else NO_MATTER
-    ours, theirs = (_flat(config, passed_over) for config in (settle(wanted), stored))
+    ours, theirs = (flat(config, passed_over) for config in (settle(wanted), stored))
     differing = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     if differing:
         told = ", ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} in the study" for name in differing[:3])
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise MistakeError(f"{run.out} holds another run: {told}{more}; remove it, or give another --out")
     return FINISHED if (run.out / "scores.json").exists() else STARTED
-
-
-def _flat(config: RunConfig, passed_over: Iterable[str]) -> dict[str, Any]:
-    """The settings by dotted name, as YAML gives them back."""
-    flat: dict[str, Any] = {}
-
-    def add(prefix: str, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                add(f"{prefix}{name}.", value)
-            elif f"{prefix}{name}" not in passed_over:
-                flat[f"{prefix}{name}"] = value
-
-    add("", json.loads(json.dumps(asdict(config))))
-    return flat
 
 
 # ---- before anything is trained
@@ -117,16 +102,9 @@ def train_run(run: StudyRun, runs_by_name: Mapping[str, StudyRun], callbacks: It
     quiet = Console(quiet=True, force_terminal=False)
     config = run.config
     if state_of(run) == STARTED:
-        run_folder.recover_state(run.out)
-        if (run.out / run_folder.STATE).is_dir():
-            resume(run.out, console=quiet, callbacks=callbacks)
-            return
-        # stopped before the first saved state: from the start, with the number of steps that was chosen then
-        steps = run_folder.load_config(run.out).train.iterations
-        config = replace(config, train=replace(config.train, iterations=steps))
-        for name in ("config.yaml", run_folder.METRICS):
-            (run.out / name).unlink(missing_ok=True)
-    elif run.variant.time_of is not None:
+        resume(run.out, console=quiet, callbacks=callbacks)  # with the number of steps that was chosen then
+        return
+    if run.variant.time_of is not None:
         steps = iterations_for(run, runs_by_name[f"{run.variant.time_of}/{run.seed}"])
         config = replace(config, train=replace(config.train, iterations=steps))
     train(config, run.out, console=quiet, callbacks=callbacks)

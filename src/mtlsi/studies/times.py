@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mtlsi.config import RunConfig
-from mtlsi.run_folder import METRICS
+from mtlsi.run_folder import read_metrics
 from mtlsi.timing import synchronise
 from mtlsi.training.loop import batches_from, optimizer_step
 from mtlsi.training.setup import assemble, settle
@@ -28,10 +27,7 @@ class RunTimes:
 
 def times_of(out: Path) -> RunTimes | None:
     """What ``metrics.jsonl`` of the run folder ``out`` says; None where an older run left no times in it."""
-    path = out / METRICS
-    if not path.is_file():
-        return None
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines, _ = read_metrics(out)
     training = [line["train_s"] for line in lines if "train_s" in line]
     return RunTimes(training[-1], sum(line.get("evaluation_s", 0.0) for line in lines)) if training else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mtlsi import run_folder
 from mtlsi.config import TrainConfig
-from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import Scores, defined, headline
 from mtlsi.run_folder import Position
 from mtlsi.tasks import TASKS
@@ -34,6 +33,14 @@ class Step(NamedTuple):
     """By task, what a balance multiplied its loss or gradient by."""
     gradients: Mapping[str, float] = MappingProxyType({})
     """Figures of the tasks' gradients, where they were measured."""
+    finite: Tensor = torch.tensor(True)
+    """Whether the losses and the norm are, on their device."""
+    batches: Sequence[Mapping[str, Tensor]] = ()
+    """Every micro-batch, as the network got it."""
+    skipped: bool = False
+    """The step was passed over, because it is not finite: no weight has moved."""
+    seed: int = 0
+    """Of the network's own random draws."""
 
     def mean_losses(self) -> dict[str, Tensor]:
         """The losses, as means over the micro-batches."""
@@ -65,25 +72,22 @@ class Log:
         self.bar = self.progress.add_task("", total=options.iterations, completed=position.step)
 
     def step(self, step: int, result: Step, lr: float) -> None:
-        """Take in the optimizer step ``step``; every ``log_every`` of them writes a line.
-
-        Raises ``MistakeError`` for a loss that is not finite.
-        """
+        """Take in the optimizer step ``step``; every ``log_every`` of them writes a line, and every one passed over."""
+        if result.skipped:
+            self._write({"step": step, "skipped": self.position.skipped})
         if result.gradients:
             self._write({"step": step, **result.gradients})
         weights = {f"balance/{task}": weight for task, weight in result.balance.items()}
-        for losses in result.losses:
+        for losses in () if result.skipped else result.losses:
             named = {name if name == "loss" else f"loss/{name}": value for name, value in losses.items()}
             for name, value in {**named, **weights}.items():
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.num_added += len(result.losses)
+        self.num_added += 0 if result.skipped else len(result.losses)
         self.position.seconds = time.perf_counter() - self.began
         self.progress.advance(self.bar)
-        if step % self.options.log_every and step != self.options.iterations:
+        if not self.is_due(step) or not self.num_added:
             return
         means = {name: float(value) / self.num_added for name, value in self.sums.items()}
-        if bad := [name for name, value in means.items() if not isfinite(value)]:
-            raise MistakeError(f"{', '.join(bad)} is not a number at step {step}; start again with a lower --train.lr")
         seconds = time.perf_counter() - self.since
         images = self.num_added * self.options.batch_size * self.accelerator.num_processes
         line = {"step": step, **means, "lr": lr, "grad_norm": float(result.norm or 0), "images_per_s": images / seconds}
@@ -96,6 +100,10 @@ class Log:
             minutes_left = (self.options.iterations - step) * seconds_per_step / 60
             self.console.print(f"{step}/{self.options.iterations} {text} {minutes_left:.0f} min left", soft_wrap=True)
         self.sums, self.num_added, self.since = {}, 0, time.perf_counter()
+
+    def is_due(self, step: int) -> bool:
+        """Whether a line is written after ``step``."""
+        return step % self.options.log_every == 0 or step == self.options.iterations
 
     def validation(self, step: int, scores: Scores, seconds: float) -> None:
         """Scores of an evaluation; its ``seconds`` do not count as training time."""

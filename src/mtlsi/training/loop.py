@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +20,26 @@ from mtlsi.config import DataConfig, RunConfig
 from mtlsi.data.batches import training_batches
 from mtlsi.data.datasets import LabelledImages, spread
 from mtlsi.data.sampling import RunSampler
+from mtlsi.device import deterministic
 from mtlsi.drawing.panels import compare_panel
 from mtlsi.drawing.plots import plot_curves
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, Stopped
 from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.report import Scores, introduce, write_scores
 from mtlsi.model.inherit import describe
 from mtlsi.model.network import MTLSINet
 from mtlsi.plugins import import_plugins
+from mtlsi.training import run_state
 from mtlsi.training.callbacks import Callbacks
+from mtlsi.training.faults import told_plainly
 from mtlsi.training.log import Log, Step
+from mtlsi.training.not_finite import Watch, all_finite
 from mtlsi.training.passes import forward_backward, losses_again
 from mtlsi.training.setup import TrainingRun, Transform, assemble, learning_rate_factor, settle
 from mtlsi.training.shared_maps import TaskGradients
+from mtlsi.training.stopping import StopRequest
+from mtlsi.weights import is_whole
 
 
 def train(
@@ -61,38 +69,60 @@ def train(
     console, told = console or Console(), Callbacks(callbacks)
     import_plugins(config.plugins)
     config.check()
-    run = assemble(
-        settle(config, resume=resume),
-        out,
-        resume=resume,
-        criterion=criterion,
-        train_transform=train_transform,
-        metrics=metrics,
-    )
-    options, position = run.config.train, run.position
+    same_bits = deterministic(config.train.deterministic)
+    with same_bits, told_plainly(out), ExitStack() as claims, StopRequest() as stop, stop.telling_how_to_go_on(out):
+        run = assemble(
+            settle(config, resume=resume),
+            out,
+            resume=resume,
+            criterion=criterion,
+            train_transform=train_transform,
+            metrics=metrics,
+            console=console,
+            claims=claims,
+        )
+        return train_assembled(run, told, stop, console)
+
+
+def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, console: Console) -> Scores:
+    """``train``, once all of ``run`` is there: the steps that are left, and what follows the last one."""
+    out, options, position = run.out, run.config.train, run.position
     if run.accelerator.is_main_process:
         introduce(run.train_set, console)
         if run.taken_over:
             text = f"taken over from {run.config.init}: {describe(run.taken_over)}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
+        notes = [*run.notes, *(renew_model(run) if position.step else ())]
+        for note in notes:
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
     batches = iter(batches_from(position.step, run))
-    log = Log(run.accelerator, out, options, console, position)
+    log, watch = Log(run.accelerator, out, options, console, position), Watch(run)
     scores: Scores = {}
     run.model.train()
-    with log.progress:
+    with log.progress, stop.deferred():
+        if position.step and is_evaluated_after(position.step, run):
+            if not run_folder.was_evaluated(out, position.step):  # cut between its checkpoint and its scores
+                scores = validate(run, log, told, stop)
+            stop.raise_if_asked()
         while position.step < options.iterations:
             step = optimizer_step(run, batches)
+            watch.look(step)
+            if log.is_due(position.step):
+                watch.settle()
             log.step(position.step, step, options.lr * learning_rate_factor(position.step, options))
             told.on_step(position.step, step.mean_losses(), run)
-            last = position.step == options.iterations
-            if last or is_due(options.checkpoint_every, position.step):
-                save(run, step.norm)
-                told.on_save(position.step, out, run)
-            if last or is_due(options.evaluate_every, position.step):
-                start = time.perf_counter()
-                scores = measure(run, options.final_images if last else options.evaluate_images)
-                log.validation(position.step, scores, time.perf_counter() - start)
-                told.on_evaluation(position.step, scores, run)
+            stopping, last = stop.asked(run.accelerator), position.step == options.iterations
+            due = last or stopping or is_due(options.checkpoint_every, position.step)
+            if due:
+                watch.settle()
+                save(run, told)
+            if is_evaluated_after(position.step, run) and not stopping:
+                scores = validate(run, log, told, stop)
+                if (stopping := stop.asked(run.accelerator)) and not due:
+                    watch.settle()
+                    save(run, told)
+            if stopping:
+                stop.raise_if_asked()
     next(batches, None)  # exhausted: ends the loader processes now, not whenever the iterator is collected
     if not scores:
         scores = measure_finished(run)
@@ -106,9 +136,9 @@ def train(
 def resume(out: Path, *, console: Console | None = None, **own: Any) -> Scores:
     """Continue the run in ``out`` under its own ``config.yaml``, to the very weights of an unbroken run.
 
+    It goes on from the newest checkpoint that is whole; a run that was cut before its first one begins again.
     ``own``: criterion, train_transform, metrics and callbacks as ``train`` was given them.
     """
-    run_folder.recover_state(out)
     return train(run_folder.load_config(out), out, resume=True, console=console, **own)
 
 
@@ -133,27 +163,52 @@ def batches_from(step: int, run: TrainingRun) -> Iterable[dict[str, Tensor]]:
 def optimizer_step(run: TrainingRun, batches: Iterator[dict[str, Tensor]]) -> Step:
     """One step of the weights, on the mean gradient of ``accumulate`` micro-batches."""
     options, accelerator = run.config.train, run.accelerator
-    losses, passed = [], []
+    losses, seen = [], []
     seeds = [step_seed(run.config.seed, run.position.step, process) for process in (0, accelerator.process_index)]
     torch.manual_seed(seeds[1])  # drop path's draws
+    statistics = buffers_of(run.network) if options.skip_not_finite else []
     run.optimizer.zero_grad(set_to_none=True)
     measured = is_due(options.gradients_every, run.position.step + 1)
     gradients = TaskGradients(accelerator, run.network.tasks) if measured else None
     for _ in range(options.accumulate):
         batch = {name: x.to(accelerator.device, non_blocking=True) for name, x in next(batches).items()}
         losses.append(forward_backward(run, batch, gradients))
+        seen.append(batch)
+    norm, collected = None, run.balance is None or run.balance.collect(seeds[0])
+    if collected:
+        norm = accelerator.clip_grad_norm_(run.model.parameters(), options.clip_norm)
+    finite = all_finite(losses, norm) if collected else torch.tensor(False)
+    # where the verdict is at hand, or is waited for because steps may be passed over
+    skipped = bool((options.skip_not_finite or finite.device.type == "cpu") and not finite)
+    if skipped:
+        pass_over(run, statistics)
+    else:
+        run.optimizer.step()
+        run.scheduler.step()
+        run.average.update(run.network)
         if run.balance is not None:
-            passed.append(batch)
-    if run.balance is not None:
-        run.balance.collect(seeds[0])
-    norm = accelerator.clip_grad_norm_(run.model.parameters(), options.clip_norm)
-    run.optimizer.step()
-    run.scheduler.step()
-    run.average.update(run.network)
-    if run.balance is not None:
-        run.balance.after_step(lambda: losses_again(run, passed, seeds[1]))
+            run.balance.after_step(lambda: losses_again(run, seen, seeds[1]))
     run.position.step += 1
-    return Step(losses, norm, run.balance_weights(), gradients.figures() if gradients else {})
+    run.position.skipped += skipped
+    figures = gradients.figures() if gradients and not skipped else {}
+    return Step(losses, norm, {} if skipped else run.balance_weights(), figures, finite, seen, skipped, seeds[1])
+
+
+def buffers_of(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The network's buffers, such as batch statistics, each with a copy of its values."""
+    return [(buffer, buffer.clone()) for buffer in network.buffers()]
+
+
+def pass_over(run: TrainingRun, statistics: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """End a step that is not finite as if its images had not been: weights, moments and ``statistics`` stay as they were."""
+    run.optimizer.zero_grad(set_to_none=True)
+    for buffer, before in statistics:
+        buffer.copy_(before)
+    if run.balance is not None:
+        run.balance.forget_step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the schedule, where the first step of all is passed over
+        run.scheduler.step()
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
@@ -166,15 +221,38 @@ def is_due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def save(run: TrainingRun, norm: Tensor | None) -> None:
-    """Save the state and the averaged model, unless ``norm`` says that the weights are broken."""
-    if norm is not None and not torch.isfinite(norm):  # must not replace a good state
-        raise MistakeError(
-            f"the gradient at step {run.position.step} is not finite; start again with a lower --train.lr"
-        )
-    run_folder.save_state(run.accelerator, run.out)
+def is_evaluated_after(step: int, run: TrainingRun) -> bool:
+    """Whether the run is evaluated after ``step``."""
+    return step == run.config.train.iterations or is_due(run.config.train.evaluate_every, step)
+
+
+def save(run: TrainingRun, told: Callbacks) -> None:
+    """Write a checkpoint and the averaged model, and tell the callbacks."""
     if run.accelerator.is_main_process:
+        run_state.save(run)
         run_folder.save_model(run.network, run.average.state, run.out)
+    run.accelerator.wait_for_everyone()
+    told.on_save(run.position.step, run.out, run)
+
+
+def renew_model(run: TrainingRun) -> list[str]:
+    """Bring the run folder's model to the checkpoint that the run goes on from; gives a note where it was damaged."""
+    path, ended = run.out / "model.safetensors", (run.out / "scores.json").exists()
+    damaged = path.exists() and not is_whole(path)
+    if damaged or not ended:  # killed between checkpoint and model, it would be that of the checkpoint before
+        run_folder.save_model(run.network, run.average.state, run.out)
+    return [f"{path} is damaged; it is written again from the checkpoint"] if damaged else []
+
+
+def validate(run: TrainingRun, log: Log, told: Callbacks, stop: StopRequest) -> Scores:
+    """Evaluate after the run's present step; {} where that was cut by a signal, since it leaves no trace."""
+    options, step, start, scores = run.config.train, run.position.step, time.perf_counter(), {}
+    with suppress(Stopped), stop.between_images(run.network, run.accelerator):
+        scores = measure(run, options.final_images if step == options.iterations else options.evaluate_images)
+    if scores:
+        log.validation(step, scores, time.perf_counter() - start)
+        told.on_evaluation(step, scores, run)
+    return scores
 
 
 def measure(run: TrainingRun, num_images: int) -> Scores:
@@ -191,8 +269,6 @@ def measure_finished(run: TrainingRun) -> Scores:
     """Scores of a run that was stopped between its last saved state and its scores."""
     if (run.out / "scores.json").exists():
         raise MistakeError(f"the run in {run.out} has ended at step {run.position.step} already; nothing is left to do")
-    if run.accelerator.is_main_process:
-        run_folder.save_model(run.network, run.average.state, run.out)
     return measure(run, run.config.train.final_images)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
+from rich.console import Console
 from torch import Generator, Tensor, nn
 from torchmetrics import Metric
 
@@ -32,10 +34,12 @@ from mtlsi.model.pretrained import is_packaged
 from mtlsi.nn.layers import TaskLayerNorm
 from mtlsi.plugins import settle_plugins
 from mtlsi.run_folder import MovingAverage, Position
-from mtlsi.training import class_weights
+from mtlsi.training import checkpoints, class_weights, run_state
 from mtlsi.training.balance.base import Balance
 from mtlsi.training.balance.build import build_balance
 from mtlsi.training.class_weights import weights_for
+from mtlsi.training.faults import alone_in
+from mtlsi.training.same_settings import differing, flat, told
 
 Transform = Callable[[Sample, Generator], Sample]
 """An augmentation: a sample and the generator of all its random draws, to a sample of the network's input."""
@@ -69,6 +73,8 @@ class TrainingRun:
     """What makes one gradient of the tasks' losses; None: the criterion's total."""
     taken_over: Mapping[str, str] = field(default_factory=dict)
     """By task, what the model that the run starts from brought."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the run begins."""
 
     def balance_weights(self) -> dict[str, Tensor]:
         """By task, what the balance multiplied its loss or gradient by in the last step; empty without a balance."""
@@ -113,8 +119,13 @@ def assemble(
     criterion: nn.Module | None = None,
     train_transform: Transform | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    console: Console | None = None,
+    claims: ExitStack | None = None,
 ) -> TrainingRun:
-    """Open the data, build the network and its optimizer, and create or open the run folder ``out``."""
+    """Open the data, build the network and its optimizer, and create or open the run folder ``out``.
+
+    ``claims`` keeps other processes out of it until it is closed. A run without a checkpoint is resumed from its beginning.
+    """
     options = config.train
     if criterion is not None and options.class_weights:
         raise MistakeError(
@@ -124,17 +135,24 @@ def assemble(
     trackers: dict[str, Any] = {"log_with": options.tracker, "project_dir": str(out)} if options.tracker else {}
     AcceleratorState._reset_state()  # else a second run in this process could not have another precision
     accelerator = Accelerator(mixed_precision="bf16" if options.precision == "bfloat16" else "no", **trackers)
+    if resume:
+        run_folder.prepare_run_folder(out, resume=True)
+        if claims is not None and accelerator.is_main_process:
+            claims.enter_context(alone_in(out))
+    checkpoint = checkpoints.newest(out, console or Console(stderr=True)) if resume else None
+    if checkpoint is not None:
+        run_state.check_facts(config, accelerator.num_processes, checkpoint)
     train_set, val_set = open_dataset(config.data, "train", config.seed), open_dataset(config.data, "val", config.seed)
     torch.manual_seed(config.seed)
     network = build_model(config, train_set)
-    taken_over = {} if resume else set_first_weights(network, config, train_set)
+    taken_over = {} if checkpoint is not None else set_first_weights(network, config, train_set)
     shared_tasks(network, val_set)
     check_metrics(metrics or {}, network.tasks)
-    weights = weights_for(config, train_set, out if resume else None) if criterion is None else {}
+    weights = weights_for(config, train_set, out if checkpoint is not None else None) if criterion is None else {}
     loss: nn.Module = build_criterion(network.tasks, options, weights) if criterion is None else criterion
     balance = build_balance(options, network, loss, accelerator.distributed_type)
-    if accelerator.is_main_process:
-        run_folder.prepare_run_folder(out, resume=resume)
+    if accelerator.is_main_process and not resume:
+        start_folder(config, out, claims)
     optimizer = build_optimizer(network, options, [*loss.parameters(), *(balance.learned() if balance else [])])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options))
     average, position = MovingAverage(network, options.ema), Position()
@@ -145,22 +163,34 @@ def assemble(
     loss = loss.to(accelerator.device)
     if any(parameter.requires_grad for parameter in loss.parameters()):
         loss = accelerator.prepare(loss)  # its gradients are averaged over processes, its weights saved
-    accelerator.register_for_checkpointing(scheduler, average, position)
     if balance is not None:
         balance.prepare(accelerator)
-    if resume:
-        run_folder.load_state(accelerator, out)
+    run = TrainingRun(
+        config, out, accelerator, train_set, val_set, network, model, loss, optimizer, scheduler, average, position,
+        train_transform, metrics, balance, taken_over,
+    )  # fmt: skip
+    if checkpoint is not None:
+        run_state.load(run, checkpoint)
     if accelerator.is_main_process:
-        run_folder.forget_metrics_after(out, position.step)
+        run.notes = run_folder.forget_metrics_after(out, position.step)
         run_folder.save_config(config, out)
         if weights:
             class_weights.save(weights, train_set.classes, out)
     if options.tracker:
         accelerator.init_trackers(out.name)
-    return TrainingRun(
-        config, out, accelerator, train_set, val_set, network, model, loss, optimizer, scheduler, average, position,
-        train_transform, metrics, balance, taken_over,
-    )  # fmt: skip
+    return run
+
+
+def start_folder(config: RunConfig, out: Path, claims: ExitStack | None) -> None:
+    """Make the run folder of a new run; one that was cut before its first checkpoint may be started again as it was."""
+    run_folder.prepare_run_folder(out, resume=False)
+    if claims is not None:
+        claims.enter_context(alone_in(out))
+    if (out / "config.yaml").exists() and (found := differing(config, flat(run_folder.load_config(out)))):
+        raise MistakeError(
+            f"{out} holds a run that was cut before its first checkpoint, under other settings: {told(found)}; give another "
+            "--out, or remove it"
+        )
 
 
 def check_tracker(name: str | None) -> None:

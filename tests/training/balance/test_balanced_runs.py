@@ -44,7 +44,7 @@ def metrics_of(out):
 
 
 def same_weights(one, other):
-    ours, theirs = (load_file(folder / "state" / "model.safetensors") for folder in (one, other))
+    ours, theirs = (load_file(folder / "state" / "step_000003" / "model.safetensors") for folder in (one, other))
     return ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +27,7 @@ class Balance(ABC):
         self.num_tasks = num_tasks
 
     def prepare(self, accelerator: Accelerator) -> None:
-        """Take the device and the processes of the run, and have what is kept between steps saved with its state."""
+        """Take the device and the processes of the run."""
         self.accelerator = accelerator
         self.weights = torch.ones(self.num_tasks, device=accelerator.device)
         """(t) What each task's loss, or its gradient, was multiplied by in the last step, on top of its fixed weight."""
@@ -40,11 +40,25 @@ class Balance(ABC):
     def backward(self, losses: Tensor, maps: Sequence[Tensor], share: float) -> None:
         """Add ``share`` of the gradient of ``losses`` (t) to the network's."""
 
-    def collect(self, seed: int) -> None:  # noqa: B027  most balances leave it out
-        """Finish the step's gradient. ``seed``: of random draws that all processes must share."""
+    def collect(self, seed: int) -> bool:  # noqa: ARG002
+        """Finish the step's gradient; false where it cannot be, because a task's is not finite.
 
-    def after_step(self, losses_again: Callable[[], Sequence[Tensor]]) -> None:  # noqa: B027  likewise
+        ``seed``: of random draws that all processes must share.
+        """
+        return True
+
+    def after_step(self, losses_again: Callable[[], Sequence[Tensor]]) -> None:  # noqa: B027  most balances leave it out
         """Learn from the step. ``losses_again``: the losses (t) of its micro-batches under the weights that it led to."""
+
+    def forget_step(self) -> None:  # noqa: B027  likewise
+        """Drop what was collected of a step that is passed over: neither ``after_step`` nor the optimizer follows."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What is kept between steps, saved with the run's state: always the same names, shapes and types."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027  likewise
+        """Continue from ``state``, which ``state_dict`` gave and which is on the CPU."""
 
     def mean_of_processes(self, values: Tensor) -> Tensor:
         """``values`` averaged over the processes, so that all of them go on alike."""

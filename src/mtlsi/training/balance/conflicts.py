@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from mtlsi.errors import MistakeError
@@ -39,11 +38,6 @@ class Conflicts(Balance):
                 "lower train.freeze_stride or choose fixed, uncertainty, dwa or famo"
             )
 
-    def prepare(self, accelerator: Accelerator) -> None:
-        super().prepare(accelerator)
-        if hasattr(self.aggregator, "n_tasks"):  # Nash-MTL begins where the last step ended
-            accelerator.register_for_checkpointing(self)
-
     def backward(self, losses: Tensor, maps: Sequence[Tensor], share: float) -> None:
         from torchjd.autojac import mtl_backward
 
@@ -61,7 +55,7 @@ class Conflicts(Balance):
             parallel_chunk_size=1,  # one row after the other: not every operation can be batched
         )
 
-    def collect(self, seed: int) -> None:
+    def collect(self, seed: int) -> bool:
         from torchjd.aggregation import GramianWeightedAggregator
         from torchjd.autojac import jac_to_grad
 
@@ -69,7 +63,7 @@ class Conflicts(Balance):
         if self.accelerator.num_processes > 1:
             self._meet_other_processes(rows)
         if not torch.isfinite(torch.stack([x.jac.sum() for x in rows]).sum()):
-            raise MistakeError("the gradient of a task is not finite; start again with a lower --train.lr")
+            return False
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # cvxpy's, on the way in which Nash-MTL's authors use it
             torch.manual_seed(seed)  # PCGrad's order of tasks
@@ -77,6 +71,7 @@ class Conflicts(Balance):
                 self.weights = jac_to_grad(rows, self.aggregator, optimize_gramian_computation=True)
             else:
                 self.weights = jac_to_grad(rows, self.aggregator)
+        return True
 
     def _meet_other_processes(self, rows: list[Any]) -> None:
         """What the wrapper for several processes does in its own backward pass: gradients averaged, statistics of one."""
@@ -88,13 +83,19 @@ class Conflicts(Balance):
         for buffer in self.network.buffers():
             torch.distributed.broadcast(buffer, src=0)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything to continue from: the solution that Nash-MTL's next one is looked for from."""
-        return {"solution": torch.as_tensor(self.aggregator.weighting.prvs_alpha)}
+    def forget_step(self) -> None:
+        for parameter in self.shared:
+            vars(parameter).pop("jac", None)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
-        self.aggregator.weighting.prvs_alpha = state["solution"].cpu().numpy()
+    def state_dict(self) -> dict[str, Tensor]:
+        """The solution (t) that Nash-MTL's next one is looked for from; nothing of the others."""
+        if not hasattr(self.aggregator, "n_tasks"):
+            return {}
+        return {"solution": torch.as_tensor(self.aggregator.weighting.prvs_alpha, dtype=torch.float64)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if state:
+            self.aggregator.weighting.prvs_alpha = state["solution"].numpy()
 
 
 def build_aggregator(name: str, num_tasks: int) -> Any:

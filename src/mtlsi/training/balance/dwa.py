@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -32,7 +31,6 @@ class DynamicWeightAverage(WeightedBalance):
         """Of the losses in the window that fills, and how many steps it has."""
         self.averages: list[Tensor] = []
         """Of the last two full windows, the older one first."""
-        accelerator.register_for_checkpointing(self)
 
     def total(self, losses: Tensor) -> Tensor:
         self.of_step.append(losses.detach())
@@ -47,16 +45,24 @@ class DynamicWeightAverage(WeightedBalance):
             if len(self.averages) == 2:
                 self.weights = dwa_weights(*self.averages, self.temperature)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything to continue from."""
-        names = ("weights", "sums", "num_steps", "averages")
-        return {name: getattr(self, name) for name in names}
+    def forget_step(self) -> None:
+        self.of_step = []
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
-        self.num_steps = state["num_steps"]
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights, and the windows: (2 t) averages, of which the last ``num_averages`` rows are there."""
+        missing = [torch.zeros_like(self.sums)] * (2 - len(self.averages))
+        return {
+            "weights": self.weights,
+            "sums": self.sums,
+            "num_steps": torch.tensor(self.num_steps),
+            "averages": torch.stack([*missing, *self.averages]),
+            "num_averages": torch.tensor(len(self.averages)),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.num_steps, num_averages = int(state["num_steps"]), int(state["num_averages"])
         self.weights, self.sums = (state[name].to(self.weights.device) for name in ("weights", "sums"))
-        self.averages = [average.to(self.weights.device) for average in state["averages"]]
+        self.averages = [x.to(self.weights.device) for x in state["averages"].unbind()][2 - num_averages :]
 
 
 def dwa_weights(before: Tensor, last: Tensor, temperature: float) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from mtlsi.training.balance.base import WeightedBalance
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class FAMO(WeightedBalance):
@@ -33,7 +34,6 @@ class FAMO(WeightedBalance):
         self.adam = torch.optim.Adam([self.logits], lr=self.lr, weight_decay=self.decay)
         self.of_step: list[Tensor] = []
         """The losses of the step's micro-batches."""
-        accelerator.register_for_checkpointing(self)
 
     def total(self, losses: Tensor) -> Tensor:
         values = losses.detach()
@@ -50,14 +50,18 @@ class FAMO(WeightedBalance):
         self.logits.grad = shares * (fall - (shares * fall).sum())  # of the sum of z_t fall_t
         self.adam.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything to continue from."""
-        return {"logits": self.logits, "adam": self.adam.state_dict()}
+    def forget_step(self) -> None:
+        self.of_step = []
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """The logits and what Adam keeps of them, before the first step what it would begin with."""
+        kept = self.adam.state.get(self.logits) or {name: torch.zeros_like(self.logits) for name in MOMENTS}
+        return {"logits": self.logits, "step": torch.as_tensor(kept.get("step", 0.0)), **{x: kept[x] for x in MOMENTS}}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.logits.copy_(state["logits"])
-        self.adam.load_state_dict(state["adam"])
+        kept = {name: state[name] for name in ("step", *MOMENTS)}
+        self.adam.load_state_dict({"state": {0: kept}, "param_groups": self.adam.state_dict()["param_groups"]})
 
 
 def fall_of_logs(before: Tensor, after: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -25,10 +27,18 @@ class Uncertainty(WeightedBalance):
     def prepare(self, accelerator: Accelerator) -> None:
         super().prepare(accelerator)
         self.log_variances.to(accelerator.device)
-        self.weigh = accelerator.prepare(self.log_variances)  # gradients averaged over processes, weights saved
+        self.weigh = accelerator.prepare(self.log_variances)  # gradients averaged over processes
 
     def learned(self) -> list[nn.Parameter]:
         return list(self.log_variances.parameters())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The learned s (t)."""
+        return {"log_variances": self.log_variances.values.detach()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.log_variances.values.copy_(state["log_variances"])
 
     def total(self, losses: Tensor) -> Tensor:
         self.weights = (-self.log_variances.values.detach()).exp()

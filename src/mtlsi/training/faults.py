@@ -1,0 +1,58 @@
+"""What may happen to a training from outside, in one line each: another process, the disk, a loader process."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mtlsi import run_folder
+from mtlsi.errors import MistakeError, message_of
+from mtlsi.lock import HeldError, held
+
+OF_THE_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOTDIR, errno.ESTALE,
+)  # fmt: skip
+
+
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """No other process trains in the run folder ``out`` within the context; ``MistakeError`` where one does.
+
+    The lock of a process that is gone is taken over.
+    """
+    try:
+        with held(out / run_folder.LOCK):
+            yield
+    except HeldError as holder:
+        raise MistakeError(
+            f"{out} is being trained by {holder}; wait for it, or give another --out (a lock whose process is gone is taken "
+            f"over, here at once and from another machine after ten minutes)"
+        ) from holder
+
+
+@contextmanager
+def told_plainly(out: Path) -> Iterator[None]:
+    """Turns a disk that takes nothing more and a loader process that was killed into a ``MistakeError``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        raise MistakeError(f"{where}{message_of(error)}; {whole_state(out)}") from error
+    except RuntimeError as error:
+        if isinstance(error, MistakeError) or "DataLoader worker (pid" not in str(error):
+            raise
+        raise MistakeError(
+            f"a loader process ended unexpectedly ({message_of(error)[:160]}); the system kills one when memory runs out: "
+            f"lower data.num_workers in config.yaml if it comes again; {whole_state(out)}"
+        ) from error
+
+
+def whole_state(out: Path) -> str:
+    """How to go on in ``out`` after a fault."""
+    steps = run_folder.saved_steps(out)
+    saved = f"the checkpoint of step {steps[0]} is whole" if steps else "no checkpoint was written yet"
+    return f"{saved}; put that right and go on with mtlsi train --resume {out}"

@@ -1,0 +1,164 @@
+"""What a run must keep to go on to the very weights of an unbroken one, as tensors by name and plain facts.
+
+Nothing else is needed: the order of images, their augmentation and the network's own draws are functions of the seed and
+the step, and the learning rates follow from the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlsi.data.datasets import LabelledImages
+from mtlsi.errors import MistakeError, message_of
+from mtlsi.training import checkpoints
+from mtlsi.training.checkpoints import Checkpoint
+from mtlsi.training.same_settings import check_same, flat
+
+if TYPE_CHECKING:
+    from mtlsi.config import RunConfig
+    from mtlsi.training.setup import TrainingRun
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""What Adam keeps of every parameter that had a gradient."""
+
+
+def save(run: TrainingRun) -> None:
+    """Write the checkpoint of the run's present step. Raises ``OSError``; the ones of before are whole then."""
+    facts = {
+        "position": run.position.state_dict(),
+        "average_updates": run.average.num_updates,
+        "processes": run.accelerator.num_processes,
+        "images": images_of(run.train_set),
+        "settings": flat(run.config),
+        "torch": torch.__version__,
+    }
+    tensors = {
+        "model": run.network.state_dict(),
+        "average": run.average.state,
+        "optimizer": _moments(run),
+        "learned": _learned(run),
+    }
+    checkpoints.write(run.out, run.position.step, facts, tensors, keep=run.config.train.keep_checkpoints)
+
+
+def load(run: TrainingRun, checkpoint: Checkpoint) -> None:
+    """Have ``run`` go on from ``checkpoint``. Raises ``MistakeError`` where that is another network's or data set's."""
+    facts, folder = checkpoint.facts, checkpoint.folder
+    try:
+        if facts["images"] != (here := images_of(run.train_set)):
+            raise MistakeError(
+                f"cannot resume {run.out}: it trained on {facts['images']['count']} images, and the {here['count']} in "
+                f"{run.config.data.root or run.config.data.name} are not the same ones; restore them, or train on from the "
+                f"weights with --init {run.out} and another --out"
+            )
+        run.position.load_state_dict(facts["position"])
+        run.average.num_updates = int(facts["average_updates"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, MistakeError):
+            raise
+        raise MistakeError(f"{folder / checkpoints.FACTS}: {message_of(error)}; expected the facts of a run") from error
+    run.network.load_state_dict(checkpoints.read_tensors(folder / "model.safetensors", run.network.state_dict()))
+    for name, value in checkpoints.read_tensors(folder / "average.safetensors", run.average.state).items():
+        run.average.state[name].copy_(value)
+    _load_moments(run, folder / "optimizer.safetensors")
+    _load_learned(run, folder / "learned.safetensors")
+    _go_on_at(run.scheduler, run.position.step)
+
+
+def check_facts(config: RunConfig, num_processes: int, checkpoint: Checkpoint) -> None:
+    """Raises ``MistakeError`` where ``checkpoint`` was made under other settings, or by another number of processes."""
+    check_same(config, checkpoint.facts.get("settings"), checkpoint.folder.parents[1])
+    then = checkpoint.facts.get("processes")
+    if then != num_processes:
+        raise MistakeError(
+            f"cannot resume {checkpoint.folder.parents[1]}: {then} processes trained it, which sets the images of a step, "
+            f"and {num_processes} would go on; start {then}"
+        )
+
+
+def images_of(dataset: LabelledImages) -> dict[str, Any]:
+    """How many training images there are, and a checksum of their names in order: a step's images are numbers of it."""
+    digest = hashlib.sha256()
+    for index in range(len(dataset)):
+        digest.update(dataset.name(index).encode() + b"\0")
+    return {"count": len(dataset), "names": digest.hexdigest()}
+
+
+# ---- the optimizer, by name: the order of its parameters does not matter
+
+
+def trained_parameters(run: TrainingRun) -> dict[str, nn.Parameter]:
+    """What the optimizer trains, by name: the network's, the criterion's own and the balance's."""
+    criterion = run.accelerator.unwrap_model(run.criterion) if isinstance(run.criterion, nn.Module) else nn.Module()
+    named = dict(run.network.named_parameters())
+    named |= {f"criterion/{name}": parameter for name, parameter in criterion.named_parameters()}
+    named |= {f"balance/{i}": x for i, x in enumerate(run.balance.learned() if run.balance is not None else [])}
+    ours = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in named.items() if id(parameter) in ours}
+
+
+def _moments(run: TrainingRun) -> dict[str, Tensor]:
+    state = run.optimizer.state
+    return {
+        f"{kind}/{name}": state[parameter][kind]
+        for name, parameter in trained_parameters(run).items()
+        if parameter in state  # it had a gradient in some step
+        for kind in MOMENTS
+    }
+
+
+def _load_moments(run: TrainingRun, path: Any) -> None:
+    named, stored = trained_parameters(run), set(checkpoints.names_in(path))
+    had_gradient = {name: x for name, x in named.items() if any(f"{kind}/{name}" in stored for kind in MOMENTS)}
+    number = torch.zeros((), dtype=torch.float32)
+    expected = {
+        f"{kind}/{name}": number if kind == "step" else x for name, x in had_gradient.items() for kind in MOMENTS
+    }
+    found = checkpoints.read_tensors(path, expected)
+    of_parameter = {}
+    for name, parameter in had_gradient.items():
+        moments = {"step": found[f"step/{name}"]}
+        for kind in ("exp_avg", "exp_avg_sq"):  # in the parameter's order of memory: fused optimizers misread another
+            moments[kind] = torch.empty_like(parameter).copy_(found[f"{kind}/{name}"]).detach()
+        of_parameter[id(parameter)] = moments
+    ordered = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    state = {i: of_parameter[id(x)] for i, x in enumerate(ordered) if id(x) in of_parameter}
+    run.optimizer.load_state_dict({"state": state, "param_groups": run.optimizer.state_dict()["param_groups"]})
+
+
+def _go_on_at(scheduler: torch.optim.lr_scheduler.LambdaLR, step: int) -> None:
+    """Learning rates are functions of the step, so that they follow a number of iterations that was changed."""
+    rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    position = {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+    scheduler.load_state_dict({**scheduler.state_dict(), **position})
+
+
+# ---- what else is learned
+
+
+def _learned(run: TrainingRun) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    if isinstance(run.criterion, nn.Module):
+        own = run.accelerator.unwrap_model(run.criterion).state_dict()
+        found |= {f"criterion/{name}": value for name, value in own.items()}
+    if run.balance is not None:
+        found |= {f"balance/{name}": value for name, value in run.balance.state_dict().items()}
+    return found
+
+
+def _load_learned(run: TrainingRun, path: Any) -> None:
+    found = checkpoints.read_tensors(path, _learned(run))
+    parts: dict[str, dict[str, Tensor]] = {"criterion": {}, "balance": {}}
+    for full_name, value in found.items():
+        part, _, name = full_name.partition("/")
+        parts[part][name] = value
+    if parts["criterion"]:
+        run.accelerator.unwrap_model(run.criterion).load_state_dict(parts["criterion"])
+    if run.balance is not None:
+        run.balance.load_state_dict(parts["balance"])

@@ -1,0 +1,287 @@
+"""What happens to a run from outside: signals, a full disk, a lost loader process, numbers that are none."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from mtlsi.cli import main
+from mtlsi.config import RunConfig
+from mtlsi.data.datasets import open_dataset
+from mtlsi.data.transforms import TrainTransform
+from mtlsi.errors import MistakeError, Stopped
+from mtlsi.model.network import MTLSINet
+from mtlsi.training import checkpoints
+from mtlsi.training.loop import resume, train
+
+needs_signals = pytest.mark.skipif(os.name == "nt", reason="no such signals there")
+
+
+def quiet() -> Console:
+    return Console(file=StringIO())
+
+
+@pytest.fixture(scope="module")
+def three_steps(tiny_config) -> RunConfig:
+    """Two tasks and few images, for the sake of time."""
+    data = replace(tiny_config.data, tasks=("depth", "normals"), num_val=1)
+    options = replace(tiny_config.train, iterations=3, evaluate_every=0, checkpoint_every=0)
+    return replace(tiny_config, data=data, train=options)
+
+
+@pytest.fixture(scope="module")
+def whole(three_steps, tmp_path_factory):
+    """A run without a break. Read it, never write into it."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(three_steps, out, console=quiet())
+    return out
+
+
+def with_train(config: RunConfig, **settings) -> RunConfig:
+    return replace(config, train=replace(config.train, **settings))
+
+
+def same_state(one, other):
+    paths = sorted((one / "state/step_000003").glob("*.safetensors"))
+    assert len(paths) == 4
+    pairs = [(load_file(path), load_file(other / "state/step_000003" / path.name)) for path in paths]
+    return all(ours.keys() == theirs.keys() for ours, theirs in pairs) and all(
+        torch.equal(tensor, theirs[name]) for ours, theirs in pairs for name, tensor in ours.items()
+    )
+
+
+class After:
+    """Does something after a step."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_step(self, step, *_):
+        if step == self.step:
+            self.action()
+
+
+# ---- signals
+
+
+@needs_signals
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_writes_a_checkpoint_after_the_step_in_hand(number, code, three_steps, whole, tmp_path):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as caught:
+        train(
+            three_steps, tmp_path / "run", console=quiet(), callbacks=[After(2, lambda: os.kill(os.getpid(), number))]
+        )
+    assert caught.value.exit_code == code
+    assert str(caught.value) == f"stopped after step 2; go on with mtlsi train --resume {tmp_path / 'run'}"
+    assert signal.getsignal(number) is before
+    assert os.listdir(tmp_path / "run/state") == ["step_000002"]
+    resume(tmp_path / "run", console=quiet())
+    assert same_state(tmp_path / "run", whole)
+
+
+@needs_signals
+def test_a_signal_cuts_an_evaluation_and_its_scores_are_made_up_for(three_steps, whole, tmp_path, monkeypatch):
+    config, seen = with_train(three_steps, evaluate_every=2, evaluate_images=0), []
+    config = replace(config, data=replace(config.data, num_val=20))
+    draw = MTLSINet.forward
+
+    def forward(self, images, *given, **named):
+        if not self.training:
+            seen.append(len(images))
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(self, images, *given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MTLSINet, "forward", forward)
+        with pytest.raises(Stopped, match="stopped after step 2"):
+            train(config, tmp_path / "run", console=quiet())
+    assert sum(seen) < 20
+    resume(tmp_path / "run", console=quiet())
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "evaluation_s" in line] == [2, 3]
+    assert same_state(tmp_path / "run", whole)
+
+
+@needs_signals
+def test_the_command_gives_the_codes_that_a_shell_gives(monkeypatch, capsys):
+    def stop(*_):
+        raise Stopped(signal.SIGTERM, "stopped after step 7; go on with mtlsi train --resume run")
+
+    monkeypatch.setattr("mtlsi.training.loop.resume", stop)
+    assert main(["train", "--resume", "run"]) == 143
+    assert capsys.readouterr().err == "mtlsi: stopped after step 7; go on with mtlsi train --resume run\n"
+
+
+@needs_signals
+def test_a_second_signal_ends_at_once():
+    program = (
+        "import os, signal, time\nfrom mtlsi.training.stopping import StopRequest\n"
+        "with StopRequest() as stop, stop.deferred():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    print(stop.signal, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(600)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (143, "15\n")
+    assert done.stderr == "mtlsi: stopped at once, without a checkpoint of the last steps\n"
+
+
+@needs_signals
+def test_a_run_that_is_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path):
+    path = Path(__file__).parents[2] / "benchmarks" / "faults.py"
+    spec = importlib.util.spec_from_file_location("faults", path)
+    assert spec is not None
+    assert spec.loader is not None
+    faults = importlib.util.module_from_spec(spec)
+    sys.modules["faults"] = faults  # dataclasses look their module up
+    spec.loader.exec_module(faults)
+    summary = faults.kill_often(tmp_path, 2, seed=1, steps=4, said=lambda _: None)
+    assert summary.faults == []
+    assert sum(summary.kills.values()) == 2
+    assert summary.runs >= 1
+
+
+# ---- the disk, the loaders
+
+
+def test_a_full_disk_is_one_line_and_costs_no_checkpoint(three_steps, whole, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out, config = tmp_path / "run", with_train(three_steps, checkpoint_every=1)
+    with monkeypatch.context() as patched:
+        fill = After(2, lambda: patched.setattr(checkpoints.os, "fsync", full))
+        with pytest.raises(MistakeError) as caught:
+            train(config, out, console=quiet(), callbacks=[fill])
+    said = str(caught.value)
+    assert said.startswith(os.strerror(errno.ENOSPC))
+    assert f"the checkpoint of step 1 is whole; put that right and go on with mtlsi train --resume {out}" in said
+    assert "\n" not in said
+    assert os.listdir(out / "state") == ["step_000001"]
+    resume(out, console=quiet())
+    assert same_state(out, whole)
+
+
+@needs_signals
+def test_a_killed_loader_process_is_one_line(three_steps, tmp_path):
+    def kill_loader():
+        (loader,) = multiprocessing.active_children()
+        assert loader.pid is not None
+        os.kill(loader.pid, signal.SIGKILL)
+        loader.join()
+
+    config = replace(three_steps, data=replace(three_steps.data, num_workers=1))
+    config = with_train(config, iterations=50, checkpoint_every=1)
+    with pytest.raises(MistakeError, match=r"a loader process ended unexpectedly .*data\.num_workers") as caught:
+        train(config, tmp_path / "run", console=quiet(), callbacks=[After(2, kill_loader)])
+    assert "\n" not in str(caught.value)
+    assert "is whole" in str(caught.value)
+    del caught  # with it the frames that hold the loader
+    assert (tmp_path / "run/state/step_000001").is_dir()
+
+
+# ---- numbers
+
+
+class DepthOverflows:
+    """The field's augmentation, but for depths of the second step that add up to more than float32 holds."""
+
+    def __init__(self, config):
+        self.field, self.calls = TrainTransform(config.data.size_hw, config.data.image_hw), 0
+
+    def __call__(self, sample, generator):
+        self.calls += 1
+        made = self.field(sample, generator)
+        if self.calls in (3, 4):
+            made["depth"] = torch.full_like(made["depth"], 3e38)
+        return made
+
+
+def test_a_loss_that_is_not_finite_names_step_task_and_images_and_leaves_the_batch(three_steps, tmp_path):
+    out = tmp_path / "run"
+    config = with_train(three_steps, checkpoint_every=1)
+    with pytest.raises(MistakeError) as caught:
+        train(config, out, console=quiet(), train_transform=DepthOverflows(config))
+    said = str(caught.value)
+    assert said.startswith("the loss of depth is not finite at step 2, on the images ")
+    assert "--train.skip_not_finite" in said
+    facts = json.loads((out / "not_finite/step_000002.json").read_text())
+    assert (facts["step"], facts["tasks"]) == (2, ["depth"])
+    dataset = open_dataset(config.data, "train", config.seed)
+    (images,) = facts["images"]
+    assert all(name in said for name in images)
+    batch = load_file(out / "not_finite/step_000002.safetensors")
+    assert batch["0/image"].shape == (2, 3, 64, 64)
+    assert (batch["0/depth"] > 1e38).all()
+    names = [dataset.name(index) for index in range(len(dataset))]
+    assert len(set(images)) == 2
+    assert set(images) <= set(names)
+    assert os.listdir(out / "state") == ["step_000001"]  # nothing of the broken step was saved
+
+
+def test_steps_that_are_not_finite_can_be_passed_over_and_are_counted(three_steps, tmp_path):
+    out = tmp_path / "run"
+    config = with_train(three_steps, checkpoint_every=1, keep_checkpoints=3, skip_not_finite=1, log_every=1)
+    train(config, out, console=quiet(), train_transform=DepthOverflows(config))
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line for line in lines if "skipped" in line] == [{"step": 2, "skipped": 1}]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 3]
+    one, two, three = (out / f"state/step_00000{step}" for step in (1, 2, 3))
+    for name in ("model", "average", "optimizer"):  # statistics of batches, too
+        before, after = load_file(one / f"{name}.safetensors"), load_file(two / f"{name}.safetensors")
+        assert all(torch.equal(tensor, after[key]) for key, tensor in before.items()), name
+    last = load_file(three / "model.safetensors")
+    assert all(bool(tensor.isfinite().all()) for tensor in last.values())
+    assert json.loads((three / "state.json").read_text())["position"]["skipped"] == 1
+    with pytest.raises(MistakeError, match=r"at step 2.*--train\.skip_not_finite"):
+        train(with_train(config, skip_not_finite=0), tmp_path / "other", console=quiet(),
+              train_transform=DepthOverflows(config))  # fmt: skip
+
+
+def test_a_deterministic_run_is_one_from_its_first_step_to_its_last(three_steps, whole, tmp_path):
+    seen = []
+    note = After(2, lambda: seen.append(torch.are_deterministic_algorithms_enabled()))
+    train(with_train(three_steps, deterministic=True), tmp_path / "run", console=quiet(), callbacks=[note])
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert same_state(tmp_path / "run", whole)  # on a CPU the two are one
+
+
+class SlopeOverflows(torch.autograd.Function):
+    """x, with a gradient of infinity."""
+
+    @staticmethod
+    def forward(ctx, x):  # noqa: ARG004
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):  # noqa: ARG004
+        return gradient * float("inf")
+
+
+def test_a_gradient_that_is_not_finite_names_its_task(three_steps, tmp_path, monkeypatch):
+    from mtlsi.losses import MultiTaskLoss
+
+    whole = MultiTaskLoss.per_task
+
+    def per_task(self, *given):
+        losses = whole(self, *given)
+        return {**losses, "normals": SlopeOverflows.apply(losses["normals"])}
+
+    monkeypatch.setattr(MultiTaskLoss, "per_task", per_task)
+    with pytest.raises(MistakeError, match="the gradient of normals is not finite at step 1"):
+        train(three_steps, tmp_path / "run", console=quiet())
