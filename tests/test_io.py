@@ -12,8 +12,8 @@ from PIL import Image
 
 from mtlsi.io import replace_array, replace_bytes, replace_text, replacing
 from mtlsi.model.build import create_model
-from mtlsi.model.stored import write_weights
 from mtlsi.run_folder import pack_model
+from mtlsi.weights import replace_weights
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002], ids=oct)
@@ -33,7 +33,7 @@ def test_every_file_has_the_usual_permissions(usual, tmp_path):
     replace_bytes(tmp_path / "b", b"b")
     replace_array(tmp_path / "c.npy", np.zeros(3))
     replace_array(tmp_path / "d.png", Image.new("RGB", (4, 4)))
-    write_weights({"w": torch.zeros(3)}, tmp_path / "e.safetensors")
+    replace_weights(tmp_path / "e.safetensors", {"w": torch.zeros(3)})
     assert permissions_below(tmp_path) == dict.fromkeys(("a.txt", "b", "c.npy", "d.png", "e.safetensors"), usual)
 
 
