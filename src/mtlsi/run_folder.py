@@ -25,7 +25,7 @@ from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import replace_text
 from mtlsi.plugins import import_plugins, settle_plugins
 
-STATE, METRICS = "state", "metrics.jsonl"
+STATE, METRICS, SCORES = "state", "metrics.jsonl", "scores.json"
 FORMER_NAMES = {"picture_hw": "image_hw", "evaluate_pictures": "evaluate_images"}
 """Renamed settings, so that older run folders still load."""
 
@@ -194,9 +194,13 @@ def progress_of(run: Path, config: RunConfig) -> Progress:
         except ValueError:  # cut short by a stopped run
             continue
         step, seconds = max(step, values.get("step", 0)), max(seconds, values.get("train_s", 0.0))
-    every = config.train.checkpoint_every
-    stopped = 0 < step < config.train.iterations and every
-    return Progress(step // every * every if stopped else config.train.iterations, seconds or None)
+    options = config.train
+    cadences = [options.checkpoint_every, options.evaluate_every if options.best_by else 0]
+    if (run / SCORES).exists():  # ended, early perhaps
+        return Progress(step or options.iterations, seconds or None)
+    stopped = 0 < step < options.iterations and any(cadences)
+    saved = max(step // every * every for every in cadences if every) if stopped else options.iterations
+    return Progress(saved, seconds or None)
 
 
 def save_state(accelerator: Any, out: Path) -> None:
@@ -247,6 +251,13 @@ def forget_metrics_after(out: Path, step: int) -> None:
     if path.exists():
         lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
         replace_text(path, "".join(line + "\n" for line in lines))
+
+
+def was_evaluated(out: Path, step: int) -> bool:
+    """Whether ``metrics.jsonl`` has the scores of an evaluation after ``step``."""
+    path = out / METRICS
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return any(_step_of(line) == step and "evaluation_s" in json.loads(line) for line in lines)
 
 
 def _step_of(line: str) -> float:

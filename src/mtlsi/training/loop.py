@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,7 @@ from mtlsi.data.batches import training_batches
 from mtlsi.data.datasets import LabelledImages, spread
 from mtlsi.data.sampling import RunSampler
 from mtlsi.drawing.panels import compare_panel
-from mtlsi.drawing.plots import plot_curves
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.report import Scores, introduce, write_scores
 from mtlsi.model.inherit import describe
@@ -32,6 +29,7 @@ from mtlsi.training.log import Log, Step
 from mtlsi.training.passes import forward_backward, losses_again
 from mtlsi.training.setup import TrainingRun, Transform, assemble, learning_rate_factor, settle
 from mtlsi.training.shared_maps import TaskGradients
+from mtlsi.training.validation import Validation, measure
 
 
 def train(
@@ -80,25 +78,27 @@ def train(
     scores: Scores = {}
     run.model.train()
     with log.progress:
-        while position.step < options.iterations:
+        validation = Validation(run, log, told)
+        if resume:
+            validation.make_up()
+        while not validation.is_last:
             step = optimizer_step(run, batches)
             log.step(position.step, step, options.lr * learning_rate_factor(position.step, options))
             told.on_step(position.step, step.mean_losses(), run)
             last = position.step == options.iterations
-            if last or is_due(options.checkpoint_every, position.step):
+            evaluated = last or is_due(options.evaluate_every, position.step)
+            if last or is_due(options.checkpoint_every, position.step) or (evaluated and options.best_by):
                 save(run, step.norm)
                 told.on_save(position.step, out, run)
-            if last or is_due(options.evaluate_every, position.step):
-                start = time.perf_counter()
-                scores = measure(run, options.final_images if last else options.evaluate_images)
-                log.validation(position.step, scores, time.perf_counter() - start)
-                told.on_evaluation(position.step, scores, run)
+            if evaluated:
+                scores = validation.after_step()
     next(batches, None)  # exhausted: ends the loader processes now, not whenever the iterator is collected
+    del batches  # the same where the run ends early
     if not scores:
-        scores = measure_finished(run)
+        scores = measure_finished(run, validation)
     if run.accelerator.is_main_process:
         with run.average.lent_to(run.network):
-            finish(run, scores, console)
+            finish(run, scores, validation, console)
     run.accelerator.end_training()
     return scores
 
@@ -177,34 +177,28 @@ def save(run: TrainingRun, norm: Tensor | None) -> None:
         run_folder.save_model(run.network, run.average.state, run.out)
 
 
-def measure(run: TrainingRun, num_images: int) -> Scores:
-    """Scores of the averaged weights on ``num_images`` validation images (0: all), split over the processes."""
-    accelerator = run.accelerator
-    chosen = spread(num_images, len(run.val_set))[accelerator.process_index :: accelerator.num_processes]
-    with run.average.lent_to(run.network):
-        return evaluate(
-            run.network, run.val_set, run.config.data, indices=chosen, device=accelerator.device, metrics=run.metrics
-        )
-
-
-def measure_finished(run: TrainingRun) -> Scores:
+def measure_finished(run: TrainingRun, validation: Validation) -> Scores:
     """Scores of a run that was stopped between its last saved state and its scores."""
-    if (run.out / "scores.json").exists():
-        raise MistakeError(f"the run in {run.out} has ended at step {run.position.step} already; nothing is left to do")
+    if (run.out / run_folder.SCORES).exists():
+        step, advice = run.position.step, "nothing is left to do; a larger --train.iterations goes on"
+        if validation.is_over:
+            advice = "for want of a better train.best_by; a larger --train.patience goes on"
+        raise MistakeError(f"the run in {run.out} has ended at step {step} already, {advice}")
     if run.accelerator.is_main_process:
         run_folder.save_model(run.network, run.average.state, run.out)
     return measure(run, run.config.train.final_images)
 
 
-def finish(run: TrainingRun, scores: Scores, console: Console) -> None:
+def finish(run: TrainingRun, scores: Scores, validation: Validation, console: Console) -> None:
     """Scores, curves and sample panels, into the run folder."""
     out, data = run.out, run.config.data
     images = len(spread(run.config.train.final_images, len(run.val_set)))
     context = {"data": data.name, "split": "val", "images": images}
-    write_scores(scores, out / "scores.json", **context)
-    plot_curves(out / run_folder.METRICS, out / "curves.png")
+    write_scores(scores, out / run_folder.SCORES, **context)
+    validation.draw_curves()
     draw_samples(run.network, run.val_set, data, out / "samples")
-    console.print(f"run folder: {out}")
+    for line in (*validation.farewell(), f"run folder: {out}"):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def draw_samples(
