@@ -101,9 +101,7 @@ def prepare_run_folder(out: Path, *, resume: bool) -> None:
                 f"nothing to resume in {out}: it has no {STATE}/ folder; expected the folder of a started run"
             )
         return
-    if (out / "config.yaml").exists():
-        advice = f"continue it with --resume {out}" if (out / STATE).is_dir() else "remove it: it has no saved state"
-        raise MistakeError(f"{out} holds a run already; give another --out, or {advice}")
+    check_new(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
@@ -113,6 +111,16 @@ def prepare_run_folder(out: Path, *, resume: bool) -> None:
         raise MistakeError(
             f"cannot write to {out} ({error.strerror}); give a folder you may write to with --out"
         ) from error
+
+
+def check_new(out: Path) -> None:
+    """Raises ``MistakeError`` where ``out`` holds a run, or plainly cannot be written into; writes nothing."""
+    if (out / "config.yaml").exists():
+        advice = f"continue it with --resume {out}" if (out / STATE).is_dir() else "remove it: it has no saved state"
+        raise MistakeError(f"{out} holds a run already; give another --out, or {advice}")
+    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise MistakeError(f"cannot write to {out}; give a folder you may write to with --out")
 
 
 def save_config(config: RunConfig, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from mtlsi.model.inherit import describe
 from mtlsi.model.network import MTLSINet
 from mtlsi.plugins import import_plugins
 from mtlsi.training.callbacks import Callbacks
+from mtlsi.training.changes import changed
 from mtlsi.training.log import Log, Step
 from mtlsi.training.passes import forward_backward, losses_again
 from mtlsi.training.setup import TrainingRun, Transform, assemble, learning_rate_factor, settle
@@ -103,13 +105,17 @@ def train(
     return scores
 
 
-def resume(out: Path, *, console: Console | None = None, **own: Any) -> Scores:
+def resume(
+    out: Path, settings: Mapping[str, Any] = MappingProxyType({}), *, console: Console | None = None, **own: Any
+) -> Scores:
     """Continue the run in ``out`` under its own ``config.yaml``, to the very weights of an unbroken run.
 
+    ``settings``: by dotted name, such as ``train.iterations``, what is to be changed of it; see ``training.changes``.
     ``own``: criterion, train_transform, metrics and callbacks as ``train`` was given them.
     """
     run_folder.recover_state(out)
-    return train(run_folder.load_config(out), out, resume=True, console=console, **own)
+    config = changed(run_folder.load_config(out), settings)
+    return train(config, out, resume=True, console=console, **own)
 
 
 def batches_from(step: int, run: TrainingRun) -> Iterable[dict[str, Tensor]]:
