@@ -104,7 +104,9 @@ def train_parser() -> Parser:
     parser.add_argument("--config", action="config", help="a YAML file, such as those in recipes/")
     parser.add_argument("--out", type=Path, default=None, help="folder of the new run")
     parser.add_argument(
-        "--resume", type=Path, default=None,
+        "--resume",
+        type=Path,
+        default=None,
         help="folder of a run to continue, under its own config.yaml; --train.iterations and what changes no weights may be "
         "given anew",
     )

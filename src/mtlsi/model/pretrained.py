@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.model.foreign_weights import PICKLED, advice, advice_on_model
 
 PACKAGED = Path(__file__).parent.parent / "models"
 ALIASES = {"nyud": "nyud-efficientnet-lite2"}
@@ -39,10 +40,13 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
     if source.is_dir():
         for part in ("config.json", "model.safetensors"):
             if not (source / part).is_file():
-                raise MistakeError(f"model folder {source} has no {part}; expected a run or model folder with both")
+                pickled = next((path for path in sorted(source.iterdir()) if path.suffix in PICKLED), source / part)
+                raise MistakeError(
+                    f"model folder {source} has no {part}; expected a run or model folder with both{advice(pickled)}"
+                )
     elif source.exists():
         raise MistakeError(
-            f"model {source} is a file; expected the folder that holds config.json and model.safetensors"
+            f"model {source} is a file; expected the folder that holds config.json and model.safetensors{advice(source)}"
         )
     elif not may_be_on_the_hub(str(name)):
         raise MistakeError(_not_found(name))
@@ -56,7 +60,8 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
         if isinstance(error, TypeError) and not source.is_dir():  # the hub has no such model, or no config.json
             raise MistakeError(_not_found(name)) from error
         reason = message_of(error)[:200]
-        raise MistakeError(f"model {source}: weights and config.json do not fit each other ({reason})") from error
+        more = advice_on_model(source / "model.safetensors", error)
+        raise MistakeError(f"model {source}: weights and config.json do not fit each other ({reason}){more}") from error
     except (HFValidationError, OSError) as error:
         raise MistakeError(_not_found(name)) from error
     return model.eval()

@@ -132,9 +132,7 @@ def labels_of(dataset: LabelledImages) -> dict[str, str]:
             for task in dataset.tasks
         }
     samples = [dataset[index] for index in spread(LOOKED_AT, len(dataset))]
-    return {
-        task: f"{sum(task in sample for sample in samples)} of {len(samples)} looked at" for task in dataset.tasks
-    }
+    return {task: f"{sum(task in sample for sample in samples)} of {len(samples)} looked at" for task in dataset.tasks}
 
 
 def measured(run: TrainingRun) -> Costs:
