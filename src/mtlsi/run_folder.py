@@ -261,11 +261,12 @@ def forget_metrics_after(out: Path, step: int) -> None:
         replace_text(path, "".join(line + "\n" for line in lines))
 
 
-def was_evaluated(out: Path, step: int) -> bool:
-    """Whether ``metrics.jsonl`` has the scores of an evaluation after ``step``."""
+def was_evaluated(out: Path, step: int, num_images: int | None = None) -> bool:
+    """Whether ``metrics.jsonl`` has the scores of an evaluation after ``step``, of ``num_images`` (None: of any number)."""
     path = out / METRICS
     lines = path.read_text().splitlines() if path.is_file() else []
-    return any(_step_of(line) == step and "evaluation_s" in json.loads(line) for line in lines)
+    found = [line for line in map(json.loads, lines) if line["step"] == step and "evaluation_s" in line]
+    return any(num_images in (None, line.get("evaluation_images")) for line in found)
 
 
 def _step_of(line: str) -> float:

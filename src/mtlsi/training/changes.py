@@ -1,4 +1,4 @@
-"""What may be changed of a run that is resumed: how long it goes on, what it measures and writes, and who reads its images."""
+"""What may be changed of a run that is resumed: its length, what it measures and writes, how many read its images."""
 
 from __future__ import annotations
 

@@ -195,8 +195,8 @@ def what_it_costs(costs: Costs) -> Iterator[str]:
     yield f"memory: {costs.memory}"
     training, evaluation = costs.iterations * costs.step_s, costs.num_evaluated * costs.image_s
     yield (
-        f"time: {costs.step_s:.3g} s a step, {costs.image_s:.3g} s an evaluated image; about {spoken(costs.total_s)} in all: "
-        f"{costs.iterations} steps {spoken(training)}, {costs.num_evaluated} images evaluated {spoken(evaluation)}"
+        f"time: {costs.step_s:.3g} s a step, {costs.image_s:.3g} s an evaluated image; about {spoken(costs.total_s)} in "
+        f"all: {costs.iterations} steps {spoken(training)}, {costs.num_evaluated} images evaluated {spoken(evaluation)}"
     )
 
 

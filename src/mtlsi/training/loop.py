@@ -31,7 +31,7 @@ from mtlsi.training.log import Log, Step
 from mtlsi.training.passes import forward_backward, losses_again
 from mtlsi.training.setup import TrainingRun, Transform, assemble, learning_rate_factor, settle
 from mtlsi.training.shared_maps import TaskGradients
-from mtlsi.training.validation import Validation, measure
+from mtlsi.training.validation import Validation
 
 
 def train(
@@ -192,7 +192,7 @@ def measure_finished(run: TrainingRun, validation: Validation) -> Scores:
         raise MistakeError(f"the run in {run.out} has ended at step {step} already, {advice}")
     if run.accelerator.is_main_process:
         run_folder.save_model(run.network, run.average.state, run.out)
-    return measure(run, run.config.train.final_images)
+    return validation.of_the_end()
 
 
 def finish(run: TrainingRun, scores: Scores, validation: Validation, console: Console) -> None:

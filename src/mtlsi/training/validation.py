@@ -72,18 +72,24 @@ class Validation:
         if best is not None and best.step == step != kept_step(self.run.out):
             self._keep(measure(self.run, self.on_the_way))
 
+    def of_the_end(self) -> Scores:
+        """The last scores of a run that was stopped before it had them."""
+        if run_folder.was_evaluated(self.run.out, self.run.position.step, self.at_the_end):
+            return measure(self.run, self.at_the_end)
+        return self._measure(self.at_the_end)
+
     def _compare(self) -> Scores:
         scores = self._measure(self.on_the_way)
         if self.best is not None and self.best.take_in(self.run.position.step, scores):
             self._keep(scores)
+        if self.run.accelerator.is_main_process and not self.is_last:  # at the end they are drawn with all the rest
+            self.draw_curves()
         return scores
 
     def _measure(self, num_images: int) -> Scores:
         step, start = self.run.position.step, time.perf_counter()
         scores = measure(self.run, num_images)
         self.log.validation(step, scores, time.perf_counter() - start, num_images)
-        if self.run.accelerator.is_main_process:
-            self.draw_curves()
         self.told.on_evaluation(step, scores, self.run)
         return scores
 
