@@ -21,7 +21,7 @@ from mtlsi.training import loop, validation
 from mtlsi.training.loop import resume, train
 
 
-class Stop(Exception):
+class Stop(Exception):  # noqa: N818
     """The run is cut here."""
 
 
@@ -91,7 +91,7 @@ def with_scores(monkeypatch, rmse_by_step):
     monkeypatch.setattr(validation, "measure", measure)
     drawn = []
     monkeypatch.setattr(
-        validation, "plot_curves", lambda metrics, picture, *, best_step: drawn.append((picture.name, best_step))
+        validation, "plot_curves", lambda _, picture, *, best_step: drawn.append((picture.name, best_step))
     )
     monkeypatch.setattr(loop, "draw_samples", lambda *_: None)
     return drawn
