@@ -10,18 +10,23 @@ from mtlsi.errors import MistakeError
 from mtlsi.tasks import SCORES, TASKS
 
 HIGHER, LOWER = True, False
+HIGHER_BY_METRIC: dict[str, tuple[str, ...]] = {
+    "miou": ("mIoU", "pixel_acc", "mean_acc", "fw_IoU", "mIoU_absent_0"),
+    "max_f": ("maxF", "precision", "recall", "mIoU", "maxF_per_image", "mIoU_per_image"),
+    "boundary_f": ("odsF", "oisF", "AP", "precision", "recall", "R50", "ois_precision", "ois_recall"),
+    "depth_error": ("delta1", "delta2", "delta3"),
+    "angular_error": ("within_5", "within_7.5", "within_11.25", "within_22.5", "within_30"),
+}
+LOWER_BY_METRIC: dict[str, tuple[str, ...]] = {
+    "max_f": ("MAE", "MAE_per_image"),
+    "depth_error": ("RMSE", "abs_rel", "log10", "sq_rel", "RMSE_log", "silog", "MAE"),
+    "value_error": ("RMSE", "MAE", "abs_rel"),
+    "angular_error": ("mErr", "median", "RMSE"),
+}
 FIGURES: dict[str, dict[str, bool]] = {
-    "miou": dict.fromkeys(("mIoU", "pixel_acc", "mean_acc", "fw_IoU", "mIoU_absent_0"), HIGHER),
-    "max_f": dict.fromkeys(("maxF", "precision", "recall", "mIoU", "maxF_per_image", "mIoU_per_image"), HIGHER)
-    | dict.fromkeys(("MAE", "MAE_per_image"), LOWER),
-    "boundary_f": dict.fromkeys(
-        ("odsF", "oisF", "AP", "precision", "recall", "R50", "ois_precision", "ois_recall"), HIGHER
-    ),
-    "depth_error": dict.fromkeys(("RMSE", "abs_rel", "log10", "sq_rel", "RMSE_log", "silog", "MAE"), LOWER)
-    | dict.fromkeys(("delta1", "delta2", "delta3"), HIGHER),
-    "value_error": dict.fromkeys(("RMSE", "MAE", "abs_rel"), LOWER),
-    "angular_error": dict.fromkeys(("mErr", "median", "RMSE"), LOWER)
-    | dict.fromkeys(("within_5", "within_7.5", "within_11.25", "within_22.5", "within_30"), HIGHER),
+    metric: {name: HIGHER for name in HIGHER_BY_METRIC.get(metric, ())}
+    | {name: LOWER for name in LOWER_BY_METRIC.get(metric, ())}
+    for metric in SCORES
 }
 """By metric and figure, whether higher is better. Thresholds, which are no measure of anything, are not in it."""
 IOU = "IoU/"

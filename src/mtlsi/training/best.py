@@ -74,11 +74,11 @@ class Best:
     @property
     def best(self) -> Evaluated | None:
         """The best evaluation, the first of equals; None where the score was never defined."""
-        sign, found = 1 if self.higher_is_better else -1, None
-        for one in self.evaluations:
-            if one.value is not None and (found is None or sign * one.value > sign * found.value):
-                found = one
-        return found
+        defined = [one for one in self.evaluations if one.value is not None]
+        if not defined:
+            return None
+        sign = 1 if self.higher_is_better else -1
+        return max(defined, key=lambda one: sign * (one.value or 0.0))  # the first of equals
 
     @property
     def waited(self) -> int:
