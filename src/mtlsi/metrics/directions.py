@@ -24,8 +24,8 @@ LOWER_BY_METRIC: dict[str, tuple[str, ...]] = {
     "angular_error": ("mErr", "median", "RMSE"),
 }
 FIGURES: dict[str, dict[str, bool]] = {
-    metric: {name: HIGHER for name in HIGHER_BY_METRIC.get(metric, ())}
-    | {name: LOWER for name in LOWER_BY_METRIC.get(metric, ())}
+    metric: dict.fromkeys(HIGHER_BY_METRIC.get(metric, ()), HIGHER)
+    | dict.fromkeys(LOWER_BY_METRIC.get(metric, ()), LOWER)
     for metric in SCORES
 }
 """By metric and figure, whether higher is better. Thresholds, which are no measure of anything, are not in it."""
