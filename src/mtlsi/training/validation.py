@@ -112,7 +112,7 @@ class Validation:
         lines = []
         if self.best is None:
             return lines
-        if self.is_over:
+        if self.is_over and self.run.position.step < self.run.config.train.iterations:
             step, waited = self.run.position.step, self.best.waited
             lines.append(f"ended at step {step}: {waited} evaluations without a better {self.best.score}")
         if self.best.best is None:
