@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and give its exit code: 0 done, 1 done in part (images skipped), 2 a person's mistake."""
     namespace = build_parser().parse_args(arguments)
     try:
-        code = _run(namespace)
+        code = _run(namespace, sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
         return code
     except MistakeError as error:
@@ -66,14 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _run(namespace: Namespace) -> int:
-    """Run the verb that the command line names."""
+def _run(namespace: Namespace, arguments: Sequence[str]) -> int:
+    """Run the verb that the command line, ``arguments``, names."""
     if namespace.subcommand in NETWORK_VERBS:
         from mtlsi.device import prepare_process  # lazy: imports torch
 
         prepare_process()
     if namespace.subcommand == "train":
-        return _train(namespace.train)
+        return _train(namespace.train, arguments[1:])
     if namespace.subcommand == "data":
         chosen = namespace.data
         options, run, _ = DATA_VERBS[chosen.subcommand]
@@ -114,8 +114,16 @@ def train_parser() -> Parser:
     parser.add_argument("--config", action="config", help="a YAML file, such as those in recipes/")
     parser.add_argument("--out", type=Path, default=None, help="folder of the new run")
     parser.add_argument(
-        "--resume", type=Path, default=None, help="folder of a run to continue, under its own config.yaml"
+        "--resume",
+        type=Path,
+        default=None,
+        help="folder of a run to continue, under its own config.yaml; --train.iterations and what changes no weights may be "
+        "given anew",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="build everything, train and measure a few steps, say what the run would cost, and write nothing",
+    )  # fmt: skip
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="MODULE",
         help="a module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code.",
@@ -131,18 +139,30 @@ def read_run(namespace: Namespace) -> RunConfig:
     return config.with_plugins(namespace.plugin)
 
 
-def _train(namespace: Namespace) -> int:
+def _train(namespace: Namespace, arguments: Sequence[str]) -> int:
     from mtlsi.training.loop import resume, train
 
+    if namespace.dry_run:
+        return _dry_run(namespace)
     if (namespace.out is None) == (namespace.resume is None):
         raise MistakeError("give one of --out DIR, for a new run, and --resume DIR, to continue one")
     if namespace.resume is None:
         _show(train(read_run(namespace), namespace.out))
         return 0
-    defaults = train_parser().get_defaults()
-    if any(namespace[name] != defaults[name] for name in (*RunConfig.__dataclass_fields__, "plugin")):
-        raise MistakeError("--resume continues under the run's own config.yaml; leave out the other settings")
-    _show(resume(namespace.resume))
+    if namespace.plugin:
+        raise MistakeError("--resume imports the plugins in the run's own config.yaml; leave out --plugin")
+    given = vars(train_parser().parse_args(arguments, defaults=False).as_flat())
+    settings = {name: value for name, value in given.items() if name.split(".")[0] in RunConfig.__dataclass_fields__}
+    _show(resume(namespace.resume, settings))
+    return 0
+
+
+def _dry_run(namespace: Namespace) -> int:
+    from mtlsi.training.dry_run import dry_run
+
+    if namespace.resume is not None:
+        raise MistakeError("--dry-run looks at a new run; leave out --resume")
+    dry_run(read_run(namespace), namespace.out)
     return 0
 
 

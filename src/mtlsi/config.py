@@ -251,6 +251,9 @@ class TrainConfig:
     """Freeze the backbone's pretrained weights up to the map of this stride; 0: train all of them; 32: freeze all, without
     drop path and on stored statistics. Of a plain ViT 4, 8, 16, 32 freeze a quarter of its blocks to all; the pyramid that
     makes four maps of it is always trained."""
+    freeze: Names = ()
+    """Parts of the network that stay as they are: backbone, and those of the decoder, preliminary, fusion, distiller, local,
+    cross_window and heads in MTLSI-Net's; their batch norms use stored statistics. For a run that starts from a model."""
     freeze_norm: bool = False
     """The backbone's batch norms use their stored statistics: for small batches."""
     recompute: bool = False
@@ -261,6 +264,11 @@ class TrainConfig:
     """Images per evaluation during training, spread over the validation split; 0: all."""
     final_images: int = 0
     """Images of the last evaluation, spread over the validation split; 0: all."""
+    best_by: str | None = None
+    """A score of the evaluations, such as semseg.mIoU or depth.RMSE, or delta, the mean relative gain over the tasks: the
+    model with the best one so far is kept in RUN/best. A state is then saved at every evaluation."""
+    patience: int = 0
+    """Evaluations in a row without a better best_by after which the run ends; 0: it goes on to the end."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; 0: only at the end, and where the run is stopped."""
     keep_checkpoints: int = 2
@@ -277,6 +285,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "precision", PRECISIONS.get(self.precision, self.precision))
+        object.__setattr__(self, "freeze", split_names(self.freeze) if self.freeze else ())
 
     def check(self) -> None:
         """Raises ``MistakeError`` for settings that cannot be trained with."""
@@ -302,11 +311,20 @@ class TrainConfig:
             "final_images",
             "gradients_every",
             "skip_not_finite",
+            "patience",
         )
         _at_least(0, "train", self, *at_least_0)
         for name in ("lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise MistakeError(f"train.{name} {getattr(self, name)}; expected a number above 0")
+        if self.patience and self.best_by is None:
+            raise MistakeError(
+                f"train.patience {self.patience} without train.best_by; say which score is to get better"
+            )
+        if self.best_by is not None and not self.evaluate_every:
+            raise MistakeError(
+                f"train.best_by {self.best_by} and train.evaluate_every 0; give the number of steps between evaluations"
+            )
 
 
 @dataclass(frozen=True)

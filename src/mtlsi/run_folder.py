@@ -7,6 +7,7 @@ reads it. ``state/``: everything that a resumed run needs. ``metrics.jsonl``: on
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from mtlsi.model.stored import CONFIG, WEIGHTS, write_settings
 from mtlsi.plugins import import_plugins, settle_plugins
 from mtlsi.weights import replace_weights
 
-STATE, METRICS, LOCK = "state", "metrics.jsonl", ".lock"
+STATE, METRICS, SCORES, LOCK = "state", "metrics.jsonl", "scores.json", ".lock"
 STEP_FOLDER = "step_{:06d}"
 """A checkpoint's folder in ``state/``, by its step."""
 FORMER_NAMES = {"picture_hw": "image_hw", "evaluate_pictures": "evaluate_images"}
@@ -103,12 +104,7 @@ def prepare_run_folder(out: Path, *, resume: bool) -> None:
     A run that was cut before its first checkpoint has lost nothing: it starts from the beginning, either way.
     Raises ``MistakeError`` for a folder that cannot be used.
     """
-    if not has_state(out) and (out / "model.safetensors").exists():
-        raise MistakeError(
-            f"{out} holds a model and no {STATE}/ to resume from; train on from it with --init {out} and another --out"
-        )
-    if not resume and (out / "config.yaml").exists() and has_state(out):
-        raise MistakeError(f"{out} holds a run already; give another --out, or continue it with --resume {out}")
+    check_usable(out, resume=resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
@@ -118,6 +114,19 @@ def prepare_run_folder(out: Path, *, resume: bool) -> None:
         raise MistakeError(
             f"cannot write to {out} ({error.strerror}); give a folder you may write to with --out"
         ) from error
+
+
+def check_usable(out: Path, *, resume: bool = False) -> None:
+    """Raises ``MistakeError`` where a run can plainly not be started, or resumed, in ``out``; writes nothing."""
+    if not has_state(out) and (out / WEIGHTS).exists():
+        raise MistakeError(
+            f"{out} holds a model and no {STATE}/ to resume from; train on from it with --init {out} and another --out"
+        )
+    if not resume and (out / "config.yaml").exists() and has_state(out):
+        raise MistakeError(f"{out} holds a run already; give another --out, or continue it with --resume {out}")
+    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise MistakeError(f"cannot write to {out}; give a folder you may write to with --out")
 
 
 def save_config(config: RunConfig, out: Path) -> None:
@@ -186,17 +195,20 @@ class Progress:
 
 
 def progress_of(run: Path, config: RunConfig) -> Progress:
-    """What the run's checkpoints say, or, where ``state/`` was removed, ``metrics.jsonl`` and ``checkpoint_every``."""
-    step, seconds = 0, 0.0
+    """What the run's checkpoints say, or, where ``state/`` was removed, ``metrics.jsonl`` and the cadences of saving."""
+    step, seconds, options = 0, 0.0, config.train
     for values in read_metrics(run)[0]:
         step = max(step, values["step"])
         if isinstance(spent := values.get("train_s"), int | float):
             seconds = max(seconds, spent)
     if saved := saved_steps(run):
         return Progress(saved[0], seconds or None)
-    every = config.train.checkpoint_every
-    stopped = 0 < step < config.train.iterations and every
-    return Progress(step // every * every if stopped else config.train.iterations, seconds or None)
+    if (run / SCORES).exists():  # ended, early perhaps
+        return Progress(step or options.iterations, seconds or None)
+    cadences = [options.checkpoint_every, options.evaluate_every if options.best_by else 0]
+    stopped = 0 < step < options.iterations and any(cadences)
+    last = max(step // every * every for every in cadences if every) if stopped else options.iterations
+    return Progress(last, seconds or None)
 
 
 def append_metrics(out: Path, line: dict[str, Any]) -> None:
@@ -235,9 +247,10 @@ def read_metrics(out: Path) -> tuple[list[dict[str, Any]], int]:
     return found, len(lines) - len(found)
 
 
-def was_evaluated(out: Path, step: int) -> bool:
-    """Whether ``metrics.jsonl`` has the scores of an evaluation after ``step``."""
-    return any(line["step"] == step and "evaluation_s" in line for line in read_metrics(out)[0])
+def was_evaluated(out: Path, step: int, num_images: int | None = None) -> bool:
+    """Whether ``metrics.jsonl`` has the scores of an evaluation after ``step``, of ``num_images`` (None: of any number)."""
+    found = [line for line in read_metrics(out)[0] if line["step"] == step and "evaluation_s" in line]
+    return any(num_images in (None, line.get("evaluation_images")) for line in found)
 
 
 def _metrics_of(line: str) -> dict[str, Any] | None:

@@ -143,3 +143,21 @@ def test_scores_that_are_not_defined_leave_a_gap_in_the_curves(tmp_path):
         for i, of in enumerate((lines, without))
     ]
     assert images[0] == images[1]
+
+
+def test_the_best_evaluation_is_ringed_and_the_kept_step_is_a_line(tmp_path):
+    lines = [{"step": s, "val/depth/RMSE": v} for s, v in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 3.0))]
+    metrics = write_metrics(tmp_path / "m.jsonl", lines)
+
+    def dark(**options):
+        """Columns with near-black pixels inside the axes, counted."""
+        with Image.open(plot_curves(metrics, tmp_path / "m.png", **options)) as image:
+            seen = np.asarray(image.convert("L")).astype(int)
+        h, w = seen.shape
+        return (seen[int(0.3 * h) : int(0.8 * h), int(0.15 * w) : int(0.95 * w)] < 70).sum(0)
+
+    without, kept = dark(), dark(best_step=3)
+    added = np.flatnonzero(kept - without > 20)  # a dotted line from top to bottom, at one place
+    assert 0 < np.ptp(added) + 1 < 6
+    where = added.mean() / len(without)
+    assert 0.5 < where < 0.8  # two thirds of the way from the first step to the last

@@ -333,16 +333,21 @@ def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp
     assert {path.name for path in (tmp_path / "saved").iterdir()} == {"semseg", "depth", "normals", "edge"}
 
 
-def test_depth_can_be_measured_where_the_classes_differ(nyud_root, tmp_path):
+def test_what_can_be_measured_is_measured_where_the_classes_differ(nyud_root, tmp_path):
     classes = {"semseg": ("room", "furniture", "thing")}
-    network = create_model("tiny", tasks=("semseg", "depth"), classes=classes, input_size=(64, 64))
-    network.save_pretrained(tmp_path / "model")
+    for tasks in (("semseg", "depth"), ("semseg",)):
+        network = create_model("tiny", tasks=tasks, classes=classes, input_size=(64, 64))
+        network.save_pretrained(tmp_path / "-".join(tasks))
     for data, root in (("nyud", str(nyud_root)), ("scenes", None)):
-        options = EvaluateOptions(str(tmp_path / "model"), data=data, root=root, limit=1)
-        with pytest.raises(MistakeError, match=r"semseg: the model has 3 classes, the data 40 .*--tasks"):
-            evaluate_from_command(options)
-        scores = evaluate_from_command(replace(options, tasks="depth"), console=Console(file=StringIO()))
+        options, said = EvaluateOptions(str(tmp_path / "semseg-depth"), data=data, root=root, limit=1), StringIO()
+        scores = evaluate_from_command(options, console=Console(file=said, width=200))
         assert scores.keys() == {"depth"}
+        assert "left out: semseg (the model has 3 classes, the data 40 or other names)" in said.getvalue()
+        asked = evaluate_from_command(replace(options, tasks="depth"), console=Console(file=StringIO()))
+        assert asked == scores
+        for wrong in (replace(options, tasks="semseg"), replace(options, model=str(tmp_path / "semseg"))):
+            with pytest.raises(MistakeError, match=r"semseg: the model has 3 classes, the data 40 .*--tasks"):
+                evaluate_from_command(wrong, console=Console(file=StringIO()))
 
 
 def test_images_are_shown_as_the_run_showed_them(tiny_run, tmp_path):

@@ -43,7 +43,7 @@ def test_a_tracker_gets_scores_and_nothing_that_is_not_defined(logged, tmp_path)
         "semseg": {"mIoU": 30.0, "IoU/wall": 60.0, "IoU/lamp": nan},
         "depth": {"RMSE": inf, "eigen/RMSE": 0.5},
     }
-    log.validation(2, scores, 1.5)
+    log.validation(2, scores, 1.5, 3)
     kept = {
         "val/boundary/odsF": 70.0,
         "val/boundary/precision": 60.0,
@@ -51,6 +51,7 @@ def test_a_tracker_gets_scores_and_nothing_that_is_not_defined(logged, tmp_path)
         "val/semseg/mIoU": 30.0,
         "val/semseg/IoU/wall": 60.0,
         "val/depth/eigen/RMSE": 0.5,
+        "evaluation_images": 3,
         "evaluation_s": 1.5,
     }
     assert sent == [(2, kept)]

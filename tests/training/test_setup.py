@@ -13,6 +13,7 @@ from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
+from mtlsi.model.pretrained import is_packaged
 from mtlsi.training import setup
 from mtlsi.training.setup import build_model, build_optimizer, learning_rate_factor, set_first_weights, settle
 
@@ -131,6 +132,17 @@ def test_a_run_starts_from_a_whole_model_and_takes_its_sizes(tiny_run, two_steps
         begun(settle(replace(asked, model={"channels": 32})), train_set)
     with pytest.raises(MistakeError, match="give one of init"):
         replace(asked, backbone_weights="pretrained").check()
+
+
+@pytest.mark.parametrize("name", ["nyud", "nyud-mobilenetv2", "scenes"])
+def test_a_run_starts_from_a_packaged_model_by_its_name(name, two_steps):
+    if not is_packaged(name):
+        pytest.skip("no weights are packaged in this checkout")
+    config, train_set = settle(replace(two_steps, init=name)), open_dataset(two_steps.data, "train")
+    network = build_model(config, train_set)
+    assert set_first_weights(network, config, train_set) == dict.fromkeys(NYUD, "all")
+    theirs = MTLSINet.from_pretrained(name).for_tasks(NYUD).backbone.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in network.backbone.state_dict().items())
 
 
 def test_only_a_new_depth_begins_at_the_middle_of_the_labels(two_steps, tmp_path):

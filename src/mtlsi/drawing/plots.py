@@ -52,13 +52,13 @@ def plot_precision_recall(
     return save_figure(figure, Path(out_png))
 
 
-def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike) -> Path:
+def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike, *, best_step: int | None = None) -> Path:
     """Draws a run's ``metrics.jsonl`` into ``out_png``: the loss of each task and each task's headline score.
 
     A line is a JSON object with ``step`` and any of ``loss``, ``loss/<task>``, ``val/<task>/<score>``; where they are there,
     also drawn are ``balance/<task>``, ``gradient_norm/<task>`` and ``gradient_cosine/<task>/<task>``. Other keys are left
     out. A later line for the same step replaces the earlier one (a resumed run), and a line cut short by a stopped
-    run is passed over.
+    run is passed over. Each score's best evaluation is ringed; ``best_step``: of the model that is kept, a line across.
     Raises ``MistakeError`` where the file is missing or holds nothing to draw.
     """
     series = _read_series(Path(metrics))
@@ -88,6 +88,7 @@ def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike) -> Path:
     for axis, (task, key) in zip(axes[bool(losses) :], scores, strict=False):
         arrow = "higher" if task.higher_is_better else "lower"
         axis.plot(*series[key], color=tints[task.name], marker="o", ms=3.5)
+        _mark_best(axis, *series[key], higher_is_better=bool(task.higher_is_better), kept=best_step)
         axis.set(title=f"{task.title}: {task.score} ({task.unit}), {arrow} is better".replace(" ()", ""))
     for axis, keys in zip(axes[bool(losses) + len(scores) :], extras, strict=False):
         _draw_by_task(axis, {key: series[key] for key in keys}, tints)
@@ -99,6 +100,17 @@ def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike) -> Path:
     for axis in axes[plots:]:
         axis.set_axis_off()
     return save_figure(figure, Path(out_png))
+
+
+def _mark_best(
+    axis: Any, steps: Sequence[int], values: Sequence[float], *, higher_is_better: bool, kept: int | None
+) -> None:
+    """A ring round the best value of a score, and a line at the step whose model is kept."""
+    best = values.index(max(values) if higher_is_better else min(values))
+    axis.plot(steps[best], values[best], marker="o", ms=9, mfc="none", mec="0.15", mew=1.2, ls="none")
+    if kept is not None:
+        axis.axvline(kept, color="0.15", lw=1, ls=":", label=f"kept: step {kept}", zorder=0)
+        axis.legend(frameon=False, fontsize=7)
 
 
 EXTRA_CURVES = {

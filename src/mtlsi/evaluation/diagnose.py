@@ -12,7 +12,7 @@ from rich.table import Table
 
 from mtlsi.config import DataConfig
 from mtlsi.data.datasets import LabelledImages
-from mtlsi.evaluation.evaluate import evaluate, shared_tasks
+from mtlsi.evaluation.evaluate import evaluate, measurable_tasks, shared_tasks
 from mtlsi.evaluation.protocols import Showing
 from mtlsi.evaluation.report import Scores, decimals, headline, write_figures
 from mtlsi.evaluation.subject import check_options, context_of, open_subject, protocol_of, tasks_of
@@ -100,7 +100,7 @@ def diagnose_from_command(options: DiagnoseOptions, *, console: Console | None =
         subject.network,
         subject.dataset,
         subject.config,
-        tasks=tasks_of(options),
+        tasks=tasks_of(options) or measurable_tasks(subject.network, subject.dataset, console),
         indices=subject.indices,
         boundary_protocol=protocol_of(options),
         showing=subject.showing,

@@ -210,13 +210,28 @@ def shared_tasks(model: Any, dataset: LabelledImages, wanted: Sequence[str] | No
     return tasks
 
 
+def measurable_tasks(model: Any, dataset: LabelledImages, console: Console) -> tuple[str, ...]:
+    """The tasks that both know by the same classes; says which ones are left out because theirs differ.
+
+    Raises ``MistakeError`` as ``shared_tasks`` does where none is left.
+    """
+    shared = [task for task in model.tasks if task in dataset.tasks]
+    same = [task for task in shared if model.classes.get(task) == dataset.classes.get(task)]
+    for task in shared if same else ():
+        if task not in same:
+            ours, theirs = len(model.classes.get(task, ())), len(dataset.classes.get(task, ()))
+            text = f"left out: {task} (the model has {ours} classes, the data {theirs} or other names)"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return shared_tasks(model, dataset, same or None)
+
+
 def evaluate_from_command(options: EvaluateOptions, *, console: Console | None = None) -> Evaluation:
     """Load, measure, print, write: ``mtlsi evaluate``."""
     console = console or Console()
     showing = check_evaluation(options)
-    tasks, protocol = tasks_of(options), protocol_of(options)
-    subject = open_subject(options, console, showing=showing)
+    protocol, subject = protocol_of(options), open_subject(options, console, showing=showing)
     dataset = subject.dataset
+    tasks = tasks_of(options) or measurable_tasks(subject.network, dataset, console)
     of_classes = {
         task: MeanIoU(num_channels(task, dataset.classes))
         for task in shared_tasks(subject.network, dataset, tasks)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.recompute import batch_norms, recompute
+from mtlsi.model.foreign_weights import advice, advice_on_prefix
 from mtlsi.model.quick_timm import resample_abs_pos_embed, timm
 
 STRIDES = (4, 8, 16, 32)
@@ -145,7 +146,9 @@ class Backbone(nn.Module):
         try:
             state = {name: tensor.float() for name, tensor in load_file(path).items()}
         except (OSError, SafetensorError) as error:
-            raise MistakeError(f"backbone weights {path}: {message_of(error)}; expected a .safetensors file") from error
+            raise MistakeError(
+                f"backbone weights {path}: {message_of(error)}; expected a .safetensors file{advice(path)}"
+            ) from error
         own = self.body.state_dict()
         # timm's list of features names "blocks.0" as "blocks_0"
         state = {_own_name(name, own): tensor for name, tensor in state.items()}
@@ -161,6 +164,7 @@ class Backbone(nn.Module):
             raise MistakeError(
                 f"backbone weights {path} do not fit {self.name}: {len(missing)} missing, {len(wrong)} of another shape, "
                 f"{len(strangers)} unknown, the first is {first}; expected a file of {self.name} under timm's names"
+                + advice_on_prefix(state, own)
             )
         self.body.load_state_dict({n: state.get(n, own[n]) for n in own})
 

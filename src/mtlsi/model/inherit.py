@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtlsi.config import ModelConfig
 from mtlsi.errors import MistakeError
+from mtlsi.model.forms import spelt_out
 from mtlsi.model.network import MTLSINet
 
 ALL, NEW = "all", "new"
@@ -48,8 +49,11 @@ def inherit(network: MTLSINet, other: MTLSINet, name: str = "the model") -> dict
 
 
 def check_sizes_agree(ours: ModelConfig, theirs: ModelConfig, name: str) -> None:
-    """Raises ``MistakeError`` for the first size in which two networks differ; stochastic depth is no size."""
-    mine, other = (asdict(replace(sizes, drop_path=0.0)) for sizes in (ours, theirs))
+    """Raises ``MistakeError`` for the first size in which two networks differ; stochastic depth is no size.
+
+    What a model leaves to its form counts as if it was written out.
+    """
+    mine, other = (asdict(spelt_out(replace(sizes, drop_path=0.0))) for sizes in (ours, theirs))
     for size, value in other.items():
         if mine[size] != value:
             raise MistakeError(

@@ -35,6 +35,7 @@ from mtlsi.model.card import own_card
 from mtlsi.model.decoder_spec import DecoderSpec
 from mtlsi.model.decoders import OnlyTasks, build_decoder
 from mtlsi.model.forms import as_stored
+from mtlsi.model.freezing import parts_of
 from mtlsi.model.fusion import ReplaceContext
 from mtlsi.model.stored import WEIGHTS, without_versions, write_settings
 from mtlsi.nn.layout import resize_maps
@@ -108,6 +109,8 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
         self._subsets: dict[tuple[str, ...], tuple[list[Any], MTLSINet]] = {}
+        self.frozen_parts: tuple[str, ...] = ()
+        """See ``mtlsi.model.freezing``."""
 
     def forward(
         self,
@@ -152,6 +155,14 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
             with torch.inference_mode(False), torch.no_grad():
                 self._subsets[names] = versions, self._subset(names)
         return self._subsets[names][1]
+
+    def train(self, mode: bool = True) -> MTLSINet:
+        """Training mode, in which frozen parts stay in evaluation."""
+        super().train(mode)
+        for name, part in parts_of(self).items() if self.frozen_parts else ():
+            if name in self.frozen_parts:
+                part.eval()
+        return self
 
     def recompute(self, on: bool) -> None:
         """While training keep of every part little more than its inputs, and compute the rest again when it is needed."""

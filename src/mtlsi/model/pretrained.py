@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.model.foreign_weights import PICKLED, advice, advice_on_model
 from mtlsi.model.stored import CONFIG, WEIGHTS, check_settings
 from mtlsi.weights import check_weights
 
@@ -41,11 +42,14 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
     if source.is_dir():
         for part in (CONFIG, WEIGHTS):
             if not (source / part).is_file():
-                raise MistakeError(f"model folder {source} has no {part}; expected a run or model folder with both")
+                pickled = next((path for path in sorted(source.iterdir()) if path.suffix in PICKLED), source / part)
+                raise MistakeError(
+                    f"model folder {source} has no {part}; expected a run or model folder with both{advice(pickled)}"
+                )
         folder = source
     elif source.exists():
         raise MistakeError(
-            f"model {source} is a file; expected the folder that holds config.json and model.safetensors"
+            f"model {source} is a file; expected the folder that holds config.json and model.safetensors{advice(source)}"
         )
     elif not may_be_on_the_hub(str(name)):
         raise MistakeError(_not_found(name))
@@ -61,7 +65,8 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
         raise MistakeError(f"model {source}: {error}") from error
     except (RuntimeError, SafetensorError, TypeError, OSError) as error:
         reason = message_of(error)[:200]
-        raise MistakeError(f"model {source}: weights and config.json do not fit each other ({reason})") from error
+        more = advice_on_model(folder / WEIGHTS, error)
+        raise MistakeError(f"model {source}: weights and config.json do not fit each other ({reason}){more}") from error
     return model.eval()
 
 

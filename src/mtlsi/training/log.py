@@ -105,12 +105,12 @@ class Log:
         """Whether a line is written after ``step``."""
         return step % self.options.log_every == 0 or step == self.options.iterations
 
-    def validation(self, step: int, scores: Scores, seconds: float) -> None:
-        """Scores of an evaluation; its ``seconds`` do not count as training time."""
+    def validation(self, step: int, scores: Scores, seconds: float, num_images: int) -> None:
+        """Scores of an evaluation of ``num_images``; its ``seconds`` do not count as training time."""
         self.since += seconds
         self.began += seconds
         figures = {f"val/{task}/{name}": value for task, values in scores.items() for name, value in values.items()}
-        self._write({"step": step, **figures, "evaluation_s": seconds})
+        self._write({"step": step, **figures, "evaluation_images": num_images, "evaluation_s": seconds})
         if self.accelerator.is_main_process:
             text = ", ".join(f"{task} {TASKS[task].score} {value:.4g}" for task, value in headline(scores).items())
             self.progress.console.print(f"step {step}: {text}", soft_wrap=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,9 +22,7 @@ from mtlsi.data.datasets import LabelledImages, spread
 from mtlsi.data.sampling import RunSampler
 from mtlsi.device import deterministic
 from mtlsi.drawing.panels import compare_panel
-from mtlsi.drawing.plots import plot_curves
-from mtlsi.errors import MistakeError, Stopped
-from mtlsi.evaluation.evaluate import evaluate
+from mtlsi.errors import MistakeError
 from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.report import Scores, introduce, write_scores
 from mtlsi.model.inherit import describe
@@ -32,6 +30,7 @@ from mtlsi.model.network import MTLSINet
 from mtlsi.plugins import import_plugins
 from mtlsi.training import run_state
 from mtlsi.training.callbacks import Callbacks
+from mtlsi.training.changes import changed
 from mtlsi.training.faults import told_plainly
 from mtlsi.training.log import Log, Step
 from mtlsi.training.not_finite import Watch, all_finite
@@ -39,6 +38,7 @@ from mtlsi.training.passes import forward_backward, losses_again
 from mtlsi.training.setup import TrainingRun, Transform, assemble, learning_rate_factor, settle
 from mtlsi.training.shared_maps import TaskGradients
 from mtlsi.training.stopping import StopRequest
+from mtlsi.training.validation import Validation
 from mtlsi.weights import is_whole
 
 
@@ -100,46 +100,52 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
     scores: Scores = {}
     run.model.train()
     with log.progress, stop.deferred():
-        if position.step and is_evaluated_after(position.step, run):
-            if not run_folder.was_evaluated(out, position.step):  # cut between its checkpoint and its scores
-                scores = validate(run, log, told, stop)
-            stop.raise_if_asked()
-        while position.step < options.iterations:
+        validation = Validation(run, log, told, stop)
+        validation.make_up()
+        stop.raise_if_asked()
+        while not validation.is_last:
             step = optimizer_step(run, batches)
             watch.look(step)
             if log.is_due(position.step):
                 watch.settle()
             log.step(position.step, step, options.lr * learning_rate_factor(position.step, options))
             told.on_step(position.step, step.mean_losses(), run)
-            stopping, last = stop.asked(run.accelerator), position.step == options.iterations
-            due = last or stopping or is_due(options.checkpoint_every, position.step)
-            if due:
+            stopping = stop.asked(run.accelerator)
+            evaluated = is_evaluated_after(position.step, run)
+            due = stopping or position.step == options.iterations or is_due(options.checkpoint_every, position.step)
+            if due := due or (evaluated and options.best_by is not None):
                 watch.settle()
                 save(run, told)
-            if is_evaluated_after(position.step, run) and not stopping:
-                scores = validate(run, log, told, stop)
+            if evaluated and not stopping:
+                scores = validation.after_step()
                 if (stopping := stop.asked(run.accelerator)) and not due:
                     watch.settle()
                     save(run, told)
             if stopping:
                 stop.raise_if_asked()
     next(batches, None)  # exhausted: ends the loader processes now, not whenever the iterator is collected
+    del batches  # the same where the run ends early
     if not scores:
-        scores = measure_finished(run)
+        scores = measure_finished(run, validation)
+        stop.raise_if_asked()
     if run.accelerator.is_main_process:
         with run.average.lent_to(run.network):
-            finish(run, scores, console)
+            finish(run, scores, validation, console)
     run.accelerator.end_training()
     return scores
 
 
-def resume(out: Path, *, console: Console | None = None, **own: Any) -> Scores:
+def resume(
+    out: Path, settings: Mapping[str, Any] = MappingProxyType({}), *, console: Console | None = None, **own: Any
+) -> Scores:
     """Continue the run in ``out`` under its own ``config.yaml``, to the very weights of an unbroken run.
 
     It goes on from the newest checkpoint that is whole; a run that was cut before its first one begins again.
+    ``settings``: by dotted name, such as ``train.iterations``, what is to be changed of it; see ``training.changes``.
     ``own``: criterion, train_transform, metrics and callbacks as ``train`` was given them.
     """
-    return train(run_folder.load_config(out), out, resume=True, console=console, **own)
+    config = changed(run_folder.load_config(out), settings)
+    return train(config, out, resume=True, console=console, **own)
 
 
 def batches_from(step: int, run: TrainingRun) -> Iterable[dict[str, Tensor]]:
@@ -237,50 +243,33 @@ def save(run: TrainingRun, told: Callbacks) -> None:
 
 def renew_model(run: TrainingRun) -> list[str]:
     """Bring the run folder's model to the checkpoint that the run goes on from; gives a note where it was damaged."""
-    path, ended = run.out / "model.safetensors", (run.out / "scores.json").exists()
+    path, ended = run.out / "model.safetensors", (run.out / run_folder.SCORES).exists()
     damaged = path.exists() and not is_whole(path)
     if damaged or not ended:  # killed between checkpoint and model, it would be that of the checkpoint before
         run_folder.save_model(run.network, run.average.state, run.out)
     return [f"{path} is damaged; it is written again from the checkpoint"] if damaged else []
 
 
-def validate(run: TrainingRun, log: Log, told: Callbacks, stop: StopRequest) -> Scores:
-    """Evaluate after the run's present step; {} where that was cut by a signal, since it leaves no trace."""
-    options, step, start, scores = run.config.train, run.position.step, time.perf_counter(), {}
-    with suppress(Stopped), stop.between_images(run.network, run.accelerator):
-        scores = measure(run, options.final_images if step == options.iterations else options.evaluate_images)
-    if scores:
-        log.validation(step, scores, time.perf_counter() - start)
-        told.on_evaluation(step, scores, run)
-    return scores
-
-
-def measure(run: TrainingRun, num_images: int) -> Scores:
-    """Scores of the averaged weights on ``num_images`` validation images (0: all), split over the processes."""
-    accelerator = run.accelerator
-    chosen = spread(num_images, len(run.val_set))[accelerator.process_index :: accelerator.num_processes]
-    with run.average.lent_to(run.network):
-        return evaluate(
-            run.network, run.val_set, run.config.data, indices=chosen, device=accelerator.device, metrics=run.metrics
-        )
-
-
-def measure_finished(run: TrainingRun) -> Scores:
+def measure_finished(run: TrainingRun, validation: Validation) -> Scores:
     """Scores of a run that was stopped between its last saved state and its scores."""
-    if (run.out / "scores.json").exists():
-        raise MistakeError(f"the run in {run.out} has ended at step {run.position.step} already; nothing is left to do")
-    return measure(run, run.config.train.final_images)
+    if (run.out / run_folder.SCORES).exists():
+        step, advice = run.position.step, "nothing is left to do; a larger --train.iterations goes on"
+        if validation.is_over:
+            advice = "for want of a better train.best_by; a larger --train.patience goes on"
+        raise MistakeError(f"the run in {run.out} has ended at step {step} already, {advice}")
+    return validation.of_the_end()
 
 
-def finish(run: TrainingRun, scores: Scores, console: Console) -> None:
+def finish(run: TrainingRun, scores: Scores, validation: Validation, console: Console) -> None:
     """Scores, curves and sample panels, into the run folder."""
     out, data = run.out, run.config.data
     images = len(spread(run.config.train.final_images, len(run.val_set)))
     context = {"data": data.name, "split": "val", "images": images}
-    write_scores(scores, out / "scores.json", **context)
-    plot_curves(out / run_folder.METRICS, out / "curves.png")
+    write_scores(scores, out / run_folder.SCORES, **context)
+    validation.draw_curves()
     draw_samples(run.network, run.val_set, data, out / "samples")
-    console.print(f"run folder: {out}")
+    for line in (*validation.farewell(), f"run folder: {out}"):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def draw_samples(

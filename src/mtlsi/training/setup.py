@@ -28,6 +28,7 @@ from mtlsi.evaluation.evaluate import check_metrics, shared_tasks
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.build import create_model
 from mtlsi.model.decoder import start_predictions_at
+from mtlsi.model.freezing import freeze
 from mtlsi.model.inherit import NEW, inherit
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.pretrained import is_packaged
@@ -37,6 +38,7 @@ from mtlsi.run_folder import MovingAverage, Position
 from mtlsi.training import checkpoints, class_weights, run_state
 from mtlsi.training.balance.base import Balance
 from mtlsi.training.balance.build import build_balance
+from mtlsi.training.best import Best
 from mtlsi.training.class_weights import weights_for
 from mtlsi.training.faults import alone_in
 from mtlsi.training.same_settings import differing, flat, told
@@ -148,6 +150,8 @@ def assemble(
     taken_over = {} if checkpoint is not None else set_first_weights(network, config, train_set)
     shared_tasks(network, val_set)
     check_metrics(metrics or {}, network.tasks)
+    if options.best_by is not None:
+        Best(options.best_by, options.patience, network.classes, network.tasks, 0)
     weights = weights_for(config, train_set, out if checkpoint is not None else None) if criterion is None else {}
     loss: nn.Module = build_criterion(network.tasks, options, weights) if criterion is None else criterion
     balance = build_balance(options, network, loss, accelerator.distributed_type)
@@ -171,6 +175,7 @@ def assemble(
     )  # fmt: skip
     if checkpoint is not None:
         run_state.load(run, checkpoint)
+        go_on_from(position.step, optimizer, scheduler, options)
     if accelerator.is_main_process:
         run.notes = run_folder.forget_metrics_after(out, position.step)
         run_folder.save_config(config, out)
@@ -193,6 +198,19 @@ def start_folder(config: RunConfig, out: Path, claims: ExitStack | None) -> None
         )
 
 
+def go_on_from(step: int, optimizer: Any, scheduler: torch.optim.lr_scheduler.LambdaLR, options: TrainConfig) -> None:
+    """Let the learning rates be those of the schedule after ``step``, which is another one where the run's length changed.
+
+    Raises ``MistakeError`` where the run is longer already than it is to be.
+    """
+    if step > options.iterations:
+        raise MistakeError(
+            f"train.iterations {options.iterations}, but the run is saved at step {step}; expected {step} or more"
+        )
+    for group, rate in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+        group["lr"] = rate * learning_rate_factor(step, options)
+
+
 def check_tracker(name: str | None) -> None:
     """Raises ``MistakeError`` for a tracker whose library is not installed."""
     trackers = [str(tracker) for tracker in get_available_trackers()]
@@ -202,7 +220,7 @@ def check_tracker(name: str | None) -> None:
 
 
 def build_model(config: RunConfig, dataset: LabelledImages) -> MTLSINet:
-    """The network of ``config`` for the tasks and classes of ``dataset``, its weights random, its backbone frozen as asked.
+    """The network of ``config`` for the tasks and classes of ``dataset``, its weights random, its parts frozen as asked.
 
     The network's ``input_size`` is that of a whole image at zoom 1: an image shown larger or smaller than that has other
     depths.
@@ -217,6 +235,7 @@ def build_model(config: RunConfig, dataset: LabelledImages) -> MTLSINet:
         **config.model,
     )
     network.backbone.freeze(config.train.freeze_stride, norm=config.train.freeze_norm)
+    freeze(network, config.train.freeze)
     network.recompute(config.train.recompute)
     return network
 

@@ -35,7 +35,7 @@ class Conflicts(Balance):
         if not self.shared:
             raise MistakeError(
                 f"train.balance {name} balances the gradients in the backbone, and all of it is frozen; "
-                "lower train.freeze_stride or choose fixed, uncertainty, dwa or famo"
+                "train the backbone (train.freeze, train.freeze_stride) or choose fixed, uncertainty, dwa or famo"
             )
 
     def backward(self, losses: Tensor, maps: Sequence[Tensor], share: float) -> None:

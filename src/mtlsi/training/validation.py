@@ -1,0 +1,141 @@
+"""The evaluations of a run: when one is due, what is kept of the best one, and when they end the run."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+from mtlsi import run_folder
+from mtlsi.data.datasets import spread
+from mtlsi.drawing.plots import plot_curves
+from mtlsi.errors import Stopped
+from mtlsi.evaluation.evaluate import evaluate
+from mtlsi.evaluation.report import Scores
+from mtlsi.training.best import BEST, Best, keep, kept_step
+from mtlsi.training.callbacks import Callbacks
+from mtlsi.training.log import Log
+from mtlsi.training.setup import TrainingRun
+from mtlsi.training.stopping import StopRequest
+
+
+class Validation:
+    """Measures the averaged weights of ``run`` after its present step, and keeps the best model where the run asks for it.
+
+    The evaluations on the way are of ``evaluate_images``, the last one is of ``final_images``. Where these are others, the
+    last weights are measured on both: what is compared is measured on the same images.
+    """
+
+    def __init__(self, run: TrainingRun, log: Log, told: Callbacks, stop: StopRequest):
+        options = run.config.train
+        self.run, self.log, self.told, self.stop = run, log, told, stop
+        self.on_the_way, self.at_the_end = (
+            len(spread(count, len(run.val_set))) for count in (options.evaluate_images, options.final_images)
+        )
+        self.best: Best | None = None
+        if options.best_by is not None:
+            network = run.network
+            self.best = Best(options.best_by, options.patience, network.classes, network.tasks, self.on_the_way)
+            self.best.remember(run.out, run.position.step)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has waited long enough for a better score."""
+        return self.best is not None and self.best.is_over
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing comes after the present step."""
+        return self.is_over or self.run.position.step >= self.run.config.train.iterations
+
+    def after_step(self) -> Scores:
+        """Evaluate; gives the scores, those of ``final_images`` where nothing comes after."""
+        scores: Scores = {}
+        if self.best is not None or not self.is_last:
+            scores = self._compare()
+        if self.is_last and not (scores and self.on_the_way == self.at_the_end):
+            scores = self._measure(self.at_the_end)
+        return scores
+
+    def make_up(self) -> None:
+        """What a resumed run owes: the evaluation, and the model to keep, if it was stopped before these.
+
+        A run that had ended and goes on has no scores any more.
+        """
+        step, every = self.run.position.step, self.run.config.train.evaluate_every
+        ended = (self.run.out / run_folder.SCORES).exists()
+        if ended and not self.is_last and self.run.accelerator.is_main_process:
+            (self.run.out / run_folder.SCORES).unlink()
+        if ended or not step:
+            return
+        due = (every and step % every == 0) or (self.is_last and self.best is not None)
+        if due and not run_folder.was_evaluated(self.run.out, step):
+            self._compare()
+            return
+        best = self.best.best if self.best is not None else None
+        if best is not None and best.step == step != kept_step(self.run.out):
+            self._keep(measure(self.run, self.on_the_way))
+
+    def of_the_end(self) -> Scores:
+        """The last scores of a run that was stopped before it had them."""
+        if run_folder.was_evaluated(self.run.out, self.run.position.step, self.at_the_end):
+            return measure(self.run, self.at_the_end)
+        return self._measure(self.at_the_end)
+
+    def _compare(self) -> Scores:
+        scores = self._measure(self.on_the_way)
+        if not scores:
+            return scores
+        if self.best is not None and self.best.take_in(self.run.position.step, scores):
+            self._keep(scores)
+        if self.run.accelerator.is_main_process and not self.is_last:  # at the end they are drawn with all the rest
+            self.draw_curves()
+        return scores
+
+    def _measure(self, num_images: int) -> Scores:
+        """Scores that are logged and told of; {} where a signal cut the evaluation, which then leaves no trace."""
+        step, start, scores = self.run.position.step, time.perf_counter(), {}
+        with suppress(Stopped), self.stop.between_images(self.run.network, self.run.accelerator):
+            scores = measure(self.run, num_images)
+        if not scores:
+            return scores
+        self.log.validation(step, scores, time.perf_counter() - start, num_images)
+        self.told.on_evaluation(step, scores, self.run)
+        return scores
+
+    def draw_curves(self) -> None:
+        """The curves so far, with the best step marked, into the run folder."""
+        best = self.best.best if self.best is not None else None
+        metrics, picture = self.run.out / run_folder.METRICS, self.run.out / "curves.png"
+        plot_curves(metrics, picture, best_step=None if best is None else best.step)
+
+    def _keep(self, scores: Scores) -> None:
+        run, best = self.run, self.best
+        if best is None or best.best is None or not run.accelerator.is_main_process:
+            return
+        context = {"data": run.config.data.name, "split": "val", "images": self.on_the_way}
+        found = {"step": best.best.step, "best_by": best.score, "value": best.best.value}
+        keep(run.network, run.average.state, scores, run.out, **context, **found)
+
+    def farewell(self) -> list[str]:
+        """What a person is told at the end: why it came early, and which model was the best."""
+        lines = []
+        if self.best is None:
+            return lines
+        if self.is_over and self.run.position.step < self.run.config.train.iterations:
+            step, waited = self.run.position.step, self.best.waited
+            lines.append(f"ended at step {step}: {waited} evaluations without a better {self.best.score}")
+        if self.best.best is None:
+            lines.append(f"{self.best.score} was never defined: no model is kept in {self.run.out / BEST}")
+        else:
+            lines.append(f"best {self.best.describe()}: {self.run.out / BEST}")
+        return lines
+
+
+def measure(run: TrainingRun, num_images: int) -> Scores:
+    """Scores of the averaged weights on ``num_images`` validation images (0: all), split over the processes."""
+    accelerator = run.accelerator
+    chosen = spread(num_images, len(run.val_set))[accelerator.process_index :: accelerator.num_processes]
+    with run.average.lent_to(run.network):
+        return evaluate(
+            run.network, run.val_set, run.config.data, indices=chosen, device=accelerator.device, metrics=run.metrics
+        )
