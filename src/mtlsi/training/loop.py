@@ -273,13 +273,13 @@ def measure_finished(run: TrainingRun) -> Scores:
 
 
 def finish(run: TrainingRun, scores: Scores, console: Console) -> None:
-    """Scores, curves and sample panels, into the run folder."""
+    """Curves, sample panels and, as the sign that the run has ended, last of all its scores, into the run folder."""
     out, data = run.out, run.config.data
     images = len(spread(run.config.train.final_images, len(run.val_set)))
     context = {"data": data.name, "split": "val", "images": images}
-    write_scores(scores, out / "scores.json", **context)
     plot_curves(out / run_folder.METRICS, out / "curves.png")
     draw_samples(run.network, run.val_set, data, out / "samples")
+    write_scores(scores, out / "scores.json", **context)
     console.print(f"run folder: {out}")
 
 
