@@ -149,7 +149,7 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path
     faults = importlib.util.module_from_spec(spec)
     sys.modules["faults"] = faults  # dataclasses look their module up
     spec.loader.exec_module(faults)
-    summary = faults.kill_often(tmp_path, 2, seed=1, steps=4, said=lambda _: None)
+    summary = faults.kill_often(tmp_path, 2, seed=1, steps=3, said=lambda _: None)
     assert summary.faults == []
     assert sum(summary.kills.values()) == 2
     assert summary.runs >= 1

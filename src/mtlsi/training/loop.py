@@ -261,13 +261,13 @@ def measure_finished(run: TrainingRun, validation: Validation) -> Scores:
 
 
 def finish(run: TrainingRun, scores: Scores, validation: Validation, console: Console) -> None:
-    """Scores, curves and sample panels, into the run folder."""
+    """Curves, sample panels and, as the sign that the run has ended, last of all its scores, into the run folder."""
     out, data = run.out, run.config.data
     images = len(spread(run.config.train.final_images, len(run.val_set)))
     context = {"data": data.name, "split": "val", "images": images}
-    write_scores(scores, out / run_folder.SCORES, **context)
     validation.draw_curves()
     draw_samples(run.network, run.val_set, data, out / "samples")
+    write_scores(scores, out / run_folder.SCORES, **context)
     for line in (*validation.farewell(), f"run folder: {out}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
