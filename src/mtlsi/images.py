@@ -5,6 +5,7 @@ Data sets and prediction both read through it, so that a network is trained on t
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import threading
@@ -116,6 +117,12 @@ def peek_image(path: FilePath) -> Image.Image:
     check_plain(Path(path))
     with _QUIET:
         return _identified(path)
+
+
+def size_of_jpeg(content: bytes) -> tuple[int, int]:
+    """Height and width of a JPEG file, not decoded. Raises ``UNREADABLE``."""
+    with _QUIET, Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+        return image.height, image.width
 
 
 def _opened(file: FilePath | BinaryIO) -> Image.Image:
