@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.reading import check_plain, parse_json, shortened
 
+WEIGHTS = "model.safetensors"
 MOST_BYTES = 64 * 2**30
 """Of a file: networks of sixteen thousand million weights."""
 MOST_HEADER = 8 * 2**20
@@ -26,6 +28,16 @@ def check_tensor_file(path: Path) -> int:
     check_plain(path, MOST_BYTES)
     with path.open("rb") as file:
         return _check(str(path), file, path.stat().st_size)
+
+
+def weights_file(model_id: str, **where: Any) -> Path:
+    """The weights of a model folder, or of a model on the hub, which are fetched; ``where``: the hub's own arguments."""
+    if Path(model_id).is_dir():
+        return Path(model_id) / WEIGHTS
+    from huggingface_hub import hf_hub_download
+
+    names = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+    return Path(hf_hub_download(model_id, WEIGHTS, **{name: where[name] for name in names if name in where}))
 
 
 def check_tensor_bytes(name: object, content: bytes) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.recompute import batch_norms, recompute
 from mtlsi.model.quick_timm import resample_abs_pos_embed, timm
+from mtlsi.tensor_files import check_tensor_file
 
 STRIDES = (4, 8, 16, 32)
 PATCHES = (14, 16)
@@ -143,6 +144,7 @@ class Backbone(nn.Module):
         A ViT's position embeddings made for square images of another size are resampled to its own, as timm does.
         """
         try:
+            check_tensor_file(Path(path))
             state = {name: tensor.float() for name, tensor in load_file(path).items()}
         except (OSError, SafetensorError) as error:
             raise MistakeError(f"backbone weights {path}: {message_of(error)}; expected a .safetensors file") from error

@@ -13,7 +13,10 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.reading import read_json
 
+ODD = (AttributeError, LookupError, ArithmeticError, UnicodeError, AssertionError, RecursionError)
+"""What the hub's reader and timm raise where config.json says what nobody expected."""
 PACKAGED = Path(__file__).parent.parent / "models"
 ALIASES = {"nyud": "nyud-efficientnet-lite2"}
 """Names that stand for the best packaged model of their kind."""
@@ -48,11 +51,13 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
         raise MistakeError(_not_found(name))
     kwargs.setdefault("strict", True)
     try:
+        if source.is_dir():
+            read_json(source / "config.json", "what mtlsi train writes into a run folder")
         with redirect_stdout(io.StringIO()):  # the mixin prints where it loads from
             model = load(str(source if source.is_dir() else name), **kwargs)
     except MistakeError as error:  # config.json asks for what cannot be built
         raise MistakeError(f"model {source}: {error}") from error
-    except (RuntimeError, SafetensorError, TypeError, JSONDecodeError) as error:
+    except (RuntimeError, SafetensorError, TypeError, JSONDecodeError, *ODD) as error:
         if isinstance(error, TypeError) and not source.is_dir():  # the hub has no such model, or no config.json
             raise MistakeError(_not_found(name)) from error
         reason = message_of(error)[:200]

@@ -112,6 +112,8 @@ def _check_total(path: Path, file: h5py.File) -> None:
         nonlocal total, found
         found += 1
         if isinstance(item, h5py.Dataset) and item.shape is not None:
+            if item.dtype.kind in "fiub":
+                _check_size(path, item.name, item.shape)
             total += float(np.prod(item.shape, dtype=np.float64)) * item.dtype.itemsize
             chunk = float(np.prod(item.chunks or (), dtype=np.float64)) * item.dtype.itemsize
             if max(total, chunk) > MOST_BYTES or found > MOST_ITEMS:
