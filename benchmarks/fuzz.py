@@ -25,6 +25,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,22 @@ SHARES = {
 """Of all cases, the parts of each kind."""
 TEXTS = ("dataset_yaml", "recipe", "run_yaml", "config_json", "prepared_json")
 SNIPPETS = (
-    b"null", b"[]", b"{}", b"-1", b"1e999", b".nan", b"NaN", b"9" * 400, b"0x" + b"f" * 300, b"\"\"", b"[[[[", b"}}", b"true",
-    b"../../etc/passwd", b"/etc/passwd", b"&a [*a]", b"*b", b"!!python/object/apply:os.system [id]", b"{a: 1, a: 2}", b"\0",
-    b"[" * 2000, b"class_path: os.system", b"1" * 5000, b"'", b"\xff\xfe", b"- ", b": ", b"\xe2\x80\xae", b"1000000", b"[1, 2, 3]",
+    b"null", b"[]", b"{}", b"-1", b"1e999", b".nan", b"NaN", b"9" * 400, b"0x" + b"f" * 300, b'""', b"[[[[", b"}}", b"true",
+    b"../../etc/passwd", b"/etc/passwd", b"&a [*a]", b"*b", b"!!python/object/apply:os.system [id]", b"{a: 1, a: 2}",
+    b"\0", b"[" * 2000, b"class_path: os.system", b"1" * 5000, b"'", b"\xff\xfe", b"- ", b": ", b"\xe2\x80\xae", b"1000000",
+    b"[1, 2, 3]",
 )  # fmt: skip
-EXTREMES = (b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x00\x00\x00\x80", b"\x01\0\0\0", b"\0\x10\0\0")
+"""In place of words."""
+EXTREMES = (
+    b"\0" * 4,
+    b"\xff" * 4,
+    b"\x7f\xff\xff\xff",
+    b"\xff\xff\xff\x7f",
+    b"\0\0\0\x80",
+    b"\x01\0\0\0",
+    b"\0\x10\0\0",
+)
+"""Numbers of four bytes that headers do not expect."""
 TASKS = [{"name": "depth", "kind": "distance", "title": "depth", "unit": "m"}]
 
 
@@ -62,14 +74,18 @@ def whole_files(folder: Path) -> dict[str, Path]:
             continue
         exif = Image.Exif()
         exif[274] = 6
-        extra = {"exif": exif} if kind in ("jpg", "png", "webp") else {"compression": "tiff_lzw"} if kind == "tif" else {}
+        extra = (
+            {"exif": exif} if kind in ("jpg", "png", "webp") else {"compression": "tiff_lzw"} if kind == "tif" else {}
+        )
         found[kind] = folder / f"whole.{kind}"
         photo.save(found[kind], **extra)
     found["label_png"] = folder / "whole_label.png"
     Image.fromarray(ramp).quantize(8).save(found["label_png"], bits=4)
     found["npy"] = folder / "whole.npy"
     np.save(found["npy"], ramp / np.float32(255))
-    return found | _matlab(folder, ramp) | _networks(folder) | _settings(folder) | _graph(folder) | _video(folder, photo)
+    return (
+        found | _matlab(folder, ramp) | _networks(folder) | _settings(folder) | _graph(folder) | _video(folder, photo)
+    )
 
 
 def _matlab(folder: Path, ramp: Any) -> dict[str, Path]:
@@ -181,7 +197,6 @@ def _graph(folder: Path) -> dict[str, Path]:
 def _video(folder: Path, photo: Any) -> dict[str, Path]:
     try:
         import av
-
         import mtlsi.prediction.video  # pyright: ignore[reportMissingImports]  # noqa: F401
     except ImportError:
         return {}
@@ -343,7 +358,7 @@ def work(folder: Path, kind: str, start: int, stop: int, say: Callable[[dict[str
                 outcome = "traceback"
         except MemoryError:
             outcome = "memory"
-        except BaseException as error:  # what is looked for
+        except BaseException as error:  # noqa: BLE001  what is looked for
             trace, frame = error.__traceback__, ""
             while trace:
                 if "mtlsi" in trace.tb_frame.f_code.co_filename:
@@ -353,6 +368,10 @@ def work(folder: Path, kind: str, start: int, stop: int, say: Callable[[dict[str
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         seconds = time.monotonic() - before
         say({"end": number, "outcome": outcome, "said": said, "peak": peak, "s": seconds})
+
+
+def _send(pipe: int, line: dict[str, Any]) -> None:
+    os.write(pipe, json.dumps(line).encode() + b"\n")
 
 
 def run_kind(folder: Path, kind: str, first: int, stop: int, report: Callable[[dict[str, Any]], None]) -> None:
@@ -368,7 +387,7 @@ def run_kind(folder: Path, kind: str, first: int, stop: int, report: Callable[[d
                 os.dup2(nothing.fileno(), 2)
             failed = 1
             try:
-                work(folder, kind, first, stop, lambda line: os.write(writing, json.dumps(line).encode() + b"\n"))
+                work(folder, kind, first, stop, partial(_send, writing))
                 failed = 0
             finally:
                 os._exit(failed)
@@ -398,6 +417,7 @@ def run_kind(folder: Path, kind: str, first: int, stop: int, report: Callable[[d
 
 
 def main() -> int:
+    """The exit code: 1 where there were faults."""
     parser = argparse.ArgumentParser(description="Damaged files through the public doors.")
     parser.add_argument("--cases", type=int, default=6000)
     parser.add_argument("--kinds", default=",".join(SHARES))

@@ -13,7 +13,10 @@ from mtlsi.reading import shortened
 PLAIN: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("true or false", lambda value: isinstance(value, bool)),
     int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    float: ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)),
+    float: (
+        "a number",
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and _finite(value),
+    ),
     str: ("a text", lambda value: isinstance(value, str)),
     type(None): ("nothing", lambda value: value is None),
     Any: ("anything", lambda _: True),

@@ -47,7 +47,9 @@ def check_plain_settings(value: Any) -> None:
         if isinstance(value, Mapping):
             for name in value:
                 if any(part in CODE for part in str(name).split(".")):
-                    raise MistakeError(f"unknown setting {shortened(name)}; expected plain values: code is never named here")
+                    raise MistakeError(
+                        f"unknown setting {shortened(name)}; expected plain values: code is never named here"
+                    )
             waiting += value.values()
         elif isinstance(value, list | tuple):
             waiting += value

@@ -92,6 +92,12 @@ def check_relative(name: str) -> None:
         raise MistakeError(f"name {shortened(name)} leads out of its folder; expected one without ..")
 
 
+def shortened_line(error: Exception, most: int = 1000) -> str:
+    """What an exception says, in one line, its middle left out where it is long."""
+    line = message_of(error)
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
+
+
 def shortened(value: Any, most: int = 60) -> str:
     """A value in one line of at most ``most`` characters, for messages."""
     shown = " ".join(repr(value)[: 4 * most].split())

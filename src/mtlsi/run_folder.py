@@ -130,7 +130,11 @@ def load_config(out: Path) -> RunConfig:
         if not isinstance(stored, dict) or not all(isinstance(stored.get(part), dict) for part in ("data", "train")):
             raise ValueError("no settings of data and train")
         data, train = (_renamed(stored.pop(part)) for part in ("data", "train"))
-        for kind, values, where in ((RunConfig, stored, ""), (DataConfig, data, "data."), (TrainConfig, train, "train.")):
+        for kind, values, where in (
+            (RunConfig, stored, ""),
+            (DataConfig, data, "data."),
+            (TrainConfig, train, "train."),
+        ):
             check_types(kind, values, where)
         return RunConfig(**stored, data=DataConfig(**data), train=TrainConfig(**train))
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:

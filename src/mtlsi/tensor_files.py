@@ -65,6 +65,10 @@ def _check(name: str, file: io.BufferedIOBase, num_bytes: int) -> int:
 
 def _count(name: str, tensor: str, about: object) -> int:
     shape = about.get("shape") if isinstance(about, dict) else None
-    if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(type(side) is int and side >= 0 for side in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MOST_AXES
+        or not all(type(side) is int and side >= 0 for side in shape)
+    ):
         raise MistakeError(f"{name}: {shortened(tensor)} has no shape; give an undamaged copy")
     return math.prod(shape)

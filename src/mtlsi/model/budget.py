@@ -25,7 +25,11 @@ class _Counting(TorchFunctionMode):
         self.most, self.made = most, 0
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[Any], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[Any],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func in FACTORIES:
             self.made += _numbers(args, kwargs or {})

@@ -19,7 +19,8 @@ def check_facts(tasks: Any, classes: Any, input_size: Any, own_tasks: Any) -> No
     _check(
         "classes",
         classes,
-        isinstance(classes, Mapping) and all(_is_names(names) and 1 <= len(names) <= MOST_CLASSES for names in classes.values()),
+        isinstance(classes, Mapping)
+        and all(_is_names(names) and 1 <= len(names) <= MOST_CLASSES for names in classes.values()),
         f"a list of 1 to {MOST_CLASSES} names by task",
     )
     _check(

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
 from mtlsi.errors import MistakeError, message_of
-from mtlsi.reading import read_json
+from mtlsi.reading import read_json, shortened_line
 
 ODD = (AttributeError, LookupError, ArithmeticError, UnicodeError, AssertionError, RecursionError)
 """What the hub's reader and timm raise where config.json says what nobody expected."""
@@ -56,7 +56,7 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
         with redirect_stdout(io.StringIO()):  # the mixin prints where it loads from
             model = load(str(source if source.is_dir() else name), **kwargs)
     except MistakeError as error:  # config.json asks for what cannot be built
-        raise MistakeError(f"model {source}: {error}") from error
+        raise MistakeError(f"model {source}: {shortened_line(error)}") from error
     except (RuntimeError, SafetensorError, TypeError, JSONDecodeError, *ODD) as error:
         if isinstance(error, TypeError) and not source.is_dir():  # the hub has no such model, or no config.json
             raise MistakeError(_not_found(name)) from error

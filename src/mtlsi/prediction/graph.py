@@ -35,13 +35,18 @@ class GraphPredictor:
 
     def __init__(self, path: FilePath, *, num_threads: int | None = None):
         self.session = open_session(path, num_threads)
-        facts = self.session.get_modelmeta().custom_metadata_map
+        try:
+            facts = self.session.get_modelmeta().custom_metadata_map
+        except UnicodeError as error:
+            raise MistakeError(f"{path}: what it says of itself is no text; export it again") from error
         if "mtlsi_version" not in facts:
             raise MistakeError(f"{path}: not written by mtlsi export; expected its result, or the name of a model")
         try:
             self._read_facts(facts)
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise MistakeError(f"{path}: what it says of its tasks is broken ({message_of(error)[:200]}); export it again") from error
+            raise MistakeError(
+                f"{path}: what it says of its tasks is broken ({message_of(error)[:200]}); export it again"
+            ) from error
         self.identity = blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
 
     def _read_facts(self, facts: Mapping[str, str]) -> None:
@@ -77,7 +82,10 @@ class GraphPredictor:
                 f"an image of {pixels.shape[0]}x{pixels.shape[1]}; expected sides that are multiples of 4, since the model "
                 "was exported with --no-resize: resize the image first"
             )
-        results = self.session.run(list(names), {"image": np.ascontiguousarray(pixels)[None]})
+        try:
+            results = self.session.run(list(names), {"image": np.ascontiguousarray(pixels)[None]})
+        except Exception as error:  # onnxruntime's own exceptions share no base but this
+            raise MistakeError(f"the graph does not run ({message_of(error)[:200]}); export it again") from error
         predictions = {task: np.asarray(result)[0] for task, result in zip(names, results, strict=True)}
         for task, array in predictions.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -95,7 +103,9 @@ def open_session(path: FilePath, num_threads: int | None = None) -> Any:
 
     check_plain(Path(path), MOST_BYTES)
     if ELSEWHERE in Path(path).read_bytes():
-        raise MistakeError(f"{path}: has weights in other files, which are not followed; expected one that mtlsi export wrote")
+        raise MistakeError(
+            f"{path}: has weights in other files, which are not followed; expected one that mtlsi export wrote"
+        )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     if num_threads is not None:

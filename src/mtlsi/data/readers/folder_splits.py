@@ -102,8 +102,8 @@ def _resolve(settings: Settings, split: str, names: str | tuple[str, ...], image
     resolved = [_image(name, images) for name in listed]
     if missing := [name for name, image in zip(listed, resolved, strict=True) if image is None]:
         raise MistakeError(
-            f"{settings.path}: splits.{split}: {shortened(missing[0])} and {len(missing) - 1} more are not in images/; expected "
-            f"file names without their suffix, such as {min(images)!r}"
+            f"{settings.path}: splits.{split}: {shortened(missing[0])} and {len(missing) - 1} more are not in images/; "
+            f"expected file names without their suffix, such as {min(images)!r}"
         )
     return [name for name in resolved if name is not None]
 
@@ -119,7 +119,7 @@ def _image(listed: str, images: Collection[str]) -> str | None:
 
 
 def _read_list(path: Path, split: str, file: str) -> list[str]:
-    """The names in a list. Choice: it lies in the data set's folder, so that a data set of somebody else's shows nothing."""
+    """The names in a list. Choice: it lies in the data set's folder, so that nobody's data set shows another file."""
     try:
         check_inside(path.parent, path.parent / file)
     except (MistakeError, OSError, ValueError) as error:
