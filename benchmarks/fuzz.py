@@ -74,7 +74,7 @@ def whole_files(folder: Path) -> dict[str, Path]:
             continue
         exif = Image.Exif()
         exif[274] = 6
-        extra = (
+        extra: dict[str, Any] = (
             {"exif": exif} if kind in ("jpg", "png", "webp") else {"compression": "tiff_lzw"} if kind == "tif" else {}
         )
         found[kind] = folder / f"whole.{kind}"
@@ -119,7 +119,7 @@ def _networks(folder: Path) -> dict[str, Path]:
     for kind in ("weights", "config_json"):
         (folder / kind).mkdir()
         save_file(model.state_dict(), folder / kind / "model.safetensors")
-        config = dict(model._hub_mixin_config)
+        config: Any = model._hub_mixin_config
         (folder / kind / "config.json").write_text(json.dumps(config, default=list))
     sample = {
         "image": torch.zeros(3, 32, 40, dtype=torch.uint8),
@@ -339,9 +339,10 @@ def work(folder: Path, kind: str, start: int, stop: int, say: Callable[[dict[str
         for other in path.parent.iterdir():
             (place / other.name).symlink_to(other)
     file = place / path.name
-    _told(lambda: door(path))
+    door(path)  # whole, it opens
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (taken + MEGABYTES * 2**20,) * 2)
+    most = taken + MEGABYTES * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     for number in range(start, stop):
         file.unlink(missing_ok=True)
         file.write_bytes(damaged(kind, number, content))

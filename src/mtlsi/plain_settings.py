@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, set_loader
+from jsonargparse import ActionConfigFile, set_loader  # pyright: ignore[reportPrivateImportUsage]: documented
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.reading import shortened

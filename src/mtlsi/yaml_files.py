@@ -26,7 +26,7 @@ MOST_BITS = 64
 _BASE = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Loader(_BASE):
+class _Loader(_BASE):  # pyright: ignore[reportGeneralTypeIssues]: one of two
     """Plain values only: texts, numbers, truths, null, lists, mappings. A name may stand only once in a mapping.
 
     Numbers are read as YAML 1.2 has them, 1e-3 too, and dates stay texts.
