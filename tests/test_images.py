@@ -218,7 +218,7 @@ def test_both_doors_read_heic_where_its_reader_is_installed(tmp_path):
 def test_an_avif_that_pillow_cannot_read_is_said_to_be_one(tmp_path, monkeypatch):
     file = folder_of(tmp_path / "set", Image.fromarray(SMOOTH), "a.avif", (HEIGHT, WIDTH))
 
-    def without_avif(*_):
+    def without_avif(*_, **__):
         raise UnidentifiedImageError
 
     monkeypatch.setattr(Image, "open", without_avif)

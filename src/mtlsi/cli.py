@@ -26,6 +26,7 @@ from mtlsi.options.measuring import (
 from mtlsi.options.training import DemoOptions, StudyOptions
 from mtlsi.options.using import ExportOptions, PageOptions, PredictOptions
 from mtlsi.options.values import DEFAULT_MODEL
+from mtlsi.plain_settings import ConfigFile, use_plain_values
 
 if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
@@ -84,6 +85,7 @@ def _run(namespace: Namespace, arguments: Sequence[str]) -> int:
 
 def build_parser() -> Parser:
     """The parser with one sub-command per verb."""
+    use_plain_values()
     parser = Parser(prog="mtlsi", description="Multi-task dense prediction with MTLSI-Net.")
     parser.add_argument("--version", action="version", version=f"mtlsi {version('mtlsi')}")
     commands = parser.add_subcommands()
@@ -109,9 +111,10 @@ def _parser_of(options: type) -> Parser:
 
 def train_parser() -> Parser:
     """The parser of ``mtlsi train``."""
+    use_plain_values()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the sentence under a field is its help
     parser = Parser(description="Train a model. Settings come from --config and may be changed one by one.")
-    parser.add_argument("--config", action="config", help="a YAML file, such as those in recipes/")
+    parser.add_argument("--config", action=ConfigFile, help="a YAML file, such as those in recipes/")
     parser.add_argument("--out", type=Path, default=None, help="folder of the new run")
     parser.add_argument(
         "--resume",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from mtlsi.errors import MistakeError, check_choice
+from mtlsi.field_types import check_bounds, check_types
 
 Names = tuple[str, ...] | str
 """Several names: a tuple, or one string of comma-separated names. A configuration always holds the tuple."""
@@ -87,6 +88,8 @@ class ModelConfig:
     def of(cls, sizes: Mapping[str, Any]) -> ModelConfig:
         """The sizes given, those of ``config.json`` say, checked; ``MistakeError`` names an unknown or impossible one."""
         check_sizes(sizes)
+        check_types(cls, sizes)
+        check_bounds(sizes, SIZE_BOUNDS, "model size")
         for name in cls.__dataclass_fields__:
             if name not in (*sizes, *LATER_SIZES):
                 raise MistakeError(f"model size {name} is missing; expected every field of ModelConfig")
@@ -100,6 +103,21 @@ class ModelConfig:
             )
         return config
 
+
+SIZE_BOUNDS: dict[str, tuple[float, float]] = {
+    "channels": (1, 8192),
+    "num_heads": (1, 512),
+    "scales": (1, 63),
+    "context_pool": (1, 256),
+    "num_tokens": (1, 65536),
+    "window": (1, 256),
+    "num_blocks": (0, 64),
+    "ffn_ratio": (1, 64),
+    "decoder_stride": (4, 16),
+    "head_channels": (1, 8192),
+    "drop_path": (0, 0.99),
+}
+"""What a network may ask for: far more than any has, little enough to be refused before its memory is taken."""
 
 LATER_SIZES = ("head_channels", "drop_path", "decoder", "decoder_options", "form")
 """What config.json of an older model may lack."""
@@ -143,6 +161,8 @@ def sizes_of(preset: str, changes: Mapping[str, Any]) -> ModelConfig:
     if preset not in PRESETS:
         raise MistakeError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
     check_sizes(changes)
+    check_types(ModelConfig, changes, "model.")
+    check_bounds(changes, SIZE_BOUNDS, "model size")
     return replace(PRESETS[preset], **changes)
 
 

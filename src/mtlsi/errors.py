@@ -39,4 +39,5 @@ def check_choice(name: str, given: Any, choices: Collection[Any]) -> None:
     """Raises ``MistakeError``, which begins with ``name``, where ``given`` is none of ``choices``."""
     if given not in choices:
         words = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices]
-        raise MistakeError(f"{name} {given!r}; expected {'one of ' * (len(words) > 1)}{', '.join(words)}")
+        shown = repr(given) if len(repr(given)) <= 200 else f"{repr(given)[:197]}..."
+        raise MistakeError(f"{name} {shown}; expected {'one of ' * (len(words) > 1)}{', '.join(words)}")

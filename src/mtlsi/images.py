@@ -5,19 +5,22 @@ Data sets and prediction both read through it, so that a network is trained on t
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import threading
 import warnings
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from mtlsi.errors import MistakeError
+from mtlsi.reading import check_plain
 
 FilePath = str | os.PathLike[str]
 UNREADABLE = (
@@ -33,6 +36,14 @@ IMAGE_ENDINGS = (
     ".tga",
 )  # fmt: skip
 """How the files end that folders are searched for, in any letter case."""
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF", "HEIF", "TGA")
+"""What is ever opened, as Pillow calls it. Others are refused: its reader of PostScript, for one, runs another program.
+TGA, which says nothing of itself, comes last."""
+FEW = 5
+"""So many of them Pillow reads without looking for all its readers."""
+EXPECTED = "expected JPEG, PNG, WebP, TIFF, BMP, AVIF or HEIC"
+BAND = 256
+"""Rows that are converted at a time, so that a large image is held once as it is and once as RGB."""
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 AVIF_BRANDS = (b"avif", b"avis")
 _NOTED: ContextVar[list[int] | None] = ContextVar("noted", default=None)
@@ -74,20 +85,17 @@ def open_image(
     file: FilePath | BinaryIO,
     *,
     most_pixels: int | None = None,
-    formats: Container[str | None] | None = None,
 ) -> Iterator[Image.Image]:
     """The image in ``file``, decoded whole; of an animation the first frame. ``name`` begins every message.
 
-    Raises ``MistakeError`` where the file is no image, is damaged, has more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels
-    (89 million), or, before it is decoded, has more than ``most_pixels`` or is none of ``formats``, as Pillow calls them.
+    Raises ``MistakeError`` where the file is none of ``FORMATS``, is damaged, is no plain file, or, before it is decoded,
+    has more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels (89 million) or more than ``most_pixels``.
     A ``MistakeError`` raised in the ``with`` block gets ``name`` too.
     """
     try:
+        if isinstance(file, str | os.PathLike):
+            check_plain(Path(file))
         with _QUIET, _opened(file) as image:
-            if formats is not None and image.format not in formats:
-                raise MistakeError(
-                    f"{image.format}, which is not read here; expected JPEG, PNG, WebP, TIFF, BMP, AVIF or HEIC"
-                )
             if most_pixels is not None and image.width * image.height > most_pixels:
                 size = f"{image.width} x {image.height} pixels"
                 raise MistakeError(f"{size}; expected at most {most_pixels // 10**6} million: make it smaller first")
@@ -96,18 +104,31 @@ def open_image(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MistakeError(f"{name}: more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller first") from error
     except MistakeError as error:
-        raise MistakeError(f"{name}: {error}") from error
+        raise MistakeError(str(error) if str(error).startswith(f"{name}: ") else f"{name}: {error}") from error
     except Image.UnidentifiedImageError as error:
-        raise MistakeError(f"{name}: not a whole image; expected JPEG, PNG, WebP, TIFF, BMP, AVIF or HEIC") from error
+        raise MistakeError(f"{name}: not a whole image; {EXPECTED}") from error
     except UNREADABLE as error:
         reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
         raise MistakeError(f"{name}: not a whole image ({reason}); give an undamaged copy") from error
 
 
+def peek_image(path: FilePath) -> Image.Image:
+    """An image's size, mode and metadata, its pixels not decoded; to be closed. Raises ``UNREADABLE``."""
+    check_plain(Path(path))
+    with _QUIET:
+        return _identified(path)
+
+
+def size_of_jpeg(content: bytes) -> tuple[int, int]:
+    """Height and width of a JPEG file, not decoded. Raises ``UNREADABLE``."""
+    with _QUIET, Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+        return image.height, image.width
+
+
 def _opened(file: FilePath | BinaryIO) -> Image.Image:
     """What Pillow opens, with the reader of HEIC where it is needed; ``MistakeError`` names a reader that is missing."""
     try:
-        return Image.open(file)
+        return _identified(file)
     except Image.UnidentifiedImageError:
         brand = _brand(file)
         if brand in AVIF_BRANDS:
@@ -121,7 +142,17 @@ def _opened(file: FilePath | BinaryIO) -> Image.Image:
     except ImportError as error:
         raise MistakeError("HEIC, which needs pip install 'mtlsi[heic]'; or convert the image to JPEG") from error
     register_heif_opener()
-    return Image.open(file)
+    return _identified(file)
+
+
+def _identified(file: FilePath | BinaryIO) -> Image.Image:
+    """Opened as one of ``FORMATS``, those first that need no search for further readers."""
+    try:
+        return Image.open(file, formats=FORMATS[:FEW])
+    except Image.UnidentifiedImageError:
+        Image.init()
+        rest = [name for name in FORMATS[FEW:] if name in Image.OPEN]
+        return Image.open(file, formats=rest)
 
 
 def _brand(file: FilePath | BinaryIO) -> bytes:
@@ -150,12 +181,21 @@ def to_rgb(image: Image.Image) -> np.ndarray:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise MistakeError("an image of floating-point numbers; expected 8 or 16 bits: convert it first")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray(to_8_bits(np.asarray(image)))
-    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-    return np.array(image.convert("RGB"))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, BAND):
+        band = image.crop((0, top, image.width, min(top + BAND, image.height)))
+        pixels[top : top + BAND] = _band_to_rgb(band, image.info)
+    return pixels
+
+
+def _band_to_rgb(band: Image.Image, info: dict) -> np.ndarray:
+    """Some rows of an image as RGB (H W 3) uint8."""
+    if band.mode == "I" or band.mode.startswith("I;16"):
+        return np.asarray(Image.fromarray(to_8_bits(np.asarray(band))).convert("RGB"))
+    if band.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in info:
+        clear = band.convert("RGBA")
+        band = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+    return np.asarray(band.convert("RGB"))
 
 
 @contextmanager

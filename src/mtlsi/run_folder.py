@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.field_types import check_types
 from mtlsi.io import plain, replace_bytes, replace_text
 from mtlsi.model.stored import CONFIG, WEIGHTS, write_settings
 from mtlsi.plugins import import_plugins, settle_plugins
 from mtlsi.weights import replace_weights
+from mtlsi.yaml_files import read_yaml
 
 STATE, METRICS, SCORES, LOCK = "state", "metrics.jsonl", "scores.json", ".lock"
 STEP_FOLDER = "step_{:06d}"
@@ -138,10 +140,18 @@ def load_config(out: Path) -> RunConfig:
     """The configuration that ``save_config`` wrote into the run folder ``out``."""
     path = out / "config.yaml"
     try:
-        stored = yaml.safe_load(path.read_text())
+        stored = read_yaml(path)
+        if not isinstance(stored, dict) or not all(isinstance(stored.get(part), dict) for part in ("data", "train")):
+            raise ValueError("no settings of data and train")
         data, train = (_renamed(stored.pop(part)) for part in ("data", "train"))
+        for kind, values, where in (
+            (RunConfig, stored, ""),
+            (DataConfig, data, "data."),
+            (TrainConfig, train, "train."),
+        ):
+            check_types(kind, values, where)
         return RunConfig(**stored, data=DataConfig(**data), train=TrainConfig(**train))
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise MistakeError(f"{path}: {message_of(error)}; expected the folder of a started run") from error
 
 

@@ -24,6 +24,7 @@ from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any
 
 from mtlsi.errors import MistakeError, check_choice
+from mtlsi.field_types import check_types
 
 KINDS = ("classes", "strength", "value", "distance", "direction")
 LOSSES_OF = {
@@ -195,6 +196,7 @@ def register_records(records: Iterable[Mapping[str, Any]]) -> None:
     """Register the tasks that ``own_records`` described. Raises ``MistakeError`` for a record that is none."""
     for record in records:
         try:
+            check_types(Task, record, "task record: ")
             task = Task(**{**record, "range": record.get("range") and tuple(record["range"])})
         except (TypeError, AttributeError) as error:
             raise MistakeError(f"task record {record!r}; expected the fields of mtlsi.tasks.Task") from error

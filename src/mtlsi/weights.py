@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mtlsi.errors import MistakeError
 from mtlsi.io import replacing
+from mtlsi.tensor_files import check_tensor_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +42,8 @@ def replace_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_weights(path: Path) -> None:
-    """Raises ``MistakeError`` where the file ``path`` has a checksum and is not what was written."""
+    """Raises ``MistakeError`` where the file ``path`` has a checksum and is not what was written, or holds too much."""
+    check_tensor_file(path)
     with path.open("rb") as file:
         header = _header(file)
         stored = header.get("__metadata__", {}).get(NAME) if isinstance(header.get("__metadata__"), dict) else None

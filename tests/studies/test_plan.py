@@ -138,7 +138,7 @@ def test_a_mistake_in_the_file_is_told_in_one_line(tmp_path, content, told):
     [
         ("recipe: {}\nvariants:\n  a: {}\n  a: {model.num_tokens: 8}\n", "a stands there twice"),
         ("recipe: {}\nvariants: {a: {train.lr: 1, train.lr: 2}}\n", "train.lr stands there twice"),
-        ("recipe: [", "expected a YAML file"),
+        ("recipe: [", "not YAML in line 2"),
         ("- a", "expected settings by name"),
     ],
 )

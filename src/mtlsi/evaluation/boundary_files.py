@@ -14,6 +14,7 @@ from mtlsi.data.readers.label_pixels import LOSSY_ADVICE, lossy_format
 from mtlsi.data.readers.mat73 import decode_mat73, is_mat73
 from mtlsi.errors import MistakeError
 from mtlsi.images import open_image
+from mtlsi.reading import read_content
 
 LEVELS = {1: 255, 2: 65535}
 """The brightest value, by the number of bytes."""
@@ -169,7 +170,7 @@ def _unwrapped(value: Any) -> Any:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_content(path)
     except OSError as error:
         raise MistakeError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,6 +22,14 @@ else:
 
 FieldFile = tuple[str, np.ndarray]
 """A file's suffix, ``.npy`` or ``.png``, and its content; an image is uint8 or uint16."""
+
+
+def inflated(deflated: np.ndarray, *num_bytes: int) -> bytes:
+    """What was deflated. Raises ``ValueError`` unless it has one of ``num_bytes``: a megabyte can become a gigabyte."""
+    content = zlib.decompressobj().decompress(deflated.tobytes(), max(num_bytes) + 1)
+    if len(content) not in num_bytes:
+        raise ValueError(f"{len(content)} bytes or more; expected {num_bytes}")
+    return content
 
 
 class Kind(ABC):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtlsi.kinds.base import FieldFile, Kind
+from mtlsi.kinds.base import FieldFile, Kind, inflated
 from mtlsi.kinds.colouring import UNKNOWN, Colour, Limits, Swatches
 from mtlsi.kinds.palette import palette
 from mtlsi.later import Later
@@ -83,8 +83,9 @@ class Classes(Kind):
         return {self.task.name: np.frombuffer(zlib.compress(content, 6), np.uint8)}
 
     def unpack(self, arrays: Mapping[str, np.ndarray], size_hw: tuple[int, int]) -> Tensor:
-        content = zlib.decompress(arrays[self.task.name].tobytes())
-        is_wide = len(content) == 2 * size_hw[0] * size_hw[1]
+        num_pixels = size_hw[0] * size_hw[1]
+        content = inflated(arrays[self.task.name], num_pixels, 2 * num_pixels)
+        is_wide = len(content) == 2 * num_pixels
         values = np.frombuffer(content, np.uint16 if is_wide else np.uint8).reshape(size_hw)
         return torch.from_numpy(values.astype(np.int32) if is_wide else values.copy())
 

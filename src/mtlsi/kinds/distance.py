@@ -94,4 +94,4 @@ class Distance(Kind):
 
     def unpack(self, arrays: Mapping[str, np.ndarray], size_hw: tuple[int, int]) -> Tensor:
         name = self.task.name
-        return torch.from_numpy(arrays[name].astype(np.float32) * arrays[f"{name}.step"])
+        return torch.from_numpy(arrays[name].astype(np.float32) * arrays[f"{name}.step"].item())

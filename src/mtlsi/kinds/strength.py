@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtlsi.kinds.base import FieldFile, Kind
+from mtlsi.kinds.base import FieldFile, Kind, inflated
 from mtlsi.kinds.colouring import Colour, Limits, Scale
 from mtlsi.kinds.grids import largest_in_cells
 from mtlsi.later import Later
@@ -91,5 +91,5 @@ class Strength(Kind):
         return {self.task.name: np.frombuffer(content, np.uint8)}
 
     def unpack(self, arrays: Mapping[str, np.ndarray], size_hw: tuple[int, int]) -> Tensor:
-        values = np.frombuffer(zlib.decompress(arrays[self.task.name].tobytes()), np.uint8)
+        values = np.frombuffer(inflated(arrays[self.task.name], size_hw[0] * size_hw[1]), np.uint8)
         return torch.from_numpy(values.reshape(size_hw).copy())

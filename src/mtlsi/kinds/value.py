@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtlsi.kinds.base import FieldFile, Kind
+from mtlsi.kinds.base import FieldFile, Kind, inflated
 from mtlsi.kinds.colouring import BLUE, GREEN, RED, Colour, Limits, Scale, Swatches, on_scale, percentile_limits, turbo
 from mtlsi.later import Later
 
@@ -94,6 +94,7 @@ class Value(Kind):
         return {self.task.name: np.frombuffer(content, np.uint8)}
 
     def unpack(self, arrays: Mapping[str, np.ndarray], size_hw: tuple[int, int]) -> Tensor:
-        values = np.frombuffer(zlib.decompress(arrays[self.task.name].tobytes()), np.float32)
+        num_values = max(self.label_channels, 1) * size_hw[0] * size_hw[1]
+        values = np.frombuffer(inflated(arrays[self.task.name], 4 * num_values), np.float32)
         channels = (self.label_channels,) if self.label_channels else ()
         return torch.from_numpy(values.reshape(*channels, *size_hw).copy())

@@ -16,6 +16,7 @@ from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.recompute import batch_norms, recompute
 from mtlsi.model.foreign_weights import advice, advice_on_prefix
 from mtlsi.model.quick_timm import resample_abs_pos_embed, timm
+from mtlsi.tensor_files import check_tensor_file
 
 STRIDES = (4, 8, 16, 32)
 PATCHES = (14, 16)
@@ -144,6 +145,7 @@ class Backbone(nn.Module):
         A ViT's position embeddings made for square images of another size are resampled to its own, as timm does.
         """
         try:
+            check_tensor_file(Path(path))
             state = {name: tensor.float() for name, tensor in load_file(path).items()}
         except (OSError, SafetensorError) as error:
             raise MistakeError(

@@ -31,16 +31,20 @@ from mtlsi.errors import MistakeError
 from mtlsi.kernels.recompute import called_modules, recompute
 from mtlsi.kinds.colouring import Colour
 from mtlsi.model.backbone import STRIDES, Backbone
+from mtlsi.model.budget import weights_within
 from mtlsi.model.card import own_card
 from mtlsi.model.decoder_spec import DecoderSpec
 from mtlsi.model.decoders import OnlyTasks, build_decoder
+from mtlsi.model.facts import check_facts
 from mtlsi.model.forms import as_stored
 from mtlsi.model.freezing import parts_of
 from mtlsi.model.fusion import ReplaceContext
 from mtlsi.model.stored import WEIGHTS, without_versions, write_settings
 from mtlsi.nn.layout import resize_maps
 from mtlsi.nn.task_subset import shallow_copy
+from mtlsi.reading import shortened
 from mtlsi.tasks import check_tasks, num_channels, register_records
+from mtlsi.tensor_files import check_tensor_file
 from mtlsi.weights import replace_weights
 
 if TYPE_CHECKING:
@@ -95,6 +99,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         **sizes: Any,
     ):
         super().__init__()
+        check_facts(tasks, classes, input_size, own_tasks)
         register_records(own_tasks)
         config = ModelConfig.of(sizes)
         self.sizes = config
@@ -209,7 +214,12 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
 
     @classmethod
     def _from_pretrained(cls, **kwargs: Any) -> MTLSINet:
-        return super()._from_pretrained(**as_stored(without_versions(kwargs)))
+        with weights_within(check_tensor_file(Path(kwargs["model_id"]) / WEIGHTS)):
+            return super()._from_pretrained(**as_stored(without_versions(kwargs)))
+
+    @classmethod
+    def _load_as_pickle(cls, *_: Any, **__: Any) -> Any:
+        raise MistakeError("a model of pickled weights, which are never loaded; expected model.safetensors")
 
     def _decoder_for(self, tasks: Iterable[str] | None) -> nn.Module:
         names = self._checked_tasks(tasks)
@@ -269,12 +279,14 @@ def checked_colours(
 ) -> dict[str, tuple[Colour, ...]]:
     """``colours`` of the tasks in ``classes``; ``MistakeError`` unless every class has one of its own, in 0..255."""
     found = {}
+    if not isinstance(colours or {}, Mapping):
+        raise MistakeError(f"colours {shortened(colours)}; expected a list of [r, g, b] by task")
     for task, given in (colours or {}).items():
         if task not in classes:
             continue
         try:
             found[task] = tuple((int(red), int(green), int(blue)) for red, green, blue in given)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise MistakeError(f"colours.{task}; expected a list of [r, g, b] in 0..255") from error
         if len(found[task]) != len(classes[task]) or not all(0 <= x <= 255 for colour in found[task] for x in colour):
             raise MistakeError(
@@ -288,14 +300,16 @@ def checked_camera(camera: Mapping[str, Any] | None) -> dict[str, Any]:
     """``camera`` with its numbers as numbers, {} where there is none; ``MistakeError`` for anything else."""
     if not camera:
         return {}
+    if not isinstance(camera, Mapping):
+        raise MistakeError(f"camera {shortened(camera)}; expected focal_px and size_hw")
     try:
         focal_px, (height, width) = float(camera["focal_px"]), map(int, camera["size_hw"])
         if set(camera) == {"focal_px", "size_hw"} and min(focal_px, height, width) > 0 and focal_px < float("inf"):
             return {"focal_px": focal_px, "size_hw": [height, width]}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         pass
     raise MistakeError(
-        f"camera {camera}; expected focal_px, above 0, and the size_hw [height, width] that it belongs to"
+        f"camera {shortened(camera)}; expected focal_px, above 0, and the size_hw [height, width] that it belongs to"
     )
 
 

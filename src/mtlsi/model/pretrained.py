@@ -13,8 +13,11 @@ from safetensors import SafetensorError
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.model.foreign_weights import PICKLED, advice, advice_on_model
 from mtlsi.model.stored import CONFIG, WEIGHTS, check_settings
+from mtlsi.reading import shortened_line
 from mtlsi.weights import check_weights
 
+ODD = (AttributeError, LookupError, ArithmeticError, UnicodeError, AssertionError, RecursionError)
+"""What the hub's reader and timm raise where config.json says what nobody expected."""
 PACKAGED = Path(__file__).parent.parent / "models"
 ALIASES = {"nyud": "nyud-efficientnet-lite2"}
 """Names that stand for the best packaged model of their kind."""
@@ -62,8 +65,8 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
         with redirect_stdout(io.StringIO()):  # the mixin prints where it loads from
             model = load(str(folder), **kwargs)
     except MistakeError as error:  # config.json asks for what cannot be built
-        raise MistakeError(f"model {source}: {error}") from error
-    except (RuntimeError, SafetensorError, TypeError, OSError) as error:
+        raise MistakeError(f"model {source}: {shortened_line(error)}") from error
+    except (RuntimeError, SafetensorError, TypeError, OSError, *ODD) as error:
         reason = message_of(error)[:200]
         more = advice_on_model(folder / WEIGHTS, error)
         raise MistakeError(f"model {source}: weights and config.json do not fit each other ({reason}){more}") from error

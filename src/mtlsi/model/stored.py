@@ -13,8 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mtlsi.errors import MistakeError, message_of
+from mtlsi.errors import MistakeError
 from mtlsi.io import plain, replace_text
+from mtlsi.reading import read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
@@ -35,13 +36,8 @@ def without_versions(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_settings(path: Path) -> None:
     """Raises ``MistakeError`` where ``path``, a config.json, is no settings of a model, or of a newer format."""
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise MistakeError(
-            f"weights and config.json do not fit each other ({message_of(error)[:200]}); expected JSON as mtlsi writes it"
-        ) from error
-    if not isinstance(settings, dict) or not {"tasks", "classes", "input_size"} <= settings.keys():
+    settings = read_json(path, "what mtlsi train writes into a run folder")
+    if not {"tasks", "classes", "input_size"} <= settings.keys():
         raise MistakeError(f"{CONFIG} names no tasks, classes and input_size; expected a model that mtlsi wrote")
     found = settings.get("format_version", 0)
     if not isinstance(found, int) or isinstance(found, bool) or found < 0:

@@ -18,8 +18,6 @@ MOST_PIXELS = 50_000_000
 """An image with more is refused before it is decoded."""
 KEPT_PIXELS = 4_000_000
 """A larger photo is shrunk to this before it is predicted: what is kept of ten people's photos stays within memory."""
-FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-"""What is decoded, as Pillow calls it. Others are refused: its reader of PostScript, for one, runs another program."""
 LONGEST_NAME = 60
 
 
@@ -36,7 +34,7 @@ def read_upload(path: Path, name: str) -> tuple[np.ndarray, str]:
         )
     if not size:
         raise MistakeError(f"{shown}: an empty file; expected an image")
-    with open_image(shown, path, most_pixels=MOST_PIXELS, formats=FORMATS) as image:
+    with open_image(shown, path, most_pixels=MOST_PIXELS) as image:
         pixels = to_rgb(image)
     height, width = pixels.shape[:2]
     if height * width <= KEPT_PIXELS:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from mtlsi.errors import MistakeError
-from mtlsi.images import UNREADABLE
+from mtlsi.images import UNREADABLE, peek_image
 from mtlsi.tasks import TASKS
 
 Size = tuple[int, int]
@@ -92,7 +92,7 @@ def view_from_exif(path: Path, size_hw: Size) -> View | None:
     a sensor's pixels some cameras write nonsense. A photo that was cropped afterwards has another field of view.
     """
     try:
-        with Image.open(path) as image:
+        with peek_image(path) as image:
             tags = image.getexif().get_ifd(ExifTags.IFD.Exif)
         found = _in_film(tags, size_hw) or _on_sensor(tags, size_hw)
     except UNREADABLE:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from importlib.util import find_spec
@@ -17,7 +16,13 @@ from mtlsi.kinds.colouring import Colour
 from mtlsi.options.using import PredictOptions
 from mtlsi.prediction.camera import TrainingCamera
 from mtlsi.prediction.images import ImageLike, as_pixels
+from mtlsi.reading import check_plain, parse_json
 from mtlsi.tasks import check_tasks, register_records
+
+MOST_BYTES = 2**31
+"""Of a file: more than that no file of this form can have."""
+ELSEWHERE = b"\x0a\x08location"
+"""How a graph begins to say in which other file some of its weights lie."""
 
 
 class GraphPredictor:
@@ -30,11 +35,24 @@ class GraphPredictor:
 
     def __init__(self, path: FilePath, *, num_threads: int | None = None):
         self.session = open_session(path, num_threads)
-        facts = self.session.get_modelmeta().custom_metadata_map
+        try:
+            facts = self.session.get_modelmeta().custom_metadata_map
+        except UnicodeError as error:
+            raise MistakeError(f"{path}: what it says of itself is no text; export it again") from error
         if "mtlsi_version" not in facts:
             raise MistakeError(f"{path}: not written by mtlsi export; expected its result, or the name of a model")
-        register_records(json.loads(facts["own_tasks"]))
-        self.facts: list[dict[str, Any]] = json.loads(facts["tasks"])
+        try:
+            self._read_facts(facts)
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise MistakeError(
+                f"{path}: what it says of its tasks is broken ({message_of(error)[:200]}); export it again"
+            ) from error
+        self.identity = blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
+
+    def _read_facts(self, facts: Mapping[str, str]) -> None:
+        """What ``mtlsi export`` wrote beside the graph."""
+        register_records(parse_json(facts["own_tasks"]))
+        self.facts: list[dict[str, Any]] = parse_json(facts["tasks"])
         """What each task's numbers mean: name, kind, title, unit or class names and their colours."""
         self.tasks: tuple[str, ...] = tuple(fact["name"] for fact in self.facts)
         self.classes: Mapping[str, Sequence[str]] = {
@@ -43,10 +61,13 @@ class GraphPredictor:
         self.colours: Mapping[str, Sequence[Colour]] = {
             fact["name"]: [tuple(colour) for colour in fact["colours"]] for fact in self.facts if "colours" in fact
         }
-        camera = json.loads(facts.get("camera", "null"))
+        camera = parse_json(facts.get("camera", "null"))
         self.training_camera = camera and TrainingCamera(**camera | {"size_hw": tuple(camera["size_hw"])})
-        self.identity = blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
-        self.resizes = json.loads(facts["working_size"]) is not None
+        self.resizes = parse_json(facts["working_size"]) is not None
+        check_tasks(self.tasks)
+        outputs = [output.name for output in self.session.get_outputs()]
+        if not set(self.tasks) <= set(outputs):
+            raise ValueError(f"tasks {list(self.tasks)}, outputs {outputs}")
 
     def __call__(self, image: ImageLike, tasks: str | Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """The prediction of each task (default: all that the file has), as arrays of the image's own size.
@@ -61,7 +82,10 @@ class GraphPredictor:
                 f"an image of {pixels.shape[0]}x{pixels.shape[1]}; expected sides that are multiples of 4, since the model "
                 "was exported with --no-resize: resize the image first"
             )
-        results = self.session.run(list(names), {"image": np.ascontiguousarray(pixels)[None]})
+        try:
+            results = self.session.run(list(names), {"image": np.ascontiguousarray(pixels)[None]})
+        except Exception as error:  # onnxruntime's own exceptions share no base but this
+            raise MistakeError(f"the graph does not run ({message_of(error)[:200]}); export it again") from error
         predictions = {task: np.asarray(result)[0] for task, result in zip(names, results, strict=True)}
         for task, array in predictions.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -77,6 +101,11 @@ def open_session(path: FilePath, num_threads: int | None = None) -> Any:
         raise MistakeError("onnxruntime is not installed, which .onnx files need; pip install 'mtlsi[export]'")
     import onnxruntime
 
+    check_plain(Path(path), MOST_BYTES)
+    if ELSEWHERE in Path(path).read_bytes():
+        raise MistakeError(
+            f"{path}: has weights in other files, which are not followed; expected one that mtlsi export wrote"
+        )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     if num_threads is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,15 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError, message_of
-
-PARTS = ("model", "data", "train")
+from mtlsi.plain_settings import check_parts, check_plain_settings, use_plain_values
+from mtlsi.yaml_files import parse_yaml, read_yaml
 
 
 def config_of(where: str, settings: Mapping[str, Any]) -> RunConfig:
     """The run that nested ``settings`` describe, checked; ``where`` begins the message of a ``MistakeError``."""
-    for part in PARTS:
-        if not isinstance(settings.get(part, {}), dict):
-            raise MistakeError(f"{where}: {part} is {settings[part]!r}; expected settings by name")
+    check_parts(where, settings)
     try:
+        check_plain_settings(settings)
         namespace = _parser().parse_object({name: value for name, value in settings.items() if name != "seed"})
         given = namespace.as_dict()
         config = RunConfig(**given | {"data": DataConfig(**given["data"]), "train": TrainConfig(**given["train"])})
@@ -33,6 +32,7 @@ def config_of(where: str, settings: Mapping[str, Any]) -> RunConfig:
 
 @cache
 def _parser() -> ArgumentParser:
+    use_plain_values()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(RunConfig, nested_key=None)
     return parser
@@ -65,28 +65,17 @@ def read_values(settings: Mapping[str, str]) -> dict[str, Any]:
     values = {}
     for name, text in settings.items():
         try:
-            values[name] = yaml.load(text, UniqueLoader)
+            values[name] = parse_yaml(text)
         except yaml.YAMLError as error:
             raise MistakeError(f"--{name} {text!r}: {message_of(error)}; expected a value as in YAML") from error
     return values
 
 
-class UniqueLoader(yaml.SafeLoader):
-    """Refuses a name that stands twice in one mapping, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def read_mapping(path: Path) -> dict[str, Any]:
     """The YAML file ``path``; ``MistakeError`` where it is missing, broken or no mapping."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), UniqueLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+        content = read_yaml(path)
+    except OSError as error:
         raise MistakeError(f"{path}: {message_of(error)}; expected a YAML file") from error
     if not isinstance(content, dict):
         raise MistakeError(f"{path}: {type(content).__name__}; expected settings by name")

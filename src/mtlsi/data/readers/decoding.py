@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mtlsi.data.readers.array_files import read_mat, read_npy
 from mtlsi.data.readers.label_pixels import Pixels, grey_values, label_image, read_pixels, strength_pixels
 from mtlsi.errors import MistakeError
 from mtlsi.images import open_image, to_rgb
@@ -50,27 +51,12 @@ def decode_grey(path: Path, content: bytes) -> np.ndarray:
 
 def decode_npy(path: Path, content: bytes) -> np.ndarray:
     """The numbers of a NumPy file; pickled objects are refused."""
-    try:
-        values = np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # a damaged header raises whatever its parser does
-        raise MistakeError(
-            f"{path}: not a whole NumPy file ({len(content)} bytes); download it again or delete it"
-        ) from error
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
-        raise MistakeError(f"{path}: holds {getattr(values, 'dtype', 'no numbers')}; expected an array of numbers")
-    return values
+    return read_npy(path, content)
 
 
 def decode_mat(path: Path, content: bytes) -> dict[str, Any]:
     """The variables of a MATLAB file up to version 7."""
-    from scipy.io import loadmat
-
-    try:
-        return loadmat(io.BytesIO(content))
-    except Exception as error:
-        raise MistakeError(
-            f"{path}: not a whole MATLAB file ({len(content)} bytes); download it again or delete it"
-        ) from error
+    return read_mat(path, content)
 
 
 def is_npy(path: Path) -> bool:

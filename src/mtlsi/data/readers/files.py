@@ -21,6 +21,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.images import turned_label
 from mtlsi.io import default_cache_dir, replace_array
 from mtlsi.parallel import for_each
+from mtlsi.reading import read_content, read_text
 from mtlsi.tasks import BUILT_IN, TASKS, check_tasks, own_records, register_records
 
 IMAGE = "image"
@@ -235,7 +236,7 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 def read_names(path: Path, expected: str) -> list[str]:
     """The names in a split list, one per line. Raises ``MistakeError`` if there are none; ``expected`` shows one."""
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise MistakeError(f"{path}: cannot be read as text; expected one name per line, such as {expected}") from error
     if not names:
@@ -252,7 +253,7 @@ def check_split(split: str, known: Iterable[str], what: str) -> None:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_content(path)
     except OSError as error:
         raise MistakeError(f"{path}: cannot be read ({error.strerror}); restore the file") from error
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mtlsi.data.readers.file_names import read_pattern
 from mtlsi.data.readers.folder_classes import CLASS_NAMES, settle_classes
 from mtlsi.data.readers.keys import Key, listed, mapping, number, one_of, read_keys, span, text, truth, whole
@@ -16,6 +14,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.io import holds
 from mtlsi.kinds.colouring import Colour
 from mtlsi.tasks import BUILT_IN, KINDS, LOSSES_OF, MAX_DIST, METRICS_OF, MOST_CLASSES, TASKS, Task, check_name
+from mtlsi.yaml_files import read_yaml
 
 SETTINGS = "dataset.yaml"
 METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
@@ -178,18 +177,10 @@ def read_settings(root: Path, tasks: Collection[str] = ()) -> Settings:
     """
     path = root / SETTINGS
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        content = read_yaml(path)
     except OSError as error:
         raise MistakeError(
             f"{path}: cannot be read ({root}: {holds(root)}); expected images/, a folder per task and {SETTINGS}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise MistakeError(f"{path}: not text in UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = "" if mark is None else f" in line {mark.line + 1}"
-        raise MistakeError(
-            f"{path}: not YAML{where} ({getattr(error, 'problem', None) or 'broken'}); correct it"
         ) from error
     top = read_keys(path, "", content, _KEYS)
     own = {task: keys for task, keys in top["tasks"].items() if _declares(path, task, keys)}

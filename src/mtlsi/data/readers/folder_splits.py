@@ -11,6 +11,7 @@ from mtlsi.data.readers.file_names import composed
 from mtlsi.data.readers.files import read_names
 from mtlsi.data.readers.folder_settings import Settings, Splits
 from mtlsi.errors import MistakeError
+from mtlsi.reading import check_inside, shortened
 
 DEFAULT: Splits = {"val": 0.2}
 SPLIT_FOLDERS = {
@@ -101,8 +102,8 @@ def _resolve(settings: Settings, split: str, names: str | tuple[str, ...], image
     resolved = [_image(name, images) for name in listed]
     if missing := [name for name, image in zip(listed, resolved, strict=True) if image is None]:
         raise MistakeError(
-            f"{settings.path}: splits.{split}: {missing[0]!r} and {len(missing) - 1} more are not in images/; expected "
-            f"file names without their suffix, such as {min(images)!r}"
+            f"{settings.path}: splits.{split}: {shortened(missing[0])} and {len(missing) - 1} more are not in images/; "
+            f"expected file names without their suffix, such as {min(images)!r}"
         )
     return [name for name in resolved if name is not None]
 
@@ -118,6 +119,13 @@ def _image(listed: str, images: Collection[str]) -> str | None:
 
 
 def _read_list(path: Path, split: str, file: str) -> list[str]:
+    """The names in a list. Choice: it lies in the data set's folder, so that nobody's data set shows another file."""
+    try:
+        check_inside(path.parent, path.parent / file)
+    except (MistakeError, OSError, ValueError) as error:
+        raise MistakeError(
+            f"{path}: splits.{split}: {shortened(file)} lies outside the folder; expected a list inside it: copy it there"
+        ) from error
     if not (path.parent / file).is_file():
         raise MistakeError(f"{path}: splits.{split}: {file}: no such file; expected one with a name per line")
     return read_names(path.parent / file, "room_01")

@@ -10,12 +10,15 @@ import numpy as np
 from PIL import Image
 
 from mtlsi.errors import MistakeError
+from mtlsi.reading import MOST_BYTES
 
 if TYPE_CHECKING:
     import h5py
 
 DEPTH = 4
 """How deep cells and structures may lie in one another: references can also run in a circle."""
+MOST_ITEMS = 20_000
+"""Arrays, wherever they lie in a file."""
 CELLS = 1000
 """As many parts may a cell have: nobody asked more people than that to draw one image's boundaries."""
 
@@ -37,6 +40,7 @@ def decode_mat73(path: Path, content: bytes) -> dict[str, Any]:
 
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
+            _check_total(path, file)
             return _fields(path, file, DEPTH)
     except MistakeError:
         raise
@@ -96,6 +100,28 @@ def _sparse(path: Path, group: h5py.Group) -> Any:
     for part in ("data", "ir"):
         _check_size(path, group.name, getattr(group[part], "shape", ()))
     return csc_matrix((np.asarray(group["data"]), np.asarray(group["ir"]), jc), shape=shape)
+
+
+def _check_total(path: Path, file: h5py.File) -> None:
+    """Raises ``MistakeError`` where all arrays together, unpacked, or one chunk of one, take more than may be read."""
+    import h5py
+
+    total, found = 0.0, 0
+
+    def add(_: str, item: Any) -> None:
+        nonlocal total, found
+        found += 1
+        if isinstance(item, h5py.Dataset) and item.shape is not None:
+            if item.dtype.kind in "fiub":
+                _check_size(path, item.name, item.shape)
+            total += float(np.prod(item.shape, dtype=np.float64)) * item.dtype.itemsize
+            chunk = float(np.prod(item.chunks or (), dtype=np.float64)) * item.dtype.itemsize
+            if max(total, chunk) > MOST_BYTES or found > MOST_ITEMS:
+                raise MistakeError(
+                    f"{path}: holds more than {MOST_BYTES // 2**20} MB or {MOST_ITEMS} arrays; expected labels of one image"
+                )
+
+    file.visititems(add)
 
 
 def _check_size(path: Path, name: str | None, shape: tuple[int, ...]) -> None:

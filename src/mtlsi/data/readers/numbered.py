@@ -37,6 +37,7 @@ from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
 from mtlsi.data.readers.nyud import CAMERA
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
+from mtlsi.reading import read_content
 from mtlsi.tasks import MAX_DIST, TASK_SETS, Task, check_tasks, register_task
 
 SPLITS = ("train", "val")
@@ -188,7 +189,7 @@ def _label_folder(root: Path, split: str, num_classes: int | None) -> tuple[str,
             return f"label_{number}", number
     found = len(CITYSCAPES7)
     for file in sorted((root / split / "label").glob("*.npy"))[:LOOKED_AT]:
-        if decode_npy(file, file.read_bytes()).max(initial=-1) >= len(CITYSCAPES7):
+        if decode_npy(file, read_content(file)).max(initial=0) >= len(CITYSCAPES7):
             found = len(CITYSCAPES19)
     if found not in asked:
         raise MistakeError(

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mtlsi.data.readers.decoding import (
     Decoder,
@@ -43,7 +42,7 @@ from mtlsi.data.readers.derive import (
 )
 from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split, read_names
 from mtlsi.errors import MistakeError
-from mtlsi.images import UNREADABLE
+from mtlsi.images import UNREADABLE, peek_image
 from mtlsi.io import holds
 from mtlsi.tasks import NYUD40, TASK_SETS, check_tasks
 
@@ -170,7 +169,7 @@ class NYUD(FileDataset):
         """Of the official images, or of the crop of them that the InvPT line's files hold."""
         path = self.path(IMAGE, 0)
         if path is not None:
-            with Image.open(path) as image:
+            with peek_image(path) as image:
                 if (image.height, image.width) == CROP_HW:
                     return CAMERA | {"size_hw": list(CROP_HW)}
         return CAMERA
@@ -228,7 +227,7 @@ def find_layout(root: Path) -> Layout:
 
 def _is_16bit(path: Path) -> bool:
     try:
-        with Image.open(path) as image:
+        with peek_image(path) as image:
             return image.mode in SIXTEEN_BITS
     except UNREADABLE:  # named when it is read
         return False

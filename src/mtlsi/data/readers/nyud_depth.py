@@ -26,6 +26,7 @@ from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
 from mtlsi.data.readers.nyud import CAMERA, SPLITS, depth_millimetres, normals_of_millimetres
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
+from mtlsi.reading import read_text, shortened
 from mtlsi.tasks import TASK_SETS, check_tasks
 
 PHOTO, DEPTH = "rgb_", "sync_depth_"
@@ -142,7 +143,7 @@ def _list_of(root: Path, split: str) -> Path | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise MistakeError(f"{path}: cannot be read as text; expected lines PHOTO DEPTH FOCAL") from error
 
@@ -151,7 +152,7 @@ def _listed(root: Path, split: str, path: Path) -> list[tuple[str, str]]:
     lines = [line.split() for line in _text(path).splitlines() if line.strip()]
     for number, line in enumerate(lines, 1):
         if len(line) < 2:
-            raise MistakeError(f"{path}: line {number} holds {' '.join(line)}; expected PHOTO DEPTH FOCAL")
+            raise MistakeError(f"{path}: line {number} holds {shortened(' '.join(line))}; expected PHOTO DEPTH FOCAL")
     pairs = [(line[0].lstrip("/"), line[1].lstrip("/")) for line in lines]
     places = [
         place for place in ("", *PLACES[split]) if any((root / place / photo).is_file() for photo, _ in pairs[:9])

@@ -22,6 +22,7 @@ from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
 from mtlsi.data.readers.nyud import CAMERA, SPLITS, camera_normals
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
+from mtlsi.reading import read_content
 from mtlsi.tasks import NYUD40, TASK_SETS, check_tasks
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class OfficialNYUD(FileDataset):
 def read_indices(path: Path, split: str, num_images: int) -> list[int]:
     """The indices from 1 of a split, as ``splits.mat`` lists them. Raises ``MistakeError`` naming the file."""
     try:
-        content = path.read_bytes()
+        content = read_content(path)
     except OSError as error:
         raise MistakeError(f"{path}: cannot be read ({error.strerror}); put the official {path.name} there") from error
     variables = decode_mat(path, content)

@@ -12,22 +12,26 @@ of 0.4 degrees at most), values deflated float32.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from mtlsi import kinds
 from mtlsi.data.readers.files import IMAGE, check_split
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
+from mtlsi.images import size_of_jpeg
+from mtlsi.reading import check_relative, read_content, read_json, shortened
 from mtlsi.tasks import check_tasks, register_records
+from mtlsi.tensor_files import check_tensor_bytes
 
 INDEX = "prepared.json"
 VERSION = 1
@@ -47,9 +51,14 @@ def pack(sample: Mapping[str, Tensor], jpeg: bytes | None = None) -> bytes:
 def unpack(path: Path, content: bytes, tasks: Sequence[str]) -> dict[str, Tensor]:
     """The sample in the content of a file, with the labels of ``tasks`` that it holds."""
     try:
+        check_tensor_bytes(path, content)
         tensors = safetensors.numpy.load(content)
         h, w = (int(side) for side in tensors["size"])
+        if min(h, w) < 1 or h * w > (Image.MAX_IMAGE_PIXELS or 0):
+            raise ValueError(f"{h}x{w} pixels")
         if "image.jpg" in tensors:
+            if size_of_jpeg(tensors["image.jpg"].tobytes()) != (h, w):
+                raise ValueError("another size")
             # copied: torch warns of memory that it may not write to
             image = decode_jpeg(torch.from_numpy(tensors["image.jpg"].copy()), ImageReadMode.RGB)
             assert isinstance(image, Tensor), "one image in, one image out"
@@ -59,7 +68,9 @@ def unpack(path: Path, content: bytes, tasks: Sequence[str]) -> dict[str, Tensor
         for name in tasks:
             if name in tensors:
                 sample[name] = kinds.of(name).unpack(tensors, (h, w))
-    except (SafetensorError, KeyError, ValueError, RuntimeError, zlib.error) as error:
+        if image.dtype != torch.uint8 or image.shape[0] != 3 or any(x.shape[-2:] != (h, w) for x in sample.values()):
+            raise ValueError("labels of another size")
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, OSError, zlib.error) as error:
         raise MistakeError(f"{path}: not a whole prepared image; run mtlsi data prepare again") from error
     return sample
 
@@ -89,7 +100,7 @@ class Prepared(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         path = image_path(self.root, self.names[index])
         try:
-            content = path.read_bytes()
+            content = read_content(path)
         except OSError as error:
             raise MistakeError(f"{path}: cannot be read ({error.strerror}); run mtlsi data prepare again") from error
         return unpack(path, content, self.tasks)
@@ -107,12 +118,41 @@ def image_path(root: Path, name: str) -> Path:
 def read_index(root: Path) -> dict:
     """What ``prepared.json`` says; ``MistakeError`` where it is not there, not whole or of another version."""
     path = root / INDEX
-    try:
-        index = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise MistakeError(f"{path}: cannot be read; expected a folder made by mtlsi data prepare") from error
+    index = read_json(path, "a folder made by mtlsi data prepare")
     if index.get("version") != VERSION:
         raise MistakeError(f"{path}: version {index.get('version')}; expected {VERSION}: run mtlsi data prepare again")
-    if not index["complete"]:
+    if not index.get("complete"):
         raise MistakeError(f"{path}: not finished; run the same mtlsi data prepare again, it goes on where it stopped")
+    try:
+        _check_index(index)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise MistakeError(f"{path}: {message_of(error)[:200]}; run mtlsi data prepare again") from error
     return index
+
+
+def _check_index(index: dict[str, Any]) -> None:
+    """Raises ``KeyError``, ``ValueError`` or ``MistakeError`` for what ``mtlsi data prepare`` would not have written."""
+    for key, kind in (("splits", dict), ("tasks", dict), ("classes", dict), ("derived", list), ("layout", str)):
+        _expect(key, index[key], kind)
+    _expect("boundary_tolerance", index["boundary_tolerance"], (int, float))
+    _expect("own_tasks", index.get("own_tasks", []), list)
+    _expect("colours", index.get("colours", {}), dict)
+    _expect("camera", index.get("camera", {}), dict)
+    for key in ("splits", "tasks", "classes"):
+        for name, values in index[key].items():
+            _expect(f"{key}.{name}", values, list)
+            for value in values:
+                _expect(f"{key}.{name}", value, str)
+    for names in index["splits"].values():
+        for name in names:
+            check_relative(name)
+    for split in index["splits"]:
+        if split not in index["tasks"]:
+            raise ValueError(f"tasks.{split} is missing")
+    for value in index["derived"]:
+        _expect("derived", value, str)
+
+
+def _expect(key: str, value: Any, kind: type | tuple[type, ...]) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{shortened(key)} is {shortened(value)}")

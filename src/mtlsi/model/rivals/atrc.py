@@ -46,7 +46,7 @@ class ATRCOptions:
     """Share of the channels of the refined features that training drops."""
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.window % 2 == 0:
+        if not 1 <= self.window <= 255 or self.window % 2 == 0:
             raise MistakeError(f"window {self.window}; expected an odd number of positions, such as 9")
         for name in ("attention_channels", "auxiliary_channels"):
             value = getattr(self, name)

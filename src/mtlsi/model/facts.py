@@ -1,0 +1,54 @@
+"""What a config.json says besides the sizes, checked before anything is built from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtlsi.errors import MistakeError
+from mtlsi.reading import shortened
+from mtlsi.tasks import MOST_CLASSES
+
+MOST_TASKS = 64
+MOST_SIDE = 100_000
+
+
+def check_facts(tasks: Any, classes: Any, input_size: Any, own_tasks: Any) -> None:
+    """Raises ``MistakeError`` for a value of another form than ``MTLSINet`` takes."""
+    _check("tasks", tasks, _is_names(tasks) and len(tasks) <= MOST_TASKS, f"up to {MOST_TASKS} names")
+    _check(
+        "classes",
+        classes,
+        isinstance(classes, Mapping)
+        and all(_is_names(names) and 1 <= len(names) <= MOST_CLASSES for names in classes.values()),
+        f"a list of 1 to {MOST_CLASSES} names by task",
+    )
+    _check(
+        "input_size",
+        input_size,
+        _is_list(input_size) and len(input_size) == 2 and all(_is_side(side) for side in input_size),
+        f"[height, width], each in 1..{MOST_SIDE}",
+    )
+    _check(
+        "own_tasks",
+        own_tasks,
+        _is_list(own_tasks) and len(own_tasks) <= MOST_TASKS and all(isinstance(one, Mapping) for one in own_tasks),
+        "a list of records of tasks",
+    )
+
+
+def _check(name: str, value: Any, sound: bool, expected: str) -> None:
+    if not sound:
+        raise MistakeError(f"{name} {shortened(value)}; expected {expected}")
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _is_names(value: Any) -> bool:
+    return _is_list(value) and all(isinstance(name, str) for name in value)
+
+
+def _is_side(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int) and 1 <= value <= MOST_SIDE

@@ -1,0 +1,104 @@
+"""Files that may come from strangers: only plain files are opened, and nothing is read that no sensible file holds.
+
+A few bytes can stand for gigabytes, in YAML, in JSON and in a header. What a file says of its own size is checked before
+memory is taken for it; what it says at all is checked where it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from mtlsi.errors import MistakeError, message_of
+
+MOST_BYTES = 512 * 2**20
+"""Of one image or label: a map of 89 megapixels in float32 takes 356 MB."""
+MOST_TEXT = 64 * 2**20
+"""Bytes of a list of names or of an index in JSON: a million names."""
+DEEPEST = 40
+"""How deep lists and mappings may lie in one another."""
+
+
+def check_plain(path: Path, most_bytes: int = MOST_BYTES) -> None:
+    """Raises ``MistakeError`` for what is no plain file, such as a pipe, which would hang, and for a larger one.
+
+    Raises ``OSError`` where there is nothing.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
+        raise MistakeError(f"{path}: {kind}; expected a plain file")
+    if found.st_size > most_bytes:
+        raise MistakeError(f"{path}: {found.st_size / 2**20:.0f} MB; expected {most_bytes // 2**20} MB at most")
+
+
+def read_content(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """The bytes of a file; raises as ``check_plain`` does."""
+    check_plain(path, most_bytes)
+    return path.read_bytes()
+
+
+def read_text(path: Path, most_bytes: int = MOST_TEXT) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark; raises as ``check_plain``, and ``UnicodeError``."""
+    return read_content(path, most_bytes).decode("utf-8-sig")
+
+
+def read_json(path: Path, expected: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises ``MistakeError``, which ends in what was ``expected``, for anything else."""
+    try:
+        found = parse_json(read_text(path))
+    except MistakeError as error:
+        raise MistakeError(f"{error}; expected {expected}" if "expected" not in str(error) else str(error)) from error
+    except (OSError, ValueError) as error:
+        raise MistakeError(f"{path}: cannot be read ({message_of(error)[:200]}); expected {expected}") from error
+    if not isinstance(found, dict):
+        raise MistakeError(f"{path}: holds {type(found).__name__}; expected {expected}")
+    return found
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says. Raises ``ValueError`` where it is none, or lies deeper than ``DEEPEST``."""
+    try:
+        found = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"deeper than {DEEPEST} levels") from error
+    level, depth = [found], 0
+    while level := [item for value in level for item in _items(value)]:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(f"deeper than {DEEPEST} levels")
+    return found
+
+
+def _items(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def check_inside(folder: Path, path: Path) -> None:
+    """Raises ``MistakeError`` where ``path``, links followed, does not lie in ``folder``."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise MistakeError(f"{path}: lies outside {folder}; expected a file in that folder: copy it there")
+
+
+def check_relative(name: str) -> None:
+    """Raises ``MistakeError`` for a name that, taken as a path below a folder, could lead out of it."""
+    if not name or "\0" in name or name.startswith(("/", "\\")) or ":" in name[:2]:
+        raise MistakeError(f"name {shortened(name)}; expected one below a folder, such as kitchen/0003")
+    if ".." in re.split(r"[/\\]", name):
+        raise MistakeError(f"name {shortened(name)} leads out of its folder; expected one without ..")
+
+
+def shortened_line(error: Exception, most: int = 1000) -> str:
+    """What an exception says, in one line, its middle left out where it is long."""
+    line = message_of(error)
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
+
+
+def shortened(value: Any, most: int = 60) -> str:
+    """A value in one line of at most ``most`` characters, for messages."""
+    shown = " ".join(repr(value)[: 4 * most].split())
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
