@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from mtlsi import run_folder
+from mtlsi import processes, run_folder
 from mtlsi.config import TrainConfig
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import Scores, defined, headline
@@ -81,7 +81,8 @@ class Log:
         self.progress.advance(self.bar)
         if step % self.options.log_every and step != self.options.iterations:
             return
-        means = {name: float(value) / self.num_added for name, value in self.sums.items()}
+        own = {name: float(value) / self.num_added for name, value in self.sums.items()}
+        means = processes.means(own, self.accelerator.device)
         if bad := [name for name, value in means.items() if not isfinite(value)]:
             raise MistakeError(f"{', '.join(bad)} is not a number at step {step}; start again with a lower --train.lr")
         seconds = time.perf_counter() - self.since

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mtlsi import run_folder
+from mtlsi import processes, run_folder
 from mtlsi.config import DataConfig, RunConfig
 from mtlsi.data.batches import training_batches
 from mtlsi.data.datasets import LabelledImages, spread
@@ -32,6 +32,7 @@ from mtlsi.training.log import Log, Step
 from mtlsi.training.passes import forward_backward, losses_again
 from mtlsi.training.setup import TrainingRun, Transform, assemble, learning_rate_factor, settle
 from mtlsi.training.shared_maps import TaskGradients
+from mtlsi.training.whole_batch import WholeBatch
 
 
 def train(
@@ -58,7 +59,8 @@ def train(
     A resumed run needs the same four again: the run folder does not hold them.
     Raises ``MistakeError`` for a configuration or folder that cannot be used, and for a loss that is not finite.
     """
-    console, told = console or Console(), Callbacks(callbacks)
+    processes.join()
+    console, told = console or Console(quiet=not processes.is_first()), Callbacks(callbacks)
     import_plugins(config.plugins)
     config.check()
     run = assemble(
@@ -99,7 +101,8 @@ def train(
     if run.accelerator.is_main_process:
         with run.average.lent_to(run.network):
             finish(run, scores, console)
-    run.accelerator.end_training()
+    for tracker in run.accelerator.trackers:  # end_training would also part the processes
+        tracker.finish()
     return scores
 
 
@@ -131,19 +134,20 @@ def batches_from(step: int, run: TrainingRun) -> Iterable[dict[str, Tensor]]:
 
 
 def optimizer_step(run: TrainingRun, batches: Iterator[dict[str, Tensor]]) -> Step:
-    """One step of the weights, on the mean gradient of ``accumulate`` micro-batches."""
+    """One step of the weights, on the gradient of the mean loss of all processes' ``accumulate`` micro-batches."""
     options, accelerator = run.config.train, run.accelerator
-    losses, passed = [], []
+    losses = []
     seeds = [step_seed(run.config.seed, run.position.step, process) for process in (0, accelerator.process_index)]
     torch.manual_seed(seeds[1])  # drop path's draws
     run.optimizer.zero_grad(set_to_none=True)
     measured = is_due(options.gradients_every, run.position.step + 1)
     gradients = TaskGradients(accelerator, run.network.tasks) if measured else None
-    for _ in range(options.accumulate):
-        batch = {name: x.to(accelerator.device, non_blocking=True) for name, x in next(batches).items()}
-        losses.append(forward_backward(run, batch, gradients))
-        if run.balance is not None:
-            passed.append(batch)
+    read = [next(batches) for _ in range(options.accumulate)]
+    parts = [{name: x.to(accelerator.device, non_blocking=True) for name, x in batch.items()} for batch in read]
+    whole = WholeBatch(run, parts)
+    for index, batch in enumerate(parts):
+        with whole.meeting(index):
+            losses.append(forward_backward(run, batch, whole, gradients))
     if run.balance is not None:
         run.balance.collect(seeds[0])
     norm = accelerator.clip_grad_norm_(run.model.parameters(), options.clip_norm)
@@ -151,7 +155,7 @@ def optimizer_step(run: TrainingRun, batches: Iterator[dict[str, Tensor]]) -> St
     run.scheduler.step()
     run.average.update(run.network)
     if run.balance is not None:
-        run.balance.after_step(lambda: losses_again(run, passed, seeds[1]))
+        run.balance.after_step(lambda: losses_again(run, whole, seeds[1]))
     run.position.step += 1
     return Step(losses, norm, run.balance_weights(), gradients.figures() if gradients else {})
 
@@ -180,7 +184,7 @@ def save(run: TrainingRun, norm: Tensor | None) -> None:
 def measure(run: TrainingRun, num_images: int) -> Scores:
     """Scores of the averaged weights on ``num_images`` validation images (0: all), split over the processes."""
     accelerator = run.accelerator
-    chosen = spread(num_images, len(run.val_set))[accelerator.process_index :: accelerator.num_processes]
+    chosen = processes.share(spread(num_images, len(run.val_set)))
     with run.average.lent_to(run.network):
         return evaluate(
             run.network, run.val_set, run.config.data, indices=chosen, device=accelerator.device, metrics=run.metrics

@@ -7,16 +7,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Generator, Tensor, nn
 from torchmetrics import Metric
 
-from mtlsi import kinds, run_folder
+from mtlsi import kinds, processes, run_folder
 from mtlsi.config import RunConfig, TrainConfig, sizes_of
 from mtlsi.data.datasets import LabelledImages, camera_of, colours_of, constant_predictions, open_dataset
 from mtlsi.data.transforms import Sample
@@ -29,6 +30,7 @@ from mtlsi.model.decoder import start_predictions_at
 from mtlsi.model.inherit import NEW, inherit
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.pretrained import is_packaged
+from mtlsi.nn import sync_norm
 from mtlsi.nn.layers import TaskLayerNorm
 from mtlsi.plugins import settle_plugins
 from mtlsi.run_folder import MovingAverage, Position
@@ -95,7 +97,7 @@ def settle(config: RunConfig, *, resume: bool = False) -> RunConfig:
         init=init,
         plugins=settle_plugins(config.plugins),
         data=replace(config.data, root=root),
-        train=replace(config.train, precision=choose_precision(config.train.precision)),
+        train=replace(config.train, precision=processes.of_first(choose_precision(config.train.precision))),
     )
 
 
@@ -123,7 +125,9 @@ def assemble(
     check_tracker(options.tracker)
     trackers: dict[str, Any] = {"log_with": options.tracker, "project_dir": str(out)} if options.tracker else {}
     AcceleratorState._reset_state()  # else a second run in this process could not have another precision
-    accelerator = Accelerator(mixed_precision="bf16" if options.precision == "bfloat16" else "no", **trackers)
+    plainly = DistributedDataParallelKwargs(broadcast_buffers=False)  # batch statistics are the same everywhere
+    precision = "bf16" if options.precision == "bfloat16" else "no"
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[plainly], **trackers)
     train_set, val_set = open_dataset(config.data, "train", config.seed), open_dataset(config.data, "val", config.seed)
     torch.manual_seed(config.seed)
     network = build_model(config, train_set)
@@ -138,8 +142,8 @@ def assemble(
     optimizer = build_optimizer(network, options, [*loss.parameters(), *(balance.learned() if balance else [])])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options))
     average, position = MovingAverage(network, options.ema), Position()
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        network = cast(MTLSINet, nn.SyncBatchNorm.convert_sync_batchnorm(network))
+    if processes.has_joined():
+        sync_norm.synchronise(network)
     model, optimizer = accelerator.prepare(network, optimizer)
     average.to(accelerator.device)
     loss = loss.to(accelerator.device)
