@@ -103,6 +103,8 @@ def join(*, cpu: bool = False) -> None:
             f"the environment announces {wanted} processes and accelerate {accelerate.__version__} meets "
             f"{state.num_processes}; start them with torchrun --nproc_per_node {wanted} -m mtlsi.cli ..."
         )
+    # some kernels give the gradients of small convolutions in another order of memory: a copy more
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     global _watch
     _watch = _Watch()
 
@@ -134,9 +136,12 @@ def own_device() -> torch.device | None:
     return accelerate.PartialState().device if has_joined() else None
 
 
-def share(items: Sequence[Any]) -> list[Any]:
-    """The items of this process: every n-th of them."""
-    return list(items[dist.get_rank() :: dist.get_world_size()]) if has_joined() else list(items)
+def share(items: Sequence[Any], batch_size: int) -> list[Any]:
+    """The items of this process, each in one process: batches are those of one process, and every n-th is its own."""
+    if not has_joined():
+        return list(items)
+    starts = range(dist.get_rank() * batch_size, len(items), number() * batch_size)
+    return [item for start in starts for item in items[start : start + batch_size]]
 
 
 def gathered(value: Any) -> list[Any]:
@@ -220,14 +225,19 @@ class _Watch:
     def leave(self, code: int) -> int:
         """Say that this process ends with ``code``, and wait for the others where they need it; the code of all of them."""
         self.over.set()
-        if code:
-            self.store.set("mtlsi/ended", str(code))
-            self._wait_for("mtlsi/noticed", PATIENCE_S)
-        else:
+        try:
+            if code:
+                self.store.set("mtlsi/ended", str(code))
+                self._wait_for("mtlsi/noticed", PATIENCE_S)
+                if index() == 0:  # keeps the store, so it leaves last
+                    time.sleep(2 * POLL_S)
+                return code
             self.store.add("mtlsi/done", 1)
-            if index() == 0:  # keeps the store, so it leaves last
+            if index() == 0:
                 self._wait_for("mtlsi/done", float("inf"))
-        return self._ended() or code
+            return self._ended()
+        except RuntimeError:  # the first process has left, for this one was done
+            return code
 
     def _wait_for(self, name: str, seconds: float) -> None:
         """Until all processes have added to the counter ``name``; a process that ends counts as one that noticed."""

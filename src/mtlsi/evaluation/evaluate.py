@@ -42,6 +42,10 @@ from mtlsi.nn.layout import resize_maps
 from mtlsi.options.measuring import EvaluateOptions
 from mtlsi.tasks import BOUNDARY_PROTOCOL, TASKS, check_tasks, num_channels
 
+BATCH_SIZE = 4
+"""Images that are predicted at once. Processes share out whole batches, so that each image has the neighbours that it has
+in one process: a prediction's last digits depend on them."""
+
 OnImage = Callable[[int, dict[str, Tensor], Scores], None]
 """Called with an image's index, its decoded predictions by task at the labels' size, and the image's own figures."""
 
@@ -54,7 +58,7 @@ def evaluate(
     *,
     tasks: Sequence[str] | None = None,
     indices: Sequence[int] | None = None,
-    batch_size: int = 4,
+    batch_size: int = BATCH_SIZE,
     boundary_protocol: str | Protocol = BOUNDARY_PROTOCOL,
     num_thresholds: int | None = None,
     legacy_saliency: bool = False,
@@ -233,7 +237,7 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
         dataset,
         subject.config,
         tasks=tasks,
-        indices=processes.share(subject.indices),
+        indices=processes.share(subject.indices, BATCH_SIZE),
         device=subject.device,
         console=console if processes.is_first() else None,
         boundary_protocol=protocol,

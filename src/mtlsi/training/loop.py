@@ -21,7 +21,7 @@ from mtlsi.data.sampling import RunSampler
 from mtlsi.drawing.panels import compare_panel
 from mtlsi.drawing.plots import plot_curves
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.evaluate import evaluate
+from mtlsi.evaluation.evaluate import BATCH_SIZE, evaluate
 from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.report import Scores, introduce, write_scores
 from mtlsi.model.inherit import describe
@@ -184,7 +184,7 @@ def save(run: TrainingRun, norm: Tensor | None) -> None:
 def measure(run: TrainingRun, num_images: int) -> Scores:
     """Scores of the averaged weights on ``num_images`` validation images (0: all), split over the processes."""
     accelerator = run.accelerator
-    chosen = processes.share(spread(num_images, len(run.val_set)))
+    chosen = processes.share(spread(num_images, len(run.val_set)), BATCH_SIZE)
     with run.average.lent_to(run.network):
         return evaluate(
             run.network, run.val_set, run.config.data, indices=chosen, device=accelerator.device, metrics=run.metrics

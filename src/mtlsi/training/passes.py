@@ -59,7 +59,10 @@ def forward_backward_by_task(
 
 @torch.no_grad()
 def losses_again(run: TrainingRun, whole: WholeBatch, seed: int) -> list[Tensor]:
-    """Each task's loss (t) on the parts of ``whole`` under the present weights, drawing from ``seed``; statistics stay as they are."""
+    """Each task's loss (t) on the parts of ``whole`` under the present weights, drawing from ``seed``.
+
+    Statistics stay as they are.
+    """
     criterion, found = by_task_criterion(run), []
     torch.manual_seed(seed)
     with FrozenStatistics(run.network):

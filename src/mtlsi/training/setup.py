@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Generator, Tensor, nn
 from torchmetrics import Metric
 
@@ -125,9 +124,7 @@ def assemble(
     check_tracker(options.tracker)
     trackers: dict[str, Any] = {"log_with": options.tracker, "project_dir": str(out)} if options.tracker else {}
     AcceleratorState._reset_state()  # else a second run in this process could not have another precision
-    plainly = DistributedDataParallelKwargs(broadcast_buffers=False)  # batch statistics are the same everywhere
-    precision = "bf16" if options.precision == "bfloat16" else "no"
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[plainly], **trackers)
+    accelerator = Accelerator(mixed_precision="bf16" if options.precision == "bfloat16" else "no", **trackers)
     train_set, val_set = open_dataset(config.data, "train", config.seed), open_dataset(config.data, "val", config.seed)
     torch.manual_seed(config.seed)
     network = build_model(config, train_set)
