@@ -55,9 +55,7 @@ def cross_entropy(
     return _share(torch.where(valid, weights * values, 0).sum(), weights.sum() if whole is None else whole.amount)
 
 
-def balanced_cross_entropy(
-    prediction: Tensor, label: Tensor, valid: Tensor, whole: Whole | None = None
-) -> Tensor:
+def balanced_cross_entropy(prediction: Tensor, label: Tensor, valid: Tensor, whole: Whole | None = None) -> Tensor:
     """Two-class cross-entropy in which either class of the batch weighs as much as the other.
 
     A pixel's weight is the share of the *other* class among the valid pixels; the sum is divided by the number of
@@ -294,9 +292,7 @@ class MultiTaskLoss(nn.Module):
         """What the loss ``name`` is multiplied by."""
         return (self.coarse_weight if name.startswith("coarse/") else 1.0) * self.weights[name.removeprefix("coarse/")]
 
-    def _by_loss(
-        self, final: Mapping[str, Tensor], coarse: Mapping[str, Tensor]
-    ) -> Iterator[tuple[str, str, Tensor]]:
+    def _by_loss(self, final: Mapping[str, Tensor], coarse: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
         """Every loss: its name, its task and the prediction that it is taken on."""
         for task in self.tasks:
             yield task, task, final[task]

@@ -1,8 +1,8 @@
 """Several processes that work on one thing: found by the environment, joined, and ended together.
 
-``torchrun``, ``accelerate launch`` and MPI announce the processes in environment variables. ``join`` starts accelerate on the
-back end that fits them, NCCL where there are GPUs and gloo where there are none, and never leaves a process to believe that
-it is alone. ``leave`` ends all of them: what went wrong in one is said once, and all have its exit code.
+``torchrun``, ``accelerate launch`` and MPI announce the processes in environment variables. ``join`` starts accelerate on
+the back end that fits them, NCCL where there are GPUs and gloo where there are none, and never leaves a process to believe
+that it is alone. ``leave`` ends all of them: what went wrong in one is said once, and all have its exit code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mtlsi.errors import MistakeError, message_of
@@ -90,7 +90,9 @@ def join(*, cpu: bool = False) -> None:
                 "which every network here fits: launch with torchrun, or with accelerate launch --multi_gpu"
             )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "OMP_NUM_THREADS")  # accelerate shares the cores out, which is as it should be
+        warnings.filterwarnings(
+            "ignore", "OMP_NUM_THREADS"
+        )  # accelerate shares the cores out, which is as it should be
         try:
             state = accelerate.PartialState(cpu=cpu or not _has_gpu())
         except (ValueError, RuntimeError) as error:
@@ -228,24 +230,37 @@ class _Watch:
         try:
             if code:
                 self.store.set("mtlsi/ended", str(code))
-                self._wait_for("mtlsi/noticed", PATIENCE_S)
-                if index() == 0:  # keeps the store, so it leaves last
-                    time.sleep(2 * POLL_S)
-                return code
-            self.store.add("mtlsi/done", 1)
-            if index() == 0:
-                self._wait_for("mtlsi/done", float("inf"))
-            return self._ended()
-        except RuntimeError:  # the first process has left, for this one was done
-            return code
+            elif index() == 0:
+                self._wait(lambda: self._ended() or self._count("done") == number() - 1)
+                code = self._ended()
+            else:
+                code = self._ended()
+                if not code:
+                    self._count("done", 1)
+            if code:
+                self._part()
+        except RuntimeError:  # the first process was killed
+            return code or 1
+        return code
 
-    def _wait_for(self, name: str, seconds: float) -> None:
-        """Until all processes have added to the counter ``name``; a process that ends counts as one that noticed."""
+    def _part(self) -> None:
+        """Wait until all know that the work has ended. The first process, which may keep the store, leaves last."""
+        done = self._count("done")
+        self._count("noticed", 1)
+        self._wait(lambda: self._count("noticed") + done >= number(), PATIENCE_S)
+        if index() == 0:
+            self._wait(lambda: self._count("gone") + done >= number() - 1, PATIENCE_S)
+        else:
+            self._count("gone", 1)
+
+    def _count(self, name: str, more: int = 0) -> int:
+        return self.store.add(f"mtlsi/{name}", more)
+
+    @staticmethod
+    def _wait(fulfilled: Callable[[], Any], seconds: float = float("inf")) -> None:
         until = time.monotonic() + seconds
-        count = self.store.add(name, int(name == "mtlsi/noticed"))
-        while count < number() and time.monotonic() < until and not (name == "mtlsi/done" and self._ended()):
+        while not fulfilled() and time.monotonic() < until:
             time.sleep(POLL_S / 4)
-            count = self.store.add(name, 0)
 
     def _ended(self) -> int:
         """The code with which some process has ended the work; 0 where none has."""
@@ -255,8 +270,8 @@ class _Watch:
         while not self.over.wait(POLL_S):
             try:
                 code = self._ended()
-                if code:
-                    self.store.add("mtlsi/noticed", 1)
+                if code and not self.over.is_set():
+                    self._part()
             except RuntimeError:  # the process that keeps the store was killed
                 code = 1
                 if not self.over.is_set():

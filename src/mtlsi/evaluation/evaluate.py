@@ -250,7 +250,9 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
     pixels = {task: metric.pixels().tolist() for task, metric in of_classes.items()}
     found = [row for part in processes.gathered(rows) for row in part]
     if processes.is_first():
-        measured = Measured(scores, pixels, [(dataset.name(index), figures) for index, figures in sorted(found, key=_index)])
+        measured = Measured(
+            scores, pixels, [(dataset.name(index), figures) for index, figures in sorted(found, key=_index)]
+        )
         tell(options, subject, measured, console)
     return scores
 
