@@ -164,12 +164,12 @@ def of_first(value: Any) -> Any:
     return box[0]
 
 
-def means(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+def means(values: Mapping[str, float]) -> dict[str, float]:
     """Each figure's mean over the processes, which all name the same ones."""
     if not has_joined():
         return dict(values)
     names = sorted(values)
-    sums = torch.tensor([values[name] for name in names], dtype=torch.float64, device=device)
+    sums = torch.tensor([values[name] for name in names], dtype=torch.float64, device=own_device())
     dist.all_reduce(sums)
     found = dict(zip(names, (sums / number()).tolist(), strict=True))
     return {name: found[name] for name in values}

@@ -34,7 +34,6 @@ from mtlsi.training.loop import batches_from, optimizer_step
 from mtlsi.training.setup import TrainingRun, assemble, settle
 
 NUM_STEPS, NUM_IMAGES, FAILS_AFTER = 8, 16, 2
-CPU = torch.device("cpu")
 
 
 class Poor:
@@ -71,7 +70,7 @@ def in_float64(config: RunConfig, out: Path):
 
 
 def step_means(run: TrainingRun, batches: Any) -> dict[str, float]:
-    return processes.means({name: float(x) for name, x in optimizer_step(run, batches).mean_losses().items()}, CPU)
+    return processes.means({name: float(x) for name, x in optimizer_step(run, batches).mean_losses().items()})
 
 
 def trained(config: RunConfig, out: Path) -> dict[str, Any]:

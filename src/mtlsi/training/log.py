@@ -82,7 +82,7 @@ class Log:
         if step % self.options.log_every and step != self.options.iterations:
             return
         own = {name: float(value) / self.num_added for name, value in self.sums.items()}
-        means = processes.means(own, self.accelerator.device)
+        means = processes.means(own)
         if bad := [name for name, value in means.items() if not isfinite(value)]:
             raise MistakeError(f"{', '.join(bad)} is not a number at step {step}; start again with a lower --train.lr")
         seconds = time.perf_counter() - self.since
