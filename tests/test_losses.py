@@ -316,3 +316,39 @@ def test_class_weights_must_be_as_many_as_classes():
     criterion = MultiTaskLoss(("semseg",), class_weights={"semseg": [1.0, 2.0]})
     with pytest.raises(MistakeError, match="2 for 5 classes"):
         criterion({"semseg": make_prediction("semseg")}, {}, {"semseg": make_label("semseg")})
+
+
+# ---- one part of a larger batch
+
+
+@pytest.mark.parametrize("loss_at", ["its own grid", "a coarser grid"])
+def test_means_over_the_whole_batch_do_not_depend_on_how_it_is_cut(loss_at):
+    size = (6, 8) if loss_at == "its own grid" else (3, 4)
+    weights = {"semseg": [1.0, 0.0, 3.0, 0.5, 2.0]}
+    criterion = MultiTaskLoss(tuple(TASKS), coarse_weight=0.5, class_weights=weights)
+    final = {name: make_prediction(name, size=size, batch=4) for name in TASKS}
+    coarse = {name: make_prediction(name, size=(3, 4), batch=4, seed=2) for name in TASKS}
+    labels = {name: make_label(name, batch=4) for name in TASKS}
+    labels["depth"][3:] = 0  # the last part has no depth, and no normals at all
+    labels["normals"][3:] = 0
+    labels["boundary"][:2] = 255
+    total, whole = criterion(final, coarse, labels)
+    total.backward()
+    expected = {name: x.grad.clone() for name, x in final.items()}
+
+    cuts = (slice(0, 2), slice(2, 3), slice(3, 4))
+    parts = [[{name: x[cut] for name, x in group.items()} for group in (final, coarse, labels)] for cut in cuts]
+    del parts[2][2]["normals"]
+    amounts = [criterion.amounts(*part) for part in parts]
+    means = {
+        name: losses.Whole(*(sum(x) / 3 for x in zip(*(one[name] for one in amounts), strict=True))) for name in whole
+    }
+    for prediction in final.values():
+        prediction.grad = None
+    found = [criterion(*part, means) for part in parts]
+    (sum(total for total, _ in found) / 3).backward()
+    for name, value in whole.items():
+        assert sum(float(values[name]) for _, values in found) / 3 == pytest.approx(value.item(), rel=1e-5), name
+    for name, prediction in final.items():
+        torch.testing.assert_close(prediction.grad, expected[name], rtol=1e-4, atol=1e-7)
+    assert {name: x.dtype for name, (x, _) in amounts[0].items()} == dict.fromkeys(whole, torch.float64)

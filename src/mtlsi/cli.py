@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from mtlsi import processes
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError, Stopped
 from mtlsi.flags import add_flags, read_flags
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 NETWORK_VERBS = ("demo", "train", "evaluate", "diagnose", "figures", "pack", "page", "benchmark", "export")
 """The verbs that run a network; ``predict`` runs exported ones too, which need no torch."""
+SHARED_VERBS = ("train", "evaluate")
+"""The verbs whose work several processes share."""
 
 
 class Parser(ArgumentParser):
@@ -42,29 +45,61 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
         """One line on standard error, exit code 2."""
-        print(f"mtlsi: {_one_line(message)}; see {self.prog} --help", file=sys.stderr)
+        processes.say(f"mtlsi: {_one_line(message)}; see {self.prog} --help")
         sys.exit(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and give its exit code: 0 done, 1 done in part (images skipped), 2 a person's mistake."""
-    namespace = build_parser().parse_args(arguments)
+    """Run the command and give its exit code: 0 done, 1 done in part (images skipped), 2 a person's mistake.
+
+    Of several processes that work together one says what is wrong, and all end with its code.
+    """
+    code = 1  # of a fault of ours, for which Python shows where it happened
     try:
-        code = _run(namespace, sys.argv[1:] if arguments is None else arguments)
+        code = _main(sys.argv[1:] if arguments is None else arguments)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+        raise
+    finally:
+        processes.leave(code)
+    return code
+
+
+def _main(arguments: Sequence[str]) -> int:
+    try:
+        _join(arguments)
+        code = _run(build_parser().parse_args(arguments), arguments)
         sys.stdout.flush()
         return code
     except MistakeError as error:
-        print(f"mtlsi: {_one_line(str(error))}", file=sys.stderr)
+        processes.say(f"mtlsi: {_one_line(str(error))}")
         return 2
     except Stopped as stop:
-        print(f"mtlsi: {_one_line(str(stop))}", file=sys.stderr)
+        processes.say(f"mtlsi: {_one_line(str(stop))}")
         return stop.exit_code
     except KeyboardInterrupt:
-        print("mtlsi: stopped", file=sys.stderr)
+        processes.say("mtlsi: stopped")
         return 130
     except BrokenPipeError:  # whoever reads the output, such as head, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         return 0
+    except RuntimeError as error:
+        if not processes.lost_another(error):
+            raise
+        processes.say(f"mtlsi: {processes.LOST}")
+        return 1
+
+
+def _join(arguments: Sequence[str]) -> None:
+    """Meet the processes that the environment announces, before anything can go wrong in one of them alone."""
+    verb = next((word for word in arguments if not word.startswith("-")), "")
+    if verb in SHARED_VERBS:
+        processes.check_tasks_of_slurm()
+        processes.join()
+    elif verb != "predict" and (number := processes.announced(["WORLD_SIZE"])) > 1:  # its processes share images out
+        raise MistakeError(
+            f"mtlsi {verb} works in one process, and the environment announces {number}; start it without a launcher"
+        )
 
 
 def _run(namespace: Namespace, arguments: Sequence[str]) -> int:
@@ -170,6 +205,8 @@ def _dry_run(namespace: Namespace) -> int:
 
 
 def _show(scores: Scores) -> None:
+    if not processes.is_first():
+        return
     from rich.console import Console
 
     from mtlsi.evaluation.report import score_table

@@ -3,13 +3,19 @@
 Every loss takes ``prediction`` (b c h w) of any float type, ``label`` (b h w) or (b c h w) on the same grid and
 ``valid`` (b h w) bool, and gives a float32 scalar: a mean over the valid pixels of the batch. A batch without a valid
 pixel gives exactly 0 and still reaches every parameter in the backward pass, so no process waits for a gradient.
+
+``whole``: the batch is one part of P of a larger one, cut over processes and micro-batches, and the mean is to be that of
+all its valid pixels, not a mean of the parts' means. With n_p valid pixels in part p, and l their losses,
+
+    loss_p = sum_i l_i / (sum_p n_p / P)      so that      mean_p loss_p = sum over all pixels / all valid pixels
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +27,22 @@ from mtlsi.kinds.direction import unit_length
 from mtlsi.tasks import TASKS, Task, check_tasks
 
 
-def cross_entropy(prediction: Tensor, label: Tensor, valid: Tensor, class_weights: Tensor | None = None) -> Tensor:
+class Whole(NamedTuple):
+    """What the labels of a whole batch hold, as means over its parts: scalars of any float type."""
+
+    amount: Tensor
+    """What the losses' sum is divided by: valid pixels, or the sum of their class weights."""
+    foreground: Tensor
+    """Valid pixels labelled 1."""
+
+
+def cross_entropy(
+    prediction: Tensor,
+    label: Tensor,
+    valid: Tensor,
+    class_weights: Tensor | None = None,
+    whole: Whole | None = None,
+) -> Tensor:
     """Cross-entropy of class scores: ``prediction`` holds one channel per class, ``label`` the class indices.
 
     ``class_weights`` (c): the mean over the valid pixels is weighted, sum w[y] l / sum w[y], as torch's ``weight`` does it:
@@ -29,64 +50,70 @@ def cross_entropy(prediction: Tensor, label: Tensor, valid: Tensor, class_weight
     """
     values = _pixel_cross_entropy(prediction, label, valid)
     if class_weights is None:
-        return _mean(values, valid)
-    weights = torch.where(valid, class_weights[torch.where(valid, label, 0).long()], 0)
-    total = weights.sum()
-    return torch.where(valid, weights * values, 0).sum() / torch.where(total > 0, total, 1)
+        return _mean(values, valid, whole)
+    weights = _pixel_weights(label, valid, class_weights)
+    return _share(torch.where(valid, weights * values, 0).sum(), weights.sum() if whole is None else whole.amount)
 
 
-def balanced_cross_entropy(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+def balanced_cross_entropy(prediction: Tensor, label: Tensor, valid: Tensor, whole: Whole | None = None) -> Tensor:
     """Two-class cross-entropy in which either class of the batch weighs as much as the other.
 
     A pixel's weight is the share of the *other* class among the valid pixels; the sum is divided by the number of
     valid pixels, not by the sum of weights. A batch that holds one class only therefore gives 0.
-    Choice: the shares are those of one process's batch, as in the peers.
+    Choice: the shares are those of the whole batch; the peers take those of one process's part.
     """
     foreground = label == 1
-    share = _mean(foreground.float(), valid)
+    share = _mean(foreground.float(), valid) if whole is None else _share(whole.foreground, whole.amount).float()
     weight = torch.where(foreground, 1 - share, share)
-    return _mean(weight * _pixel_cross_entropy(prediction, label, valid), valid)
+    return _mean(weight * _pixel_cross_entropy(prediction, label, valid), valid, whole)
 
 
-def l1(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+def l1(prediction: Tensor, label: Tensor, valid: Tensor, whole: Whole | None = None) -> Tensor:
     """Mean absolute difference, in the label's unit (metres for depth).
 
     Choice: several channels are averaged, here and in ``l2`` and ``smooth_l1``, so that a loss weight means the same for
     any number of them.
     """
-    return _mean(_over_channels(_difference(prediction, label, valid).abs()), valid)
+    return _mean(_over_channels(_difference(prediction, label, valid).abs()), valid, whole)
 
 
-def l2(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+def l2(prediction: Tensor, label: Tensor, valid: Tensor, whole: Whole | None = None) -> Tensor:
     """Mean squared difference: far outliers count most."""
-    return _mean(_over_channels(_difference(prediction, label, valid).square()), valid)
+    return _mean(_over_channels(_difference(prediction, label, valid).square()), valid, whole)
 
 
-def smooth_l1(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+def smooth_l1(prediction: Tensor, label: Tensor, valid: Tensor, whole: Whole | None = None) -> Tensor:
     """Half the squared difference where it is below 1, else the absolute difference less a half."""
     difference = _difference(prediction, label, valid)
-    return _mean(_over_channels(F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none")), valid)
+    values = F.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none")
+    return _mean(_over_channels(values), valid, whole)
 
 
-def unit_l1(prediction: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+def unit_l1(prediction: Tensor, label: Tensor, valid: Tensor, whole: Whole | None = None) -> Tensor:
     """Absolute difference of directions: ``prediction`` (b 3 h w) is brought to unit length; the 3 channels add up.
 
     Choice: predictions shorter than 0.001 are divided by 0.001, which keeps their gradients finite.
     """
     target = torch.where(valid.unsqueeze(1), label, 0).float()
     direction = unit_length(prediction.float(), 1e-3)
-    return _mean((direction - target).abs().sum(1), valid)
+    return _mean((direction - target).abs().sum(1), valid, whole)
 
 
-def weighted_bce(prediction: Tensor, label: Tensor, valid: Tensor, positive_weight: float = 0.95) -> Tensor:
+def weighted_bce(
+    prediction: Tensor,
+    label: Tensor,
+    valid: Tensor,
+    positive_weight: float = 0.95,
+    whole: Whole | None = None,
+) -> Tensor:
     """Binary cross-entropy of one logit: ``positive_weight`` on pixels labelled 1, the rest of 1 on the others."""
     target = torch.where(valid, label, 0).float()
     weight = torch.where(target == 1, positive_weight, 1 - positive_weight)
     value = F.binary_cross_entropy_with_logits(prediction[:, 0].float(), target, reduction="none")
-    return _mean(weight * value, valid)
+    return _mean(weight * value, valid, whole)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
     "balanced_cross_entropy": balanced_cross_entropy,
     "l1": l1,
@@ -116,10 +143,20 @@ def _over_channels(values: Tensor) -> Tensor:
     return values.mean(1) if values.dim() == 4 else values
 
 
-def _mean(values: Tensor, valid: Tensor) -> Tensor:
+def _pixel_weights(label: Tensor, valid: Tensor, class_weights: Tensor) -> Tensor:
+    """Every pixel's weight (b h w) by its class; 0 where invalid."""
+    return torch.where(valid, class_weights[torch.where(valid, label, 0).long()], 0)
+
+
+def _mean(values: Tensor, valid: Tensor, whole: Whole | None = None) -> Tensor:
     """Mean of ``values`` where ``valid``; 0, with its graph, where nothing is."""
     assert values.shape == valid.shape, f"values {tuple(values.shape)} and valid {tuple(valid.shape)} differ"
-    return torch.where(valid, values, 0).sum() / valid.sum().clamp(min=1)
+    return _share(torch.where(valid, values, 0).sum(), valid.sum() if whole is None else whole.amount)
+
+
+def _share(part: Tensor, of: Tensor) -> Tensor:
+    """``part`` / ``of`` in the type of ``part``; ``part``, which is 0 then, where ``of`` is 0."""
+    return part / torch.where(of > 0, of, 1).to(part.dtype)
 
 
 def shrink_label(task: Task, label: Tensor, size_hw: tuple[int, int]) -> Tensor:
@@ -184,27 +221,57 @@ class MultiTaskLoss(nn.Module):
             self.register_buffer(_buffer_of(name), torch.tensor([*numbers], dtype=torch.float32), persistent=False)
 
     def forward(
-        self, final: Mapping[str, Tensor], coarse: Mapping[str, Tensor], labels: Mapping[str, Tensor]
+        self,
+        final: Mapping[str, Tensor],
+        coarse: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+        whole: Mapping[str, Whole] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total to minimise, and the losses in it: unweighted detached scalars ``task`` and ``coarse/task``.
 
         ``final`` and ``coarse`` hold (b c h w) per task; ``coarse`` may lack tasks, for a network without it. Labels
         larger than a prediction are brought to its grid. A task without a label in this batch contributes 0.
+        ``whole``: by loss, what the labels of the batch that this one is a part of hold.
         """
-        losses = self.per_task(final, coarse, labels)
+        losses = self.per_task(final, coarse, labels, whole)
         return self.total(losses), {name: value.detach() for name, value in losses.items()}
 
     def per_task(
-        self, final: Mapping[str, Tensor], coarse: Mapping[str, Tensor], labels: Mapping[str, Tensor]
+        self,
+        final: Mapping[str, Tensor],
+        coarse: Mapping[str, Tensor],
+        labels: Mapping[str, Tensor],
+        whole: Mapping[str, Whole] | None = None,
     ) -> dict[str, Tensor]:
         """Every loss by itself, as ``task`` and ``coarse/task``: unweighted scalars with gradients.
 
         ``forward``'s total is their sum, each times ``weights[task]``, coarse ones also times ``coarse_weight``.
         """
-        losses = {name: self._task_loss(TASKS[name], final[name], labels.get(name)) for name in self.tasks}
-        for name in (name for name in self.tasks if name in coarse):
-            losses[f"coarse/{name}"] = self._task_loss(TASKS[name], coarse[name], labels.get(name))
-        return losses
+        whole = whole or {}
+        return {
+            name: self._task_loss(TASKS[task], prediction, labels.get(task), whole.get(name))
+            for name, task, prediction in self._by_loss(final, coarse)
+        }
+
+    def amounts(
+        self, final: Mapping[str, Tensor], coarse: Mapping[str, Tensor], labels: Mapping[str, Tensor]
+    ) -> dict[str, Whole]:
+        """By loss, what ``labels`` hold on the grids of the predictions, whose values are not looked at.
+
+        Float64 scalars, for sums of them to be exact.
+        """
+        found = {}
+        for name, task, prediction in self._by_loss(final, coarse):
+            amount = foreground = torch.zeros((), dtype=torch.float64, device=prediction.device)
+            if (label := labels.get(task)) is not None:
+                label, valid = self._on_grid(TASKS[task], prediction, label)
+                weights = self._buffers.get(_buffer_of(task))
+                counted = valid if weights is None else _pixel_weights(label, valid, weights)
+                amount = counted.sum(dtype=torch.float64)
+                if TASKS[task].loss == "balanced_cross_entropy":
+                    foreground = (valid & (label == 1)).sum(dtype=torch.float64)
+            found[name] = Whole(amount, foreground)
+        return found
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of ``losses``, which are those of ``per_task``."""
@@ -225,19 +292,31 @@ class MultiTaskLoss(nn.Module):
         """What the loss ``name`` is multiplied by."""
         return (self.coarse_weight if name.startswith("coarse/") else 1.0) * self.weights[name.removeprefix("coarse/")]
 
-    def _task_loss(self, task: Task, prediction: Tensor, label: Tensor | None) -> Tensor:
+    def _by_loss(self, final: Mapping[str, Tensor], coarse: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
+        """Every loss: its name, its task and the prediction that it is taken on."""
+        for task in self.tasks:
+            yield task, task, final[task]
+        for task in (task for task in self.tasks if task in coarse):
+            yield f"coarse/{task}", task, coarse[task]
+
+    @staticmethod
+    def _on_grid(task: Task, prediction: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """The label on the prediction's grid, and where it is valid."""
+        label = shrink_label(task, label, (prediction.shape[-2], prediction.shape[-1]))
+        return label, kinds.of(task).valid(label)
+
+    def _task_loss(self, task: Task, prediction: Tensor, label: Tensor | None, whole: Whole | None) -> Tensor:
         if label is None:
             return prediction.float().sum() * 0  # not a plain 0: the prediction stays in the backward graph
-        label = shrink_label(task, label, (prediction.shape[-2], prediction.shape[-1]))
-        valid = kinds.of(task).valid(label)
+        label, valid = self._on_grid(task, prediction, label)
         weights = self._buffers.get(_buffer_of(task.name))
         if weights is None:
-            return self.losses[task.loss](prediction, label, valid)
+            return self.losses[task.loss](prediction, label, valid, whole=whole)
         if len(weights) != prediction.shape[1]:
             raise MistakeError(
                 f"class weights of {task.name}: {len(weights)} for {prediction.shape[1]} classes; expected as many"
             )
-        return cross_entropy(prediction, label, valid, weights)
+        return cross_entropy(prediction, label, valid, weights, whole)
 
 
 def _buffer_of(task: str) -> str:

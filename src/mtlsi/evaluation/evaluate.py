@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mtlsi import kinds
+from mtlsi import kinds, processes
 from mtlsi.config import DataConfig
 from mtlsi.data.batches import evaluation_batches
 from mtlsi.data.datasets import LabelledImages
@@ -32,7 +33,7 @@ from mtlsi.evaluation.report import (
     write_images,
     write_scores,
 )
-from mtlsi.evaluation.subject import check_options, context_of, open_subject, protocol_of, tasks_of
+from mtlsi.evaluation.subject import Subject, check_options, context_of, open_subject, protocol_of, tasks_of
 from mtlsi.io import check_folder, check_picture
 from mtlsi.kinds import decode
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
@@ -40,6 +41,10 @@ from mtlsi.metrics.boundary.protocols import Protocol
 from mtlsi.nn.layout import resize_maps
 from mtlsi.options.measuring import EvaluateOptions
 from mtlsi.tasks import BOUNDARY_PROTOCOL, TASKS, check_tasks, num_channels
+
+BATCH_SIZE = 4
+"""Images that are predicted at once. Processes share out whole batches, so that each image has the neighbours that it has
+in one process: a prediction's last digits depend on them."""
 
 OnImage = Callable[[int, dict[str, Tensor], Scores], None]
 """Called with an image's index, its decoded predictions by task at the labels' size, and the image's own figures."""
@@ -55,7 +60,7 @@ def evaluate(
     *,
     tasks: Sequence[str] | None = None,
     indices: Sequence[int] | None = None,
-    batch_size: int = 4,
+    batch_size: int = BATCH_SIZE,
     boundary_protocol: str | Protocol = BOUNDARY_PROTOCOL,
     num_thresholds: int | None = None,
     legacy_saliency: bool = False,
@@ -147,7 +152,9 @@ def check_metrics(metrics: Mapping[str, Metric], tasks: Sequence[str]) -> dict[s
 
 def _scores_of(task: str, metric: Metric, classes: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """All figures of one task, those of single classes included."""
-    scores = {name: float(value) for name, value in metric.compute().items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*was called before the ``update``")  # a process that has no image
+        scores = {name: float(value) for name, value in metric.compute().items()}
     if TASKS[task].score not in scores:
         raise MistakeError(
             f"the metric of {task} gives {', '.join(scores) or 'nothing'}; expected its score {TASKS[task].score} among them"
@@ -226,8 +233,9 @@ def measurable_tasks(model: Any, dataset: LabelledImages, console: Console) -> t
 
 
 def evaluate_from_command(options: EvaluateOptions, *, console: Console | None = None) -> Evaluation:
-    """Load, measure, print, write: ``mtlsi evaluate``."""
-    console = console or Console()
+    """Load, measure, print, write: ``mtlsi evaluate``. Several processes share the images out, and the first one tells."""
+    processes.join(cpu=options.device == "cpu")
+    console = console or Console(quiet=not processes.is_first())
     showing = check_evaluation(options)
     protocol, subject = protocol_of(options), open_subject(options, console, showing=showing)
     dataset = subject.dataset
@@ -237,10 +245,10 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
         for task in shared_tasks(subject.network, dataset, tasks)
         if TASKS[task].metric == "miou"
     }
-    rows: list[tuple[str, Scores]] = []
+    rows: list[tuple[int, Scores]] = []
 
     def on_image(index: int, decoded: dict[str, Tensor], figures: Scores) -> None:
-        rows.append((dataset.name(index), figures))
+        rows.append((index, figures))
         if options.save is not None:
             save_for_field(options.save, dataset.name(index), {t: x[0].cpu().numpy() for t, x in decoded.items()})
 
@@ -249,9 +257,9 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
         dataset,
         subject.config,
         tasks=tasks,
-        indices=subject.indices,
+        indices=processes.share(subject.indices, BATCH_SIZE),
         device=subject.device,
-        console=console,
+        console=console if processes.is_first() else None,
         boundary_protocol=protocol,
         legacy_saliency=options.legacy_saliency,
         depth_range_m=options.depth_range_m,
@@ -259,10 +267,36 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
         metrics=of_classes,
         on_image=on_image if options.csv_path or options.save else None,
     )
+    pixels = {task: metric.pixels().tolist() for task, metric in of_classes.items()}
+    found = [row for part in processes.gathered(rows) for row in part]
+    if processes.is_first():
+        measured = Measured(
+            scores, pixels, [(dataset.name(index), figures) for index, figures in sorted(found, key=_index)]
+        )
+        tell(options, subject, measured, console)
+    return scores
+
+
+class Measured(NamedTuple):
+    """What an evaluation found, over all processes."""
+
+    scores: Evaluation
+    pixels: Mapping[str, Sequence[Sequence[int]]]
+    """By task, its confusion matrix."""
+    rows: Sequence[tuple[str, Scores]]
+    """Of every image its name and its own figures, in the order of the data; empty where they were not asked for."""
+
+
+def _index(row: tuple[int, Scores]) -> int:
+    return row[0]
+
+
+def tell(options: EvaluateOptions, subject: Subject, measured: Measured, console: Console) -> None:
+    """Print what was measured, and write the files that were asked for."""
+    scores, pixels, dataset = measured.scores, measured.pixels, subject.dataset
     delta = None if options.single_task is None else compare_single_task(scores, options.single_task)
     for table in tables(scores, str(subject.showing), dataset.derived, options.depth_range_m, delta):
         console.print(table)
-    pixels = {task: metric.pixels().tolist() for task, metric in of_classes.items()}
     if options.json_path is not None:
         context = context_of(options, subject) | ({} if delta is None else {"delta_m_percent": delta})
         classes = {task: dataset.classes[task] for task in pixels}
@@ -273,10 +307,9 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
         for task, counts in pixels.items():
             plot_confusion(counts, dataset.classes[task], options.confusion / f"{task}.png", title=TASKS[task].title)
     if options.csv_path is not None:
-        write_images(rows, options.csv_path)
+        write_images(measured.rows, options.csv_path)
     if options.curve_path is not None:
         draw_curve(scores, options.curve_path)
-    return scores
 
 
 def check_evaluation(options: EvaluateOptions) -> Showing | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mtlsi import run_folder
+from mtlsi import processes, run_folder
 from mtlsi.config import RESIZES, DataConfig, split_names
 from mtlsi.data.datasets import LabelledImages, open_dataset, spread
 from mtlsi.data.scenes.dataset import label_set_of
@@ -93,7 +93,8 @@ def open_subject(options: MeasureOptions, console: Console, *, showing: Showing 
     network = MTLSINet.from_pretrained(options.model)
     if (tasks := tasks_of(options)) is not None:
         check_tasks(tasks, among=network.tasks)
-    device = find_device(options.device)
+    own = processes.own_device() if options.device is None else None
+    device = own or find_device(options.device)
     network.to(device)
     config = data_config(options, network, showing=showing)
     dataset = open_dataset(config, options.split)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from mtlsi import run_folder
+from mtlsi import processes, run_folder
 from mtlsi.config import TrainConfig
 from mtlsi.evaluation.report import Scores, defined, headline
 from mtlsi.run_folder import Position
@@ -87,7 +87,7 @@ class Log:
         self.progress.advance(self.bar)
         if not self.is_due(step) or not self.num_added:
             return
-        means = {name: float(value) / self.num_added for name, value in self.sums.items()}
+        means = processes.means({name: float(value) / self.num_added for name, value in self.sums.items()})
         seconds = time.perf_counter() - self.since
         images = self.num_added * self.options.batch_size * self.accelerator.num_processes
         line = {"step": step, **means, "lr": lr, "grad_norm": float(result.norm or 0), "images_per_s": images / seconds}

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mtlsi import run_folder
+from mtlsi import processes, run_folder
 from mtlsi.config import DataConfig, RunConfig
 from mtlsi.data.batches import training_batches
 from mtlsi.data.datasets import LabelledImages, spread
@@ -39,6 +39,7 @@ from mtlsi.training.setup import TrainingRun, Transform, assemble, learning_rate
 from mtlsi.training.shared_maps import TaskGradients
 from mtlsi.training.stopping import StopRequest
 from mtlsi.training.validation import Validation
+from mtlsi.training.whole_batch import WholeBatch
 from mtlsi.weights import is_whole
 
 
@@ -66,7 +67,8 @@ def train(
     A resumed run needs the same four again: the run folder does not hold them.
     Raises ``MistakeError`` for a configuration or folder that cannot be used, and for a loss that is not finite.
     """
-    console, told = console or Console(), Callbacks(callbacks)
+    processes.join()
+    console, told = console or Console(quiet=not processes.is_first()), Callbacks(callbacks)
     import_plugins(config.plugins)
     config.check()
     same_bits = deterministic(config.train.deterministic)
@@ -131,7 +133,8 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
     if run.accelerator.is_main_process:
         with run.average.lent_to(run.network):
             finish(run, scores, validation, console)
-    run.accelerator.end_training()
+    for tracker in run.accelerator.trackers:  # end_training would also part the processes
+        tracker.finish()
     return scores
 
 
@@ -167,23 +170,26 @@ def batches_from(step: int, run: TrainingRun) -> Iterable[dict[str, Tensor]]:
 
 
 def optimizer_step(run: TrainingRun, batches: Iterator[dict[str, Tensor]]) -> Step:
-    """One step of the weights, on the mean gradient of ``accumulate`` micro-batches."""
+    """One step of the weights, on the gradient of the mean loss of all processes' ``accumulate`` micro-batches."""
     options, accelerator = run.config.train, run.accelerator
-    losses, seen = [], []
+    losses = []
     seeds = [step_seed(run.config.seed, run.position.step, process) for process in (0, accelerator.process_index)]
     torch.manual_seed(seeds[1])  # drop path's draws
     statistics = buffers_of(run.network) if options.skip_not_finite else []
     run.optimizer.zero_grad(set_to_none=True)
     measured = is_due(options.gradients_every, run.position.step + 1)
     gradients = TaskGradients(accelerator, run.network.tasks) if measured else None
-    for _ in range(options.accumulate):
-        batch = {name: x.to(accelerator.device, non_blocking=True) for name, x in next(batches).items()}
-        losses.append(forward_backward(run, batch, gradients))
-        seen.append(batch)
+    read = [next(batches) for _ in range(options.accumulate)]
+    seen = [{name: x.to(accelerator.device, non_blocking=True) for name, x in batch.items()} for batch in read]
+    whole = WholeBatch(run, seen)
+    for index, batch in enumerate(seen):
+        with whole.meeting(index):
+            losses.append(forward_backward(run, batch, whole, gradients))
     norm, collected = None, run.balance is None or run.balance.collect(seeds[0])
     if collected:
         norm = accelerator.clip_grad_norm_(run.model.parameters(), options.clip_norm)
-    finite = all_finite(losses, norm) if collected else torch.tensor(False)
+    finite = all_finite(losses, norm) if collected else torch.tensor(False, device=accelerator.device)
+    finite = processes.in_all(finite)
     # where the verdict is at hand, or is waited for because steps may be passed over
     skipped = bool((options.skip_not_finite or finite.device.type == "cpu") and not finite)
     if skipped:
@@ -193,7 +199,7 @@ def optimizer_step(run: TrainingRun, batches: Iterator[dict[str, Tensor]]) -> St
         run.scheduler.step()
         run.average.update(run.network)
         if run.balance is not None:
-            run.balance.after_step(lambda: losses_again(run, seen, seeds[1]))
+            run.balance.after_step(lambda: losses_again(run, whole, seeds[1]))
     run.position.step += 1
     run.position.skipped += skipped
     figures = gradients.figures() if gradients and not skipped else {}

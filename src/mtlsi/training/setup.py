@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Generator, Tensor, nn
 from torchmetrics import Metric
 
-from mtlsi import kinds, run_folder
+from mtlsi import kinds, processes, run_folder
 from mtlsi.config import RunConfig, TrainConfig, sizes_of
 from mtlsi.data.datasets import LabelledImages, camera_of, colours_of, constant_predictions, open_dataset
 from mtlsi.data.transforms import Sample
@@ -32,6 +32,7 @@ from mtlsi.model.freezing import freeze
 from mtlsi.model.inherit import NEW, inherit
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.pretrained import is_packaged
+from mtlsi.nn import sync_norm
 from mtlsi.nn.layers import TaskLayerNorm
 from mtlsi.plugins import settle_plugins
 from mtlsi.run_folder import MovingAverage, Position
@@ -103,7 +104,7 @@ def settle(config: RunConfig, *, resume: bool = False) -> RunConfig:
         init=init,
         plugins=settle_plugins(config.plugins),
         data=replace(config.data, root=root),
-        train=replace(config.train, precision=choose_precision(config.train.precision)),
+        train=replace(config.train, precision=processes.of_first(choose_precision(config.train.precision))),
     )
 
 
@@ -160,8 +161,8 @@ def assemble(
     optimizer = build_optimizer(network, options, [*loss.parameters(), *(balance.learned() if balance else [])])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options))
     average, position = MovingAverage(network, options.ema), Position()
-    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        network = cast(MTLSINet, nn.SyncBatchNorm.convert_sync_batchnorm(network))
+    if processes.has_joined():
+        sync_norm.synchronise(network)
     model, optimizer = accelerator.prepare(network, optimizer)
     average.to(accelerator.device)
     loss = loss.to(accelerator.device)

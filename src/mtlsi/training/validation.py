@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from mtlsi import run_folder
+from mtlsi import processes, run_folder
 from mtlsi.data.datasets import spread
 from mtlsi.drawing.plots import plot_curves
 from mtlsi.errors import Stopped
-from mtlsi.evaluation.evaluate import evaluate
+from mtlsi.evaluation.evaluate import BATCH_SIZE, evaluate
 from mtlsi.evaluation.report import Scores
 from mtlsi.training.best import BEST, Best, keep, kept_step
 from mtlsi.training.callbacks import Callbacks
@@ -134,7 +134,7 @@ class Validation:
 def measure(run: TrainingRun, num_images: int) -> Scores:
     """Scores of the averaged weights on ``num_images`` validation images (0: all), split over the processes."""
     accelerator = run.accelerator
-    chosen = spread(num_images, len(run.val_set))[accelerator.process_index :: accelerator.num_processes]
+    chosen = processes.share(spread(num_images, len(run.val_set)), BATCH_SIZE)
     with run.average.lent_to(run.network):
         return evaluate(
             run.network, run.val_set, run.config.data, indices=chosen, device=accelerator.device, metrics=run.metrics
