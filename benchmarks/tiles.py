@@ -9,8 +9,9 @@ image half and half, and as TiledPredictor puts them together.
 
 photo: the photo is upsampled to the size, noise of three grains added, and `mtlsi predict` run on it as a process of its
 own, whose largest memory is printed. A seam is how much more a prediction changes where tiles begin, end or meet, over a
-grid cell of the network, than elsewhere: 1 is none. Beside it the same for tiles that are cut where they meet and not made
-consistent. Of classes the change is the share of pixels that change.
+grid cell of the network, than elsewhere. Beside it the same for tiles that are cut where they meet and not made consistent,
+and for the whole image, which has no seams: what its row says is in the photo. Of classes the change is the share of pixels
+that change.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def print_photo(options: argparse.Namespace) -> None:
     table = Table("seams", *predictor.tasks)
     with put_together("tiles alone"), patch.object(tiles, "weights", cut_where_they_meet):
         table.add_row("cut tiles", *_seams(predictor(pixels), grid))
-    for way in ("tiles alone", "default"):
+    for way in ("tiles alone", "default", "whole image"):
         with put_together(way):
             table.add_row(way, *_seams(predictor(pixels), grid))
     console.print(table)
@@ -152,7 +153,7 @@ def enlarged(path: Path, size_hw: tuple[int, int]) -> np.ndarray:
     draw = np.random.default_rng(0)
     for grain in (1, 4, 16):
         noise = draw.normal(0, 6, (height // grain, width // grain)).astype(np.float32)
-        large = large + np.rint(Image.fromarray(noise).resize((width, height))).astype(np.int16)[..., None]
+        large = large + np.rint(np.asarray(Image.fromarray(noise).resize((width, height)))).astype(np.int16)[..., None]
     return large.clip(0, 255).astype(np.uint8)
 
 
@@ -175,7 +176,7 @@ def seam(array: np.ndarray, grid: tiles.Grid) -> float:
     for axis, starts, side in ((0, grid.tops, grid.tile_hw[0]), (1, grid.lefts, grid.tile_hw[1])):
         scale = array.shape[axis] / (starts[-1] + side)
         cell = max(1, round(4 * scale / 2))
-        lines = np.moveaxis(array, axis, 0)
+        lines = np.ascontiguousarray(np.moveaxis(array, axis, 0)[:, ::8])  # enough, and much quicker
         at = np.arange(cell, len(lines) - cell)
         change = np.array([_change(lines[i - cell], lines[i + cell]) for i in at])
         ends = {*starts[1:], *(start + side for start in starts[:-1])}
