@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mtlsi.cli import main as mtlsi
-from mtlsi.config import PRESETS
 from mtlsi.model.build import create_model
+from mtlsi.sizes import PRESETS
 from mtlsi.tasks import TASK_SETS, TASKS
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -29,13 +29,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtlsi.benchmarking.runs import DID_NOT_WORK
-from mtlsi.cli import read_run, train_parser
 from mtlsi.config import RunConfig
 from mtlsi.data.scenes.dataset import LABEL_SETS
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.tasks import TASK_SETS
+from mtlsi.train_command import read_run, train_parser
 from mtlsi.training.loop import batches_from, optimizer_step
 from mtlsi.training.setup import assemble, settle
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from mtlsi.cli import read_run, train_parser
+from mtlsi.train_command import read_run, train_parser
 from mtlsi.training.loop import batches_from, optimizer_step
 from mtlsi.training.setup import assemble, settle
 

@@ -93,7 +93,7 @@ def test_tasks_and_precision_have_two_spellings_in_every_verb(tasks):
     benchmark = parse(BenchmarkOptions, "--model", "tiny", "--tasks", tasks, "--dtype", "fp32")
     assert (benchmark.tasks, benchmark.dtype) == (("depth", "normals"), "float32")
 
-    from mtlsi.cli import read_run, train_parser
+    from mtlsi.train_command import read_run, train_parser
 
     run = read_run(train_parser().parse_args(["--data.tasks", tasks, "--train.precision", "bfloat16"]))
     assert (run.data.tasks, run.train.precision) == (("depth", "normals"), "bfloat16")

@@ -20,7 +20,7 @@ from PIL import Image
 from scipy.io import loadmat, savemat
 
 from mtlsi.cli import main
-from mtlsi.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.data.readers.array_files import read_mat, read_npy
 from mtlsi.data.readers.decoding import checked_depth, classes_from_values
 from mtlsi.data.transforms import resize
@@ -29,6 +29,7 @@ from mtlsi.field_types import check_types
 from mtlsi.images import open_image, to_rgb
 from mtlsi.prediction.images import read_image
 from mtlsi.reading import check_relative, parse_json, read_content
+from mtlsi.sizes import ModelConfig
 from mtlsi.tensor_files import check_tensor_bytes
 from mtlsi.yaml_files import parse_yaml, read_yaml
 

@@ -11,9 +11,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from mtlsi.config import PRESETS, RunConfig
+from mtlsi.config import RunConfig
 from mtlsi.data.scenes.dataset import LABEL_SETS
 from mtlsi.model.build import create_model
+from mtlsi.sizes import PRESETS
 from mtlsi.tasks import TASK_SETS
 
 ROOT = Path(__file__).resolve().parents[1]

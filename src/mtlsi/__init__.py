@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtlsi.config import ModelConfig, RunConfig
+    from mtlsi.config import RunConfig
     from mtlsi.data.datasets import register_dataset
     from mtlsi.errors import MistakeError
     from mtlsi.evaluation.diagnose import diagnose
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mtlsi.model.network import MTLSINet
     from mtlsi.nn.normalise import normalise
     from mtlsi.prediction.predictor import Predictor
+    from mtlsi.sizes import ModelConfig
     from mtlsi.studies.study import study
     from mtlsi.tasks import Task, register_task
     from mtlsi.training.loop import train

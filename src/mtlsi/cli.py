@@ -6,15 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import Namespace
 
 from mtlsi import processes
-from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError, Stopped
-from mtlsi.flags import add_flags, read_flags
+from mtlsi.flags import Parser, add_flags, one_line, read_flags
 from mtlsi.options.data import CheckOptions, DeriveOptions, PrepareOptions
 from mtlsi.options.measuring import (
     BenchmarkOptions,
@@ -27,10 +25,10 @@ from mtlsi.options.measuring import (
 from mtlsi.options.training import DemoOptions, StudyOptions
 from mtlsi.options.using import ExportOptions, PageOptions, PredictOptions
 from mtlsi.options.values import DEFAULT_MODEL
-from mtlsi.plain_settings import ConfigFile, use_plain_values
+from mtlsi.plain_settings import use_plain_values
+from mtlsi.train_command import train_from_command, train_parser
 
 if TYPE_CHECKING:
-    from mtlsi.evaluation.report import Scores
     from mtlsi.prediction.graph import GraphPredictor
     from mtlsi.prediction.predictor import Predictor
 
@@ -38,15 +36,6 @@ NETWORK_VERBS = ("demo", "train", "evaluate", "diagnose", "figures", "pack", "pa
 """The verbs that run a network; ``predict`` runs exported ones too, which need no torch."""
 SHARED_VERBS = ("train", "evaluate")
 """The verbs whose work several processes share."""
-
-
-class Parser(ArgumentParser):
-    """A parser that answers a mistake with one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
-        """One line on standard error, exit code 2."""
-        processes.say(f"mtlsi: {_one_line(message)}; see {self.prog} --help")
-        sys.exit(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,10 +61,10 @@ def _main(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
         return code
     except MistakeError as error:
-        processes.say(f"mtlsi: {_one_line(str(error))}")
+        processes.say(f"mtlsi: {one_line(str(error))}")
         return 2
     except Stopped as stop:
-        processes.say(f"mtlsi: {_one_line(str(stop))}")
+        processes.say(f"mtlsi: {one_line(str(stop))}")
         return stop.exit_code
     except KeyboardInterrupt:
         processes.say("mtlsi: stopped")
@@ -109,7 +98,7 @@ def _run(namespace: Namespace, arguments: Sequence[str]) -> int:
 
         prepare_process()
     if namespace.subcommand == "train":
-        return _train(namespace.train, arguments[1:])
+        return train_from_command(namespace.train, arguments[1:])
     if namespace.subcommand == "data":
         chosen = namespace.data
         options, run, _ = DATA_VERBS[chosen.subcommand]
@@ -139,79 +128,6 @@ def _parser_of(options: type) -> Parser:
     parser = Parser(description=options.__doc__)
     add_flags(parser, options)
     return parser
-
-
-# ---- train: its settings come from a YAML file, too
-
-
-def train_parser() -> Parser:
-    """The parser of ``mtlsi train``."""
-    use_plain_values()
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the sentence under a field is its help
-    parser = Parser(description="Train a model. Settings come from --config and may be changed one by one.")
-    parser.add_argument("--config", action=ConfigFile, help="a YAML file, such as those in recipes/")
-    parser.add_argument("--out", type=Path, default=None, help="folder of the new run")
-    parser.add_argument(
-        "--resume",
-        type=Path,
-        default=None,
-        help="folder of a run to continue, under its own config.yaml; --train.iterations and what changes no weights may be "
-        "given anew",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true",
-        help="build everything, train and measure a few steps, say what the run would cost, and write nothing",
-    )  # fmt: skip
-    parser.add_argument(
-        "--plugin", action="append", default=[], metavar="MODULE",
-        help="a module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code.",
-    )  # fmt: skip
-    parser.add_class_arguments(RunConfig, nested_key=None)
-    return parser
-
-
-def read_run(namespace: Namespace) -> RunConfig:
-    """The run that the settings of ``mtlsi train`` describe."""
-    given = {name: value for name, value in namespace.as_dict().items() if name in RunConfig.__dataclass_fields__}
-    config = RunConfig(**given | {"data": DataConfig(**given["data"]), "train": TrainConfig(**given["train"])})
-    return config.with_plugins(namespace.plugin)
-
-
-def _train(namespace: Namespace, arguments: Sequence[str]) -> int:
-    from mtlsi.training.loop import resume, train
-
-    if namespace.dry_run:
-        return _dry_run(namespace)
-    if (namespace.out is None) == (namespace.resume is None):
-        raise MistakeError("give one of --out DIR, for a new run, and --resume DIR, to continue one")
-    if namespace.resume is None:
-        _show(train(read_run(namespace), namespace.out))
-        return 0
-    if namespace.plugin:
-        raise MistakeError("--resume imports the plugins in the run's own config.yaml; leave out --plugin")
-    given = vars(train_parser().parse_args(arguments, defaults=False).as_flat())
-    settings = {name: value for name, value in given.items() if name.split(".")[0] in RunConfig.__dataclass_fields__}
-    _show(resume(namespace.resume, settings))
-    return 0
-
-
-def _dry_run(namespace: Namespace) -> int:
-    from mtlsi.training.dry_run import dry_run
-
-    if namespace.resume is not None:
-        raise MistakeError("--dry-run looks at a new run; leave out --resume")
-    dry_run(read_run(namespace), namespace.out)
-    return 0
-
-
-def _show(scores: Scores) -> None:
-    if not processes.is_first():
-        return
-    from rich.console import Console
-
-    from mtlsi.evaluation.report import score_table
-
-    Console().print(score_table(scores))
 
 
 # ---- the other verbs
@@ -414,10 +330,6 @@ DATA_VERBS: dict[str, Verb] = {
     "derive": (DeriveOptions, _data_derive, "boundaries, normals or saliency from other labels"),
     "prepare": (PrepareOptions, _data_prepare, "a copy that loads fast"),
 }
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 if __name__ == "__main__":

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, Namespace
 
+from mtlsi import processes
 from mtlsi.errors import MistakeError
 
 Options = TypeVar("Options")
+
+
+class Parser(ArgumentParser):
+    """A parser that answers a mistake with one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
+        """One line on standard error, exit code 2."""
+        processes.say(f"mtlsi: {one_line(message)}; see {self.prog} --help")
+        sys.exit(2)
 
 
 def add_flags(parser: ArgumentParser, options: type) -> None:
@@ -169,3 +180,8 @@ def _is_pair(kind: Any) -> bool:
 
 def _is_mapping(kind: Any) -> bool:
     return get_origin(kind) is Mapping
+
+
+def one_line(text: str) -> str:
+    """``text`` without line breaks."""
+    return " ".join(text.split())

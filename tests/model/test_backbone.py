@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torchvision.transforms.v2.functional import resize
 
-from mtlsi.config import PRESETS
 from mtlsi.errors import MistakeError
 from mtlsi.model.backbone import Backbone
+from mtlsi.sizes import PRESETS
 
 SMALL = "mobilenetv2_035"
 WEIGHTS = Path(__file__).resolve().parents[2] / ".." / "shared" / "weights" / "mobilenetv2_100.safetensors"

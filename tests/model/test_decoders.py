@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from mtlsi.config import PRESETS
 from mtlsi.errors import MistakeError
 from mtlsi.model import decoders
 from mtlsi.model.build import create_model
 from mtlsi.model.decoders import BUILT_IN, register_decoder
 from mtlsi.model.network import MTLSINet
+from mtlsi.sizes import PRESETS
 from mtlsi.tasks import NYUD40
 
 CHANNELS = {"semseg": len(NYUD40), "depth": 1, "normals": 3, "boundary": 1}

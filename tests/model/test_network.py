@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtlsi import kernels
-from mtlsi.config import PRESETS
 from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
 from mtlsi.model.decoder import start_predictions_at
 from mtlsi.model.network import MTLSINet
 from mtlsi.nn.layers import Predictions
+from mtlsi.sizes import PRESETS
 from mtlsi.tasks import NYUD40, PARTS7, PASCAL21, TASK_SETS
 from random_weights import at_usual_scale
 

@@ -8,11 +8,11 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from mtlsi.config import LATER_SIZES
 from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.stored import FORMAT
+from mtlsi.sizes import LATER_SIZES
 
 
 def saved(folder, **options):

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from mtlsi.cli import read_run, train_parser
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
+from mtlsi.train_command import read_run, train_parser
 from mtlsi.training import class_weights
 from mtlsi.training.class_weights import weights_for
 from mtlsi.training.loop import resume, train

@@ -11,13 +11,13 @@ from rich.console import Console
 
 from mtlsi.benchmarking.runs import DTYPES, MODES, Measured, open_model
 from mtlsi.benchmarking.tables import print_report
-from mtlsi.config import PRESETS
 from mtlsi.device import find_device
 from mtlsi.drawing.plots import plot_scaling
 from mtlsi.errors import MistakeError
 from mtlsi.io import check_picture, check_writable, replace_text
 from mtlsi.options.measuring import BenchmarkOptions
 from mtlsi.plugins import settle_plugins
+from mtlsi.sizes import PRESETS
 from mtlsi.tasks import check_tasks
 from mtlsi.timing import describe_machine
 

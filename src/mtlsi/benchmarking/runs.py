@@ -16,7 +16,6 @@ from torch._dynamo.utils import counters
 
 from mtlsi import kinds
 from mtlsi.benchmarking.parts import part_costs
-from mtlsi.config import PRESETS
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.recompute import batch_norms
 from mtlsi.losses import MultiTaskLoss
@@ -25,6 +24,7 @@ from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet, pad_to_multiple
 from mtlsi.model.pretrained import is_packaged, packaged_models
 from mtlsi.plugins import import_plugins
+from mtlsi.sizes import PRESETS
 from mtlsi.tasks import num_channels
 from mtlsi.timing import Timing, copy_rate, fit_power, matrix_rate, peak_memory, time_calls
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mtlsi.config import sizes_of
 from mtlsi.errors import MistakeError
 from mtlsi.model.forms import spelt_out
 from mtlsi.model.network import MTLSINet
+from mtlsi.sizes import sizes_of
 from mtlsi.tasks import TASK_SETS, check_tasks, own_records
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from mtlsi.config import ModelConfig
 from mtlsi.errors import MistakeError
+from mtlsi.sizes import ModelConfig
 
 Options = TypeVar("Options")
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from mtlsi.config import ModelConfig
 from mtlsi.errors import MistakeError
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.cross_window import CrossWindowBlock, CrossWindowBlocks, FusedFeatures, NoCrossWindow, OwnFeatures
@@ -27,6 +26,7 @@ from mtlsi.model.rivals.atrc import ATRCDecoder, ATRCOptions, LastConvolution
 from mtlsi.model.rivals.heads_only import HeadsOnlyDecoder, HeadsOnlyOptions
 from mtlsi.model.rivals.invpt import build_invpt
 from mtlsi.model.rivals.taskexpert import TaskExpertDecoder, TaskExpertOptions
+from mtlsi.sizes import ModelConfig
 
 BuildDecoder = Callable[[DecoderSpec], nn.Module]
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mtlsi.config import ModelConfig
 from mtlsi.errors import MistakeError, check_choice
 from mtlsi.model.decoder_spec import options_given
 from mtlsi.model.final import ADD_COARSE
 from mtlsi.model.preliminary import DEEP_SUPERVISION
+from mtlsi.sizes import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from mtlsi.config import ModelConfig
 from mtlsi.errors import MistakeError
 from mtlsi.model.forms import spelt_out
 from mtlsi.model.network import MTLSINet
+from mtlsi.sizes import ModelConfig
 
 ALL, NEW = "all", "new"
 

@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from mtlsi.config import ModelConfig
 from mtlsi.errors import MistakeError
 from mtlsi.kernels.recompute import called_modules, recompute
 from mtlsi.kinds.colouring import Colour
@@ -43,6 +42,7 @@ from mtlsi.model.stored import WEIGHTS, without_versions, write_settings
 from mtlsi.nn.layout import resize_maps
 from mtlsi.nn.task_subset import shallow_copy
 from mtlsi.reading import shortened
+from mtlsi.sizes import ModelConfig
 from mtlsi.tasks import check_tasks, num_channels, register_records
 from mtlsi.tensor_files import check_tensor_file
 from mtlsi.weights import replace_weights

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mtlsi.config import DataConfig, ModelConfig, Names, RunConfig, TrainConfig, split_names
+from mtlsi.config import DataConfig, Names, RunConfig, TrainConfig, split_names
 from mtlsi.options.values import REPEATED
+from mtlsi.sizes import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from torchmetrics import Metric
 
 from mtlsi import kinds, processes, run_folder
-from mtlsi.config import RunConfig, TrainConfig, sizes_of
+from mtlsi.config import RunConfig, TrainConfig
 from mtlsi.data.datasets import LabelledImages, camera_of, colours_of, constant_predictions, open_dataset
 from mtlsi.data.transforms import Sample
 from mtlsi.device import choose_precision
@@ -36,6 +36,7 @@ from mtlsi.nn import sync_norm
 from mtlsi.nn.layers import TaskLayerNorm
 from mtlsi.plugins import settle_plugins
 from mtlsi.run_folder import MovingAverage, Position
+from mtlsi.sizes import sizes_of
 from mtlsi.training import checkpoints, class_weights, run_state
 from mtlsi.training.balance.base import Balance
 from mtlsi.training.balance.build import build_balance

@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mtlsi.config import PRESETS, ModelConfig
 from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
 from mtlsi.model.decoder_spec import DecoderSpec
 from mtlsi.model.rivals.invpt import InvPTBlock, InvPTOptions, MultiScaleHeads, TaskConvReLU, Upscale, build_invpt
 from mtlsi.model.rivals.invpt_attention import FusionAttention, SelectiveAttention, resize_scores
+from mtlsi.sizes import PRESETS, ModelConfig
 
 TASKS, CHANNELS, HEADS = 3, 8, 2
 OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
