@@ -10,6 +10,7 @@ download does without: the line printed for a command is the one that was run. E
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shlex
@@ -75,7 +76,7 @@ def prepare(folder: Path, num_rooms: int = 4) -> None:
     (folder / "docs/browser").mkdir(parents=True)
     (folder / "runs").mkdir()
     rooms = [dict(zip(("image", "semseg", "depth", "normals"), room, strict=True)) for room in draw_rooms(num_rooms)]
-    for path in ("photo.jpg", "holiday/a.jpg", "holiday/sea/b.jpg", "photos/c.jpg", "more/d.jpg"):
+    for path in ("photo.jpg", "huge.jpg", "holiday/a.jpg", "holiday/sea/b.jpg", "photos/c.jpg", "more/d.jpg"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rooms[0]["image"]).save(folder / path, quality=95)
     for name in ("NYUDV2_FOLDER", "PREPARED_NYUDV2", "DIR"):
@@ -86,6 +87,8 @@ def prepare(folder: Path, num_rooms: int = 4) -> None:
     (folder / "my_decoder.py").write_text(blocks_of(ROOT / "docs/own_decoder.md", "python")[0])
     (folder / "my_module.py").write_text(MY_MODULE)
     (folder / "limits.md").write_text("Rooms only.\n")
+    for name in ("clip.mp4", "clip.mov"):
+        write_clip(folder / name, [room["image"] for room in rooms])
 
 
 def draw_rooms(count: int, size_hw: tuple[int, int] = (240, 320)) -> Iterator[tuple[np.ndarray, ...]]:
@@ -136,6 +139,21 @@ def write_rooms(root: Path, rooms: Sequence[dict[str, np.ndarray]]) -> None:
         _save(root / f"semseg/{name}.png", (room["semseg"].astype(int) % 5).astype(np.uint8))
         _save(root / f"depth/{name}.png", (1000 * room["depth"]).astype(np.uint16))
     (root / "dataset.yaml").write_text(blocks_of(ROOT / "docs/own_data.md", "yaml")[0])
+
+
+def write_clip(path: Path, pictures: Sequence[np.ndarray]) -> None:
+    """A clip of a few pictures, where PyAV is installed."""
+    if importlib.util.find_spec("av") is None:
+        return
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        container.mux(stream.encode())
 
 
 def write_boundaries(folder: Path) -> None:
