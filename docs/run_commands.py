@@ -14,6 +14,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 SHORT_TRAINING = (
     *("--train.iterations", "2", "--train.warmup", "1", "--train.batch_size", "2", "--train.accumulate", "1"),
-    *("--train.final_images", "2", "--train.evaluate_every", "0", "--data.num_train", "4", "--data.num_val", "2"),
-    *("--data.num_workers", "0"),
+    *("--train.evaluate_every", "2", "--train.evaluate_images", "2", "--train.final_images", "2"),
+    *("--data.num_train", "4", "--data.num_val", "2", "--data.num_workers", "0"),
 )
 APPENDED = {
     "demo": ("--iterations", "2"),
@@ -185,7 +186,9 @@ def shortened(command: str) -> list[str]:
     given = {word for word in rest if word.startswith("--")}
     extra = list(APPENDED.get(verb, ()))
     if verb == "train" and "--resume" in given:
-        extra = [] if "--train.iterations" in given else ["--train.iterations", "3"]
+        at = rest.index("--train.iterations") if "--train.iterations" in given else len(rest)
+        rest[at : at + 2] = ["--train.iterations", "3"]
+        extra = []
     elif verb == "train":
         extra = list(SHORT_TRAINING)
     elif verb == "study" and given & {*OPTIONAL}:
@@ -194,7 +197,12 @@ def shortened(command: str) -> list[str]:
 
 
 def run(arguments: Sequence[str], folder: Path, timeout_s: float = 1200) -> tuple[int, str]:
-    """A command's exit code and its last line; a page is stopped as soon as it says where it serves."""
+    """A command's exit code and its last line; a page is stopped as soon as it says where it serves.
+
+    A run folder that another command of the docs made by that name makes room.
+    """
+    if arguments[0] == "train" and "--out" in arguments:
+        shutil.rmtree(folder / arguments[arguments.index("--out") + 1], ignore_errors=True)
     settings = {**os.environ, "HF_HUB_OFFLINE": "1", "MTLSI_CACHE": str(folder / "cache"), "COLUMNS": "160"}
     command = [sys.executable, "-m", "mtlsi.cli", *arguments]
     with subprocess.Popen(
@@ -234,6 +242,9 @@ def main() -> int:
     for page in options.pages:
         for command in commands_of(page):
             arguments, start = shortened(command), time.perf_counter()
+            if "--camera" in arguments and not list(Path("/dev").glob("video*")):
+                print(f"{page.name}: {command}\n    not run: no camera here", flush=True)
+                continue
             print(f"{page.name}: mtlsi {shlex.join(arguments)}", flush=True)
             code, last = run(arguments, folder)
             print(f"    {code} after {time.perf_counter() - start:.0f} s: {last}", flush=True)
