@@ -340,7 +340,7 @@ def test_predict_refuses_in_one_line_and_writes_nothing(mistaken, model, photo, 
     assert "workers -2" in mistaken("predict", photo, "--model", model, "--workers", "-2")
     assert "int3" in mistaken("predict", photo, "--model", model, "--dtype", "int3")
     for flag in ("--smooth", "--smooth-outputs"):
-        assert "with images" in mistaken("predict", photo, "--model", model, flag, "0.5")
+        assert f"{flag} is for videos" in mistaken("predict", photo, "--model", model, flag, "0.5")
         assert f"{flag} 1; expected" in mistaken("predict", photo, "--model", model, flag, "1")
     assert "photo.jpg" in mistaken("predict", photo, "--model", model, "--out", photo / "below")
 

@@ -85,7 +85,6 @@ SIZE_BOUNDS: dict[str, tuple[float, float]] = {
     "window": (1, 256),
     "num_blocks": (0, 64),
     "ffn_ratio": (1, 64),
-    "decoder_stride": (4, 16),
     "head_channels": (1, 8192),
     "drop_path": (0, 0.99),
 }

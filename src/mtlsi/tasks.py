@@ -25,6 +25,7 @@ from typing import Any
 
 from mtlsi.errors import MistakeError, check_choice
 from mtlsi.field_types import check_types
+from mtlsi.reading import shortened
 
 KINDS = ("classes", "strength", "value", "distance", "direction")
 LOSSES_OF = {
@@ -198,8 +199,10 @@ def register_records(records: Iterable[Mapping[str, Any]]) -> None:
         try:
             check_types(Task, record, "task record: ")
             task = Task(**{**record, "range": record.get("range") and tuple(record["range"])})
-        except (TypeError, AttributeError) as error:
-            raise MistakeError(f"task record {record!r}; expected the fields of mtlsi.tasks.Task") from error
+        except (TypeError, AttributeError, MistakeError) as error:
+            raise MistakeError(
+                f"task record {shortened(record)}; expected the fields of mtlsi.tasks.Task ({error})"
+            ) from error
         if TASKS.get(task.name) != task:
             register_task(task)
 

@@ -25,7 +25,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import compare_single_task
 from mtlsi.run_folder import load_config
 from mtlsi.studies.study import Outcome
-from mtlsi.training import loop
+from mtlsi.training import loop, validation
 
 RECIPE = {
     "preset": "tiny",
@@ -72,7 +72,7 @@ def quiet() -> Console:
 def undrawn():
     """Curves and samples of single runs, which other tests look at, are not drawn: they take half of the time."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "plot_curves", lambda *_: None)
+        patched.setattr(validation, "plot_curves", lambda *_, **__: None)
         patched.setattr(loop, "draw_samples", lambda *_: None)
         yield
 

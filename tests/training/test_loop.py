@@ -187,7 +187,7 @@ def test_labels_that_images_lack_train_nothing_and_the_others_go_on(two_steps, t
 
 def test_a_loss_that_is_no_number_is_a_mistake_in_one_line(two_steps, tmp_path):
     config = changed(changed(changed(two_steps, "train.lr", 1e30), "train.iterations", 4), "train.warmup", 0)
-    with pytest.raises(MistakeError, match=r"not a number at step [234]; .*lower --train\.lr") as caught:
+    with pytest.raises(MistakeError, match=r"not finite at step [234], .*lower --train\.lr") as caught:
         train(config, tmp_path / "run", console=quiet())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "model.safetensors").exists()

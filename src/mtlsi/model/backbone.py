@@ -147,7 +147,7 @@ class Backbone(nn.Module):
         try:
             check_tensor_file(Path(path))
             state = {name: tensor.float() for name, tensor in load_file(path).items()}
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, MistakeError) as error:
             raise MistakeError(
                 f"backbone weights {path}: {message_of(error)}; expected a .safetensors file{advice(path)}"
             ) from error

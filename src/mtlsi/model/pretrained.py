@@ -65,7 +65,7 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
         with redirect_stdout(io.StringIO()):  # the mixin prints where it loads from
             model = load(str(folder), **kwargs)
     except MistakeError as error:  # config.json asks for what cannot be built
-        raise MistakeError(f"model {source}: {shortened_line(error)}") from error
+        raise MistakeError(f"model {source}: {shortened_line(error)}{advice(folder / WEIGHTS)}") from error
     except (RuntimeError, SafetensorError, TypeError, OSError, *ODD) as error:
         reason = message_of(error)[:200]
         more = advice_on_model(folder / WEIGHTS, error)

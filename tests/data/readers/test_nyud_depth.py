@@ -118,7 +118,7 @@ MISTAKES = {
     "no such photos": (["a/rgb_1.jpg a/sync_depth_1.png 518.8579"], r"files_with_gt.txt: a/rgb_1.jpg is nowhere in"),
     "one column": (
         ["kitchen_0028b/sync_depth_00045.png"],
-        r"files_with_gt.txt: line 1 holds kitchen.*; expected PHOTO",
+        r"files_with_gt.txt: line 1 holds 'kitchen.*; expected PHOTO",
     ),
     "one photo missing": (
         [f"kitchen_0028b/rgb_{n}.jpg kitchen_0028b/sync_depth_{n}.png 518.8579" for n in ("00045", "00099")],

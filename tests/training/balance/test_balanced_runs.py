@@ -18,6 +18,7 @@ from mtlsi.run_folder import load_config
 from mtlsi.training.loop import batches_from, optimizer_step, resume, train
 from mtlsi.training.passes import losses_again
 from mtlsi.training.setup import assemble, settle
+from mtlsi.training.whole_batch import WholeBatch
 
 TASKS = ("depth", "normals")
 
@@ -123,7 +124,7 @@ def test_losses_computed_again_leave_no_trace(three_steps, tmp_path):
     run, batches = started(with_train(three_steps, balance="famo"), tmp_path / "run")
     batch = next(batches)
     before = {name: tensor.clone() for name, tensor in run.network.state_dict().items()}
-    (first,), (second,) = (losses_again(run, [batch], seed=3) for _ in range(2))
+    (first,), (second,) = (losses_again(run, WholeBatch(run, [batch]), seed=3) for _ in range(2))
     assert torch.equal(first, second)
     assert all(torch.equal(tensor, before[name]) for name, tensor in run.network.state_dict().items())
     output = run.network(batch["image"], full_size=False)  # now the statistics are counted
