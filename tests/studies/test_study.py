@@ -271,14 +271,14 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
 def test_a_variant_that_cannot_be_built_is_told_before_anything_is_trained(tmp_path):
     for change, told in (
         ({"model.decoder": "guess"}, "unknown decoder 'guess'"),
-        ({"model.num_tokens": "many"}, r"Type\w*Error"),
+        ({"model.num_tokens": "many"}, "num_tokens 'many'; expected a whole number"),
         ({"data.name": "nyud", "data.root": str(tmp_path / "nowhere")}, "nowhere"),
         ({"backbone_weights": str(tmp_path / "none.safetensors")}, r"none\.safetensors"),
         ({"train.tracker": "abacus"}, "abacus"),
         ({"train.class_weights.semseg": "from_shares"}, "no such task with classes"),
     ):
         file = write(tmp_path, variants={"heads": HEADS, "bad": change})
-        with pytest.raises(MistakeError, match=f"variant bad cannot be trained: .*{told}") as mistake:
+        with pytest.raises(MistakeError, match=f"variant bad(?:| cannot be trained): .*{told}") as mistake:
             study(file, tmp_path / "out", console=quiet())
         assert "\n" not in str(mistake.value)
     assert not (tmp_path / "out").exists()

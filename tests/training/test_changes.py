@@ -130,5 +130,5 @@ def test_a_default_that_is_typed_is_a_change_where_the_run_has_another_value(fin
     assert "leave out --plugin" in capsys.readouterr().err
     shutil.rmtree(finished / "state")
     assert main(["train", "--resume", str(finished), "--train.iterations", "40000"]) == 2
-    assert "nothing to resume" in capsys.readouterr().err
+    assert "no state/ to resume from" in capsys.readouterr().err
     assert load_config(finished).train.iterations == 3
