@@ -197,8 +197,6 @@ def _graph(folder: Path) -> dict[str, Path]:
 def _video(folder: Path, photo: Any) -> dict[str, Path]:
     try:
         import av
-
-        import mtlsi.prediction.video  # pyright: ignore[reportMissingImports]  # noqa: F401
     except ImportError:
         return {}
     path = folder / "whole.mp4"
@@ -286,10 +284,11 @@ def doors() -> dict[str, Callable[[Path], Any]]:
         GraphPredictor(path, num_threads=1)(np.zeros((32, 40, 3), np.uint8))
 
     def video(path: Path) -> None:
-        from mtlsi.prediction.video import frames_of  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+        from mtlsi.prediction.clips.reading import open_clip
 
-        for _ in frames_of(path):
-            pass
+        with open_clip(path) as clip:
+            for _ in clip.events():
+                pass
 
     found: dict[str, Callable[[Path], Any]] = dict.fromkeys(
         ("jpg", "png", "webp", "tif", "bmp", "gif", "ppm", "tga", "avif"), image
