@@ -79,7 +79,7 @@ def prepare(folder: Path, num_rooms: int = 4) -> None:
     rooms = [dict(zip(("image", "semseg", "depth", "normals"), room, strict=True)) for room in draw_rooms(num_rooms)]
     for path in ("photo.jpg", "huge.jpg", "holiday/a.jpg", "holiday/sea/b.jpg", "photos/c.jpg", "more/d.jpg"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rooms[0]["image"]).save(folder / path, quality=95)
+        Image.fromarray(rooms[0]["image"]).resize((640, 480)).save(folder / path, quality=95)
     for name in ("NYUDV2_FOLDER", "PREPARED_NYUDV2", "DIR"):
         write_nyud(folder / name, rooms)
     write_pascal(folder / "PASCALCONTEXT_FOLDER", rooms)
