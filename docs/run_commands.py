@@ -1,7 +1,7 @@
 """Run every ``mtlsi`` command of the README and the docs, in the order in which they are read, on small stand-ins.
 
-    python docs/run_commands.py --work /tmp/commands               # all: half an hour on two cores
-    python docs/run_commands.py --work /tmp/commands --pages README.md docs/predict.md
+    python docs/run_commands.py --work NEW_FOLDER               # all: half an hour on two cores
+    python docs/run_commands.py --work NEW_FOLDER --pages README.md docs/predict.md
 
 Photos, clips and data sets are generated rooms in the genuine formats. What takes hours is shortened, and what needs a
 download does without: the line printed for a command is the one that was run. Ends with 1 where a command fails.
