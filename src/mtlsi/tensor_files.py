@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.reading import check_plain, parse_json, shortened
@@ -33,7 +34,8 @@ def check_tensor_bytes(name: object, content: bytes) -> int:
     return _check(str(name), io.BytesIO(content), len(content))
 
 
-def _check(name: str, file: io.BufferedIOBase, num_bytes: int) -> int:
+def read_header(name: str, file: BinaryIO, num_bytes: int) -> dict[str, Any]:
+    """The header of a safetensors file of ``num_bytes``, after which ``file`` stands; ``MistakeError`` for what is none."""
     length = int.from_bytes(file.read(8), "little")
     if num_bytes < 8 or length > num_bytes - 8:
         raise MistakeError(f"{name}: not a whole safetensors file ({num_bytes} bytes); give an undamaged copy")
@@ -45,6 +47,11 @@ def _check(name: str, file: io.BufferedIOBase, num_bytes: int) -> int:
         raise MistakeError(f"{name}: not a whole safetensors file ({message_of(error)[:100]})") from error
     if not isinstance(header, dict):
         raise MistakeError(f"{name}: a header without names; give an undamaged copy")
+    return header
+
+
+def _check(name: str, file: BinaryIO, num_bytes: int) -> int:
+    header = read_header(name, file, num_bytes)
     header.pop("__metadata__", None)
     if len(header) > MOST_TENSORS:
         raise MistakeError(f"{name}: {len(header)} tensors; expected {MOST_TENSORS} at most")

@@ -124,7 +124,7 @@ def scores_in(line: Mapping[str, Any]) -> Scores:
 def kept_step(out: Path) -> int | None:
     """The step of the model in ``out``/best; None where there is none."""
     try:
-        return json.loads((out / BEST / "scores.json").read_text())["step"]
+        return json.loads((out / BEST / run_folder.SCORES).read_text())["step"]
     except (OSError, ValueError, KeyError):
         return None
 
@@ -136,7 +136,7 @@ def keep(model: nn.Module, state: Mapping[str, Tensor], scores: Scores, out: Pat
         shutil.rmtree(folder, ignore_errors=True)
     fresh.mkdir()
     run_folder.save_model(model, dict(state), fresh)
-    write_scores(scores, fresh / "scores.json", **context)
+    write_scores(scores, fresh / run_folder.SCORES, **context)
     if (out / BEST).exists():
         os.replace(out / BEST, old)
     os.replace(fresh, out / BEST)

@@ -27,6 +27,7 @@ from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.report import Scores, introduce, write_scores
 from mtlsi.model.inherit import describe
 from mtlsi.model.network import MTLSINet
+from mtlsi.model.stored import WEIGHTS
 from mtlsi.plugins import import_plugins
 from mtlsi.training import run_state
 from mtlsi.training.callbacks import Callbacks
@@ -249,7 +250,7 @@ def save(run: TrainingRun, told: Callbacks) -> None:
 
 def renew_model(run: TrainingRun) -> list[str]:
     """Bring the run folder's model to the checkpoint that the run goes on from; gives a note where it was damaged."""
-    path, ended = run.out / "model.safetensors", (run.out / run_folder.SCORES).exists()
+    path, ended = run.out / WEIGHTS, (run.out / run_folder.SCORES).exists()
     damaged = path.exists() and not is_whole(path)
     if damaged or not ended:  # killed between checkpoint and model, it would be that of the checkpoint before
         run_folder.save_model(run.network, run.average.state, run.out)
