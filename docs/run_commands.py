@@ -182,7 +182,11 @@ def shortened(command: str) -> list[str]:
     text = re.sub(r"--backbone_weights \S+", "--backbone_weights none", command)
     text = text.replace(" FILE ", " recipes/studies/scales_scenes.yaml ")
     text = re.sub(r"\b(\d{3,4})x(\d{3,4})\b", lambda m: "x".join(str(int(side) // 4) for side in m.groups()), text)
+    text = re.sub(r"(--sizes [^,\s]+,[^,\s]+)\S*", r"\1", text)  # two of them: each is compiled by itself
     verb, *rest = shlex.split(text)[1:]
+    if verb == "benchmark" and "--size" in rest:
+        at = rest.index("--size") + 1
+        rest[at : at + 2] = [str(int(side) // 4) for side in rest[at : at + 2]]
     given = {word for word in rest if word.startswith("--")}
     extra = list(APPENDED.get(verb, ()))
     if verb == "train" and "--resume" in given:
