@@ -118,7 +118,7 @@ class TrainConfig:
     coarse_weight: float = 1.0
     """Weight of the losses on the coarse predictions."""
     loss_weights: dict[str, float] = field(default_factory=dict)
-    """Loss weight by task, where it should differ from the field's."""
+    """Loss weight by task, where it should differ from the field's; those of tasks that are not trained have no say."""
     class_weights: dict[str, Any] | str = field(default_factory=dict)
     """By task with classes, what its classes weigh in the loss: weights by class name, those not named 1, or from_shares,
     the rarer the more (see mtlsi.training.class_weights); from_shares alone: in every such task."""

@@ -9,6 +9,7 @@ import pytest
 from mtlsi.model.build import create_model
 from mtlsi.model.decoders import DECODERS
 from mtlsi.studies.plan import read_plan
+from mtlsi.training.setup import build_criterion
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "studies"
 NAMES = ("rivals", "scales", "tokens", "components", "single_task", "loss_weights", "forms", "balance")
@@ -29,9 +30,10 @@ def test_both_versions_compare_the_same_variants_and_every_network_can_be_built(
     built: list[list] = []
     for variant in (*scenes.variants, *nyud.variants):
         config = variant.config
-        if config.model_config().decoder in DECODERS and [config.preset, config.model] not in built:
-            built.append([config.preset, config.model])
-            assert create_model(config.preset, tasks=config.data.tasks, **config.model).tasks
+        if config.model_config().decoder in DECODERS and [config.preset, config.model, config.data.tasks] not in built:
+            built.append([config.preset, config.model, config.data.tasks])
+            network = create_model(config.preset, tasks=config.data.tasks, **config.model)
+            assert build_criterion(network.tasks, config.train).tasks == network.tasks
     assert {variant.config.data.name for variant in scenes.variants} == {"scenes"}
     for variant in nyud.variants:
         config = variant.config

@@ -15,7 +15,14 @@ from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.pretrained import is_packaged
 from mtlsi.training import setup
-from mtlsi.training.setup import build_model, build_optimizer, learning_rate_factor, set_first_weights, settle
+from mtlsi.training.setup import (
+    build_criterion,
+    build_model,
+    build_optimizer,
+    learning_rate_factor,
+    set_first_weights,
+    settle,
+)
 
 NYUD = ("semseg", "depth", "normals", "boundary")
 
@@ -156,3 +163,16 @@ def test_only_a_new_depth_begins_at_the_middle_of_the_labels(two_steps, tmp_path
         assert set_first_weights(network, own, train_set) == {"depth": brought, "normals": "all"}
         bias = network.decoder.preliminary.predict.of_task["depth"].bias.item()
         assert (bias > 1) == (brought == "new")
+
+
+# ---- the criterion
+
+
+def test_a_recipes_loss_weights_serve_a_run_of_some_of_its_tasks():
+    options = TrainConfig(loss_weights={"semseg": 3.0, "depth": 4.0})
+    weights = build_criterion(("depth", "normals"), options).weights
+    assert weights == {"depth": 4.0, "normals": 10.0}  # normals: the field's
+    with pytest.raises(
+        MistakeError, match=r"train\.loss_weights\.depht: unknown task; expected some of depth, normals"
+    ):
+        build_criterion(("depth", "normals"), TrainConfig(loss_weights={"depht": 1.0}))

@@ -37,6 +37,7 @@ from mtlsi.nn.layers import TaskLayerNorm
 from mtlsi.plugins import settle_plugins
 from mtlsi.run_folder import MovingAverage, Position
 from mtlsi.sizes import sizes_of
+from mtlsi.tasks import TASKS
 from mtlsi.training import checkpoints, class_weights, run_state
 from mtlsi.training.balance.base import Balance
 from mtlsi.training.balance.build import build_balance
@@ -270,10 +271,17 @@ def load_backbone(network: MTLSINet, weights: str) -> None:
 def build_criterion(
     tasks: tuple[str, ...], options: TrainConfig, weights: class_weights.ClassWeights | None = None
 ) -> MultiTaskLoss:
-    """The multi-task loss with the weights of ``options``, and ``weights`` of classes."""
+    """The multi-task loss with the weights of ``options``, and ``weights`` of classes.
+
+    A recipe's weights serve any of its tasks: those of tasks that are known and not trained here have no say. Raises
+    ``MistakeError`` for a weight of what is no task.
+    """
+    for task in options.loss_weights:
+        if task not in TASKS:
+            raise MistakeError(f"train.loss_weights.{task}: unknown task; expected some of {', '.join(tasks)}")
     return MultiTaskLoss(
         tasks,
-        weights=options.loss_weights,
+        weights={task: weight for task, weight in options.loss_weights.items() if task in tasks},
         coarse_weight=options.coarse_weight,
         boundary_weight=options.boundary_positive,
         class_weights=weights,
