@@ -7,7 +7,7 @@ the step, and the learning rates follow from the step.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +39,8 @@ def save(run: TrainingRun) -> None:
         "settings": flat(run.config),
         "torch": torch.__version__,
     }
-    parts = _Parts(run)
+    made = tensors_of(run)
+    parts = _Gathered(made) if run.is_sharded else {name: make() for name, make in made.items()}
     if run.accelerator.is_main_process:
         checkpoints.write(run.out, run.position.step, facts, parts, keep=run.config.train.keep_checkpoints)
     elif run.is_sharded:
@@ -47,21 +48,24 @@ def save(run: TrainingRun) -> None:
             parts[name]
 
 
-class _Parts(Mapping[str, Mapping[str, Tensor]]):
-    """The tensors of a checkpoint, put together for one file after the other where the network is shared out."""
+def tensors_of(run: TrainingRun) -> dict[str, Callable[[], Mapping[str, Tensor]]]:
+    """By name of ``checkpoints.TENSORS`` what gives a checkpoint's tensors, as this process keeps them."""
+    return {
+        "model": run.network.state_dict,
+        "average": lambda: run.average.state,
+        "optimizer": lambda: _moments(run),
+        "learned": lambda: _learned(run),
+    }
 
-    def __init__(self, run: TrainingRun):
-        self.run = run
+
+class _Gathered(Mapping[str, Mapping[str, Tensor]]):
+    """The tensors of a network that is shared out, put together when they are asked for: one file's after the other."""
+
+    def __init__(self, made: Mapping[str, Callable[[], Mapping[str, Tensor]]]):
+        self.made = made
 
     def __getitem__(self, name: str) -> Mapping[str, Tensor]:
-        run = self.run
-        found: Mapping[str, Tensor] = {
-            "model": run.network.state_dict,
-            "average": lambda: run.average.state,
-            "optimizer": lambda: _moments(run),
-            "learned": lambda: _learned(run),
-        }[name]()
-        return sharding.whole_in_first(found) if run.is_sharded else found
+        return sharding.whole_in_first(self.made[name]())
 
     def __iter__(self) -> Iterator[str]:
         return iter(checkpoints.TENSORS)

@@ -7,6 +7,7 @@ The gradients' means go straight to the process that keeps the share. Weights, m
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ def shard(network: MTLSINet, device: torch.device) -> None:
     """
     mesh = device_mesh.init_device_mesh(device.type, (processes.number(),))
     settings: Any = {"mesh": mesh, "shard_placement_fn": _placement}
+    # our own code writes into no part's output
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for part in parts_of(network):
         fsdp.fully_shard(part, **settings, reshard_after_forward=part is not network.decoder)  # its way back comes next
     fsdp.fully_shard(network, **settings)
