@@ -139,7 +139,10 @@ def trained_vit(config: RunConfig, out: Path) -> dict[str, Any]:
 
 
 def resumed(config: RunConfig, out: Path) -> dict[str, Any]:
-    """What was saved after ``CUT_AT`` steps, what a second run makes of it, and that one's state at the end."""
+    """What was saved after ``CUT_AT`` steps, whether a second run opens it as it was, and that one's state at the end.
+
+    Also the share of all parameters that this process keeps.
+    """
     with in_float64():
         run = begun(config, out)
         steps(run, CUT_AT)
@@ -149,8 +152,15 @@ def resumed(config: RunConfig, out: Path) -> dict[str, Any]:
         again = begun(config, out, resume=True)
         opened = state_of(again)
         steps(again, NUM_STEPS - CUT_AT)
-        local = sum(x.to_local().numel() for x in again.network.parameters())
-        return {"saved": saved, "opened": opened, "numel": local, **state_of(again)}
+        parameters: list[Any] = list(again.network.parameters())
+        share = sum(x.to_local().numel() for x in parameters) / sum(x.numel() for x in parameters)
+        as_saved = {part: alike(opened[part], tensors) for part, tensors in saved.items()}
+        return {"saved": saved if processes.is_first() else {}, "as saved": as_saved, "share": share, **state_of(again)}
+
+
+def alike(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    """Whether two states are the same, bit for bit."""
+    return ours.keys() == theirs.keys() and all(torch.equal(x, theirs[name]) for name, x in ours.items())
 
 
 def accumulated(config: RunConfig, out: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import several_processes as several
 from mtlsi.errors import MistakeError
 from mtlsi.run_folder import read_metrics
 from mtlsi.training.loop import resume
-from several_processes import CUT_AT, NUM_STEPS, in_float64, normed, norms
+from several_processes import CUT_AT, NUM_STEPS, alike, in_float64, normed, norms
 
 NEAR = {"rtol": 1e-6, "atol": 1e-8}
 
@@ -129,7 +129,7 @@ def test_two_processes_take_the_steps_of_one_with_the_double_batch(found):
         for ours, theirs in zip(two["losses"], losses, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-6)
     for part in ("model", "average"):
-        assert all(torch.equal(x, halves[1][part][name]) for name, x in halves[0][part].items())
+        assert alike(halves[0][part], halves[1][part])
     assert losses[0]["normals"] > 0  # the first process's alone
 
 
@@ -187,24 +187,19 @@ def test_a_mistake_of_one_process_is_said_once_and_ends_both(found):
 
 
 def test_shards_in_two_processes_take_the_steps_of_plain_data_parallelism(found):
-    for plain, shards in zip(found.load("two", "trained"), found.load("two", "sharded"), strict=True):
-        for part in ("model", "average", "optimizer"):
-            close(shards[part], plain[part])
+    plain, shards = found.load("two", "trained")[0], found.load("two", "sharded")
+    for part in ("model", "average", "optimizer"):
+        close(shards[0][part], plain[part])
+    assert alike(shards[0]["model"], shards[1]["model"])
 
 
 def test_shards_that_are_opened_again_are_those_that_were_saved(found):
     halves = found.load("two", "sharded")
-    numel = sum(
-        x.numel() for name, x in halves[0]["opened"]["model"].items() if "running" not in name and "num_" not in name
-    )
     for half in halves:
-        assert 0.4 * numel < half["numel"] < 0.6 * numel
-        for part, saved in half["saved"].items():
-            assert half["opened"][part].keys() == saved.keys()
-            assert all(torch.equal(x, half["opened"][part][name]) for name, x in saved.items())
-    on_disk = stored(found.folder / "two" / "sharded", CUT_AT)
-    for part, tensors in on_disk.items():
-        assert all(torch.equal(x, halves[0]["saved"][part][name]) for name, x in tensors.items())
+        assert 0.4 < half["share"] < 0.6
+        assert half["as saved"] == dict.fromkeys(("model", "average", "optimizer", "learned"), True)
+    for part, tensors in stored(found.folder / "two" / "sharded", CUT_AT).items():
+        assert alike(tensors, halves[0]["saved"][part])
 
 
 def test_shards_of_a_vit_in_four_processes_take_the_steps_of_one_process(found):
@@ -214,7 +209,8 @@ def test_shards_of_a_vit_in_four_processes_take_the_steps_of_one_process(found):
         for ours, theirs in zip(process["losses"], one["losses"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-6)
         assert len(one["weights"]) == 4
-        torch.testing.assert_close(process["weights"], one["weights"], **NEAR)
+        # Adam makes steps of 1e-4 of gradients next to 0, too
+        torch.testing.assert_close(process["weights"], one["weights"], rtol=1e-6, atol=1e-6)
     assert found.codes["four"] == [0] * 4
 
 
@@ -231,17 +227,16 @@ def test_where_a_process_is_killed_the_other_one_says_so_and_ends(found):
 
 
 def evaluations(run: Path) -> list[dict[str, float]]:
-    return [
-        {k: x for k, x in line.items() if k.startswith("val/")}
-        for line in read_metrics(run)[0]
-        if "evaluation_s" in line
-    ]
+    """The figures of every evaluation; those that are not defined are left out."""
+    lines = [line for line in read_metrics(run)[0] if "evaluation_s" in line]
+    return [{name: x for name, x in line.items() if name.startswith("val/") and x is not None} for line in lines]
 
 
 def test_a_sharded_run_of_which_a_process_was_killed_goes_on_in_one_process_and_ends_as_the_unbroken_one(found):
     run, whole, said = found.folder / "killed" / "run", found.folder / "one" / "whole", StringIO()
     (measured, _), (before,) = evaluations(whole), evaluations(run)
-    assert before == pytest.approx(measured, rel=1e-6, nan_ok=True)
+    assert before == pytest.approx(measured, rel=1e-6)
+    assert len(measured) > 20
     with pytest.raises(
         MistakeError, match=r"a step was of 4 images \(2 processes x batch_size 2 x accumulate 1\), and would"
     ):
