@@ -142,6 +142,9 @@ class TrainConfig:
     """The backbone's batch norms use their stored statistics: for small batches."""
     recompute: bool = False
     """Activation checkpointing: keep few activations and recompute the others in the backward pass."""
+    shard: bool = False
+    """Share weights, gradients, moving average and the optimizer's moments out among the processes, so that each keeps a
+    part of them (FSDP2): for networks too large for one device. One process goes on as without it."""
     evaluate_every: int = 2000
     """Steps between evaluations; 0: only at the end."""
     evaluate_images: int = 100

@@ -86,8 +86,8 @@ def join(*, cpu: bool = False) -> None:
     for name, engine in SHARDED.items():
         if os.environ.get(name, "").lower() in ("1", "true", "yes"):
             raise MistakeError(
-                f"accelerate's configuration asks for {engine}, which shards a network; expected plain data parallelism, "
-                "which every network here fits: launch with torchrun, or with accelerate launch --multi_gpu"
+                f"accelerate's configuration asks for {engine}, which shards a network; launch with torchrun, or with "
+                "accelerate launch --multi_gpu, and share the network out with --train.shard true"
             )
     with warnings.catch_warnings():
         warnings.filterwarnings(

@@ -39,7 +39,6 @@ def test_what_changes_no_step_may_be_changed(tiny_config):
     ("name", "value"),
     [
         ("train.lr", 0.5),
-        ("train.batch_size", 3),
         ("train.freeze", ("heads",)),
         ("data.size_hw", (64, 96)),
         ("seed", 4),
@@ -125,7 +124,9 @@ def test_a_length_that_the_run_has_passed_is_refused_and_nothing_is_written(fini
 def test_a_default_that_is_typed_is_a_change_where_the_run_has_another_value(finished, capsys):
     """40000 is what a new run would have: typed, it must not be taken for nothing."""
     assert main(["train", "--resume", str(finished), "--train.lr", "0.001", "--train.batch_size", "8"]) == 2
-    assert "train.batch_size 8, but the run's own config.yaml has 2" in capsys.readouterr().err
+    assert "train.batch_size was 2 and is 8 now" in capsys.readouterr().err
+    assert main(["train", "--resume", str(finished), "--train.lr", "0.001", "--train.warmup", "100"]) == 2
+    assert "train.warmup 100, but the run's own config.yaml has 1" in capsys.readouterr().err
     assert main(["train", "--resume", str(finished), "--plugin", "mine.py"]) == 2
     assert "leave out --plugin" in capsys.readouterr().err
     shutil.rmtree(finished / "state")

@@ -1,14 +1,13 @@
-"""Two processes with a batch of two train, measure and fail as one with a batch of four. This file is also their program."""
+"""What two and four processes train, measure and leave behind is what one does; see ``several_processes``."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
-from contextlib import contextmanager
-from dataclasses import replace
+import time
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,218 +15,63 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from timm.layers.norm_act import BatchNormAct2d
-from torch import nn
+from safetensors.torch import load_file
 
-from mtlsi import processes
-from mtlsi.cli import main
-from mtlsi.config import RunConfig
-from mtlsi.data.datasets import open_dataset
-from mtlsi.data.sampling import RunSampler
+import several_processes as several
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.evaluate import evaluate_from_command
-from mtlsi.nn import sync_norm
-from mtlsi.options.measuring import EvaluateOptions
-from mtlsi.run_folder import load_config, save_config
-from mtlsi.training import loop, setup
-from mtlsi.training.loop import batches_from, optimizer_step
-from mtlsi.training.setup import TrainingRun, assemble, settle
+from mtlsi.run_folder import read_metrics
+from mtlsi.training.loop import resume
+from several_processes import CUT_AT, NUM_STEPS, alike, in_float64, normed, norms
 
-NUM_STEPS, NUM_IMAGES, FAILS_AFTER = 8, 16, 2
+NEAR = {"rtol": 1e-6, "atol": 1e-8}
 
 
-class Poor:
-    """Depth of three images of four alone; no normals in what the second process sees in the first step."""
+class Found:
+    """What the processes left behind."""
 
-    def __init__(self, whole: Any):
-        self.whole, self.tasks, self.classes, self.name = whole, whole.tasks, whole.classes, whole.name
-        self.derived, self.left_out, self.boundary_tolerance = whole.derived, whole.left_out, whole.boundary_tolerance
-        first = RunSampler(NUM_IMAGES, 2, seed=0, start=0, stop=1, process=1, num_processes=2)
-        self.seen = [index for _, index in next(iter(first))]
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.codes: dict[str, list[int]] = json.loads((folder / "codes.json").read_text())
 
-    def __len__(self):
-        return len(self.whole)
+    def load(self, group: str, name: str) -> list[Any]:
+        """What each process of the group kept."""
+        paths = [self.folder / group / f"{name}-{rank}.pt" for rank in range(len(self.codes[group]))]
+        return [torch.load(path, weights_only=False) for path in paths]
 
-    def __getitem__(self, index):
-        missing = {"depth"} if index % 4 == 0 else set()
-        missing |= {"normals"} if index in self.seen else set()
-        return {name: x for name, x in self.whole[index].items() if name not in missing}
-
-
-@contextmanager
-def in_float64(config: RunConfig, out: Path):
-    """The run of ``config`` on poor labels, in double precision."""
-    torch.set_default_dtype(torch.float64)
-    opened = setup.open_dataset
-    setup.open_dataset = lambda *arguments: Poor(open_dataset(*arguments))
-    try:
-        run = assemble(settle(config), out, resume=False)
-        run.model.train()
-        yield run
-    finally:
-        setup.open_dataset = opened
-        torch.set_default_dtype(torch.float32)
-
-
-def step_means(run: TrainingRun, batches: Any) -> dict[str, float]:
-    return processes.means({name: float(x) for name, x in optimizer_step(run, batches).mean_losses().items()})
-
-
-def trained(config: RunConfig, out: Path) -> dict[str, Any]:
-    """The first step's gradients, the last step's weights and averages, the mean losses of every step."""
-    with in_float64(config, out) as run:
-        batches, losses, gradients = iter(batches_from(0, run)), [], {}
-        for step in range(NUM_STEPS):
-            losses.append(step_means(run, batches))
-            gradients = gradients or gradients_of(run)
-            assert run.position.step == step + 1
-        weights = {name: x.clone() for name, x in run.network.state_dict().items()}
-        return {"gradients": gradients, "weights": weights, "average": run.average.state, "losses": losses}
-
-
-def gradients_of(run: TrainingRun) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in run.network.named_parameters() if p.grad is not None}
-
-
-def accumulated(config: RunConfig, out: Path) -> dict[str, Any]:
-    """The gradients and losses of a first step on stored batch statistics, and how often gradients met in it."""
-    with in_float64(config, out) as run:
-        run.model.eval()
-        meetings = []
-
-        def meet(state, bucket):
-            meetings.append(bucket.is_last())
-            return default_hooks.allreduce_hook(state, bucket)
-
-        if processes.has_joined():
-            from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-
-            model: Any = run.model
-            model.register_comm_hook(None, meet)
-        losses = step_means(run, iter(batches_from(0, run)))
-        return {"gradients": gradients_of(run), "losses": losses, "meetings": sum(meetings)}
-
-
-# ---- batch norms
-
-
-def norms() -> dict[str, Any]:
-    """By name, a batch norm of 5 channels with gains and offsets of its own."""
-    made = {
-        "plain": nn.BatchNorm2d(5),
-        "activated": BatchNormAct2d(5, act_layer=nn.ReLU),
-        "counted": nn.BatchNorm2d(5, momentum=None),
-        "no gain": nn.BatchNorm2d(5, affine=False),
-        "of rows": nn.BatchNorm1d(5),
-        "frozen": nn.BatchNorm2d(5).eval(),
-    }
-    draw = torch.Generator().manual_seed(1)
-    for norm in made.values():
-        for parameter in norm.parameters():
-            parameter.data = torch.rand(5, generator=draw) + 0.5
-    return made
-
-
-def normed(norm: Any, name: str, part: slice, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Two batches through ``norm``: the second's results, the gradients of a sum weighted at random, the statistics."""
-    draw = torch.Generator().manual_seed(2)
-    shape = (4, 5) if name == "of rows" else (4, 5, 6, 7)
-    whole, pull = torch.randn(2, *shape, generator=draw).double(), torch.randn(shape, generator=draw).double()
-    norm = norm.to(torch.promote_types(dtype, torch.float32))
-    x = torch.empty(0)
-    y = torch.empty(0)
-    for batch in whole * 3 + 1000:  # far from 0, where sums of squares lose their digits
-        x = batch[part].to(dtype).requires_grad_()
-        norm.zero_grad()
-        y = norm(x)
-    (y * pull[part].to(dtype)).sum().backward()
-    found = {"y": y.detach(), "dx": x.grad, "mean": norm.running_mean, "variance": norm.running_var}
-    gains = {parameter: p.grad for parameter, p in norm.named_parameters()}
-    return {**found, "number": norm.num_batches_tracked, **gains}
-
-
-def normed_in_parts() -> dict[str, Any]:
-    """What this process has of uneven parts: three images in the first one, one in the other."""
-    part, found = (slice(0, 3), slice(3, 4))[processes.index()], {}
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        for name, norm in norms().items():
-            sync_norm.synchronise(nn.Sequential(norm))
-            found[name, dtype] = normed(norm, name, part, dtype)
-    return found
-
-
-# ---- one launch for all of the questions
-
-
-class Both:
-    """What the two processes left behind."""
-
-    def __init__(self, folder: Path, config: RunConfig):
-        self.folder, self.config = folder, config
-        self.codes: list[int] = []
-        self.said: list[tuple[str, str]] = []
-
-    def load(self, name: str) -> list[Any]:
-        return [torch.load(self.folder / f"{name}-{rank}.pt", weights_only=False) for rank in (0, 1)]
-
-
-def evaluation(model: Path, out: Path) -> EvaluateOptions:
-    return EvaluateOptions(
-        model=str(model), data="scenes", size_hw=(64, 64), limit=7, csv_path=out / "images.csv",
-        curve_path=out / "curve.png", confusion=out / "confusion", save=out / "maps", json_path=out / "scores.json",
-    )  # fmt: skip
+    def said(self, group: str, stream: str) -> list[str]:
+        """The text of each process of the group."""
+        return [(self.folder / group / f"{rank}.{stream}").read_text() for rank in range(len(self.codes[group]))]
 
 
 @pytest.fixture(scope="module")
-def config(tiny_config):
-    train = replace(tiny_config.train, iterations=NUM_STEPS, checkpoint_every=0, evaluate_every=0)
-    data = replace(tiny_config.data, num_train=NUM_IMAGES, num_val=1)
-    return replace(tiny_config, data=data, train=train)
-
-
-@pytest.fixture(scope="module")
-def both(config, tiny_run, tmp_path_factory):
-    if not torch.distributed.is_available():
-        pytest.skip("this torch has no torch.distributed")
-    found = Both(tmp_path_factory.mktemp("both"), config)
-    save_config(config, found.folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    running = []
-    for rank in "01":
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, str(found.folder), str(tiny_run.out)]
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        running.append(subprocess.Popen(command, env={**os.environ, **place}, text=True, **streams))
+def found(tmp_path_factory):
+    """One start for all of the questions, also where several workers ask them."""
+    if not torch.distributed.is_available() or not hasattr(os, "fork"):
+        pytest.skip("needs torch.distributed, and a system that forks")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "several"
     try:
-        found.said = [process.communicate(timeout=600) for process in running]
+        folder.mkdir()
+    except FileExistsError:
+        while not (folder / "ended").exists():
+            time.sleep(0.1)
+    else:
+        try:
+            start(folder)
+        finally:
+            (folder / "ended").touch()
+    return Found(folder)
+
+
+def start(folder: Path) -> None:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, several.__file__, str(folder)]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        assert process.wait(timeout=900) == 0
     finally:
-        for process in running:
-            process.kill()
-    found.codes = [process.returncode for process in running]
-    assert found.codes == [2, 2], found.said  # the last thing that they do is to fail
-    return found
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", norms())
-def test_batch_norms_in_two_processes_are_torchs_on_the_whole_batch(both, name, dtype):
-    one = normed(norms()[name], name, slice(0, 4), torch.promote_types(dtype, torch.float32))
-    parts = [found[name, dtype] for found in both.load("norms")]
-    near = {torch.float64: {"rtol": 1e-9, "atol": 1e-9}, torch.float32: {"rtol": 1e-3, "atol": 1e-3}}.get(dtype)
-    if dtype == torch.bfloat16:  # 1000 and more is known to 4 there, which is more than the deviation
-        assert parts[0]["y"].dtype == parts[0]["dx"].dtype == torch.bfloat16
-        assert all(torch.isfinite(x.double()).all() for part in parts for x in part.values())
-        return
-    for key in ("y", "dx"):
-        torch.testing.assert_close(torch.cat([part[key] for part in parts]), one[key], **near)
-    for key in ("mean", "variance", "number"):
-        for part in parts:
-            torch.testing.assert_close(part[key], one[key], **near)
-    for key in (key for key in one if key in ("weight", "bias")):
-        torch.testing.assert_close(sum(part[key] for part in parts), one[key], **near)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def without_offsets_before_norms(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -236,95 +80,172 @@ def without_offsets_before_norms(state: dict[str, torch.Tensor]) -> dict[str, to
     return {name: x for name, x in state.items() if not name.endswith(follow)}
 
 
-def test_two_processes_take_the_steps_of_one_with_the_double_batch(both, config, tmp_path):
-    one = trained(replace(config, train=replace(config.train, batch_size=4)), tmp_path / "one")
-    halves = both.load("trained")
+def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    torch.testing.assert_close(without_offsets_before_norms(ours), without_offsets_before_norms(theirs), **NEAR)
+
+
+def stored(run: Path, step: int) -> dict[str, dict[str, torch.Tensor]]:
+    folder = run / "state" / f"step_{step:06d}"
+    return {part: load_file(folder / f"{part}.safetensors") for part in ("model", "average", "optimizer")}
+
+
+def losses_in(run: Path) -> list[dict[str, float]]:
+    lines = [line for line in read_metrics(run)[0] if "loss" in line]
+    return [{k.removeprefix("loss/"): x for k, x in line.items() if k.startswith("loss")} for line in lines]
+
+
+# ---- plain data parallelism
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_batch_norms_in_two_processes_are_torchs_on_the_whole_batch(found, dtype):
+    both = found.load("two", "norms")
+    for name, norm in norms().items():
+        parts = [one[name, dtype] for one in both]
+        if dtype == torch.bfloat16:  # 1000 and more is known to 4 there, which is more than the deviation
+            assert parts[0]["y"].dtype == parts[0]["dx"].dtype == torch.bfloat16
+            assert all(torch.isfinite(x.double()).all() for part in parts for x in part.values())
+            continue
+        one = normed(norm, name, slice(0, 4), dtype)
+        near = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-3}
+        for key in ("y", "dx"):
+            torch.testing.assert_close(torch.cat([part[key] for part in parts]), one[key], **near)
+        for key in ("mean", "variance", "number"):
+            for part in parts:
+                torch.testing.assert_close(part[key], one[key], **near)
+        for key in (key for key in one if key in ("weight", "bias")):
+            torch.testing.assert_close(sum(part[key] for part in parts), one[key], **near)
+
+
+def test_two_processes_take_the_steps_of_one_with_the_double_batch(found):
+    whole = found.folder / "one" / "whole"
+    one, losses = stored(whole, NUM_STEPS), losses_in(whole)
+    halves = found.load("two", "trained")
     for two in halves:
-        for key in ("gradients", "weights", "average"):
-            assert two[key].keys() == one[key].keys()
-            ours, theirs = without_offsets_before_norms(two[key]), without_offsets_before_norms(one[key])
-            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
-        for ours, theirs in zip(two["losses"], one["losses"], strict=True):
+        for part, tensors in one.items():
+            close(two[part], tensors)
+        assert len(two["losses"]) == NUM_STEPS
+        for ours, theirs in zip(two["losses"], losses, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-6)
-    for key in ("weights", "average"):
-        assert all(torch.equal(x, halves[1][key][name]) for name, x in halves[0][key].items())
-    assert one["losses"][0]["normals"] > 0  # the first process's alone
+    for part in ("model", "average"):
+        assert alike(halves[0][part], halves[1][part])
+    assert losses[0]["normals"] > 0  # the first process's alone
 
 
-def test_gradients_of_micro_batches_meet_once_and_are_those_of_the_whole_batch(both, config, tmp_path):
-    whole = replace(config, train=replace(config.train, batch_size=4))
-    one = accumulated(whole, tmp_path / "whole")
-    cut = accumulated(replace(config, train=replace(config.train, batch_size=1, accumulate=4)), tmp_path / "cut")
-    for found in (cut, *both.load("accumulated")):
-        torch.testing.assert_close(found["gradients"], one["gradients"], rtol=1e-6, atol=1e-9)
-        assert found["losses"] == pytest.approx(one["losses"], rel=1e-6)
-    assert [found["meetings"] for found in both.load("accumulated")] == [1, 1]
+@pytest.mark.parametrize("name", ["accumulated", "accumulated in shards"])
+def test_gradients_of_micro_batches_meet_once_and_are_those_of_the_whole_batch(found, name):
+    (one,), (cut,) = found.load("one", "accumulated"), found.load("one", "cut")
+    for other in (cut, *found.load("two", name)):
+        torch.testing.assert_close(other["gradients"], one["gradients"], rtol=1e-6, atol=1e-9)
+        assert other["losses"] == pytest.approx(one["losses"], rel=1e-6)
+    assert [two["meetings"] for two in found.load("two", name)] == [0 if "shards" in name else 1] * 2
 
 
-def test_an_evaluation_in_two_processes_is_that_of_one(both, tiny_run, tmp_path):
-    said = StringIO()
-    scores = evaluate_from_command(evaluation(tiny_run.out, tmp_path), console=Console(file=said, width=80))
-    files = {str(path.relative_to(tmp_path)): path for path in tmp_path.rglob("*") if path.is_file()}
-    assert len([name for name in files if name.startswith("maps")]) == 7 * 4
-    theirs = both.folder / "evaluated"
+def test_an_evaluation_in_two_processes_is_that_of_one(found):
+    ours, theirs = found.folder / "one" / "measured", found.folder / "two" / "measured"
+    files = {str(path.relative_to(ours)): path for path in ours.rglob("*") if path.is_file()}
+    assert len([name for name in files if name.startswith("maps")]) == 5 * 4
     assert {str(path.relative_to(theirs)) for path in theirs.rglob("*") if path.is_file()} == files.keys()
     for name, path in files.items():
         if name != "scores.json":
             assert (theirs / name).read_bytes() == path.read_bytes(), name
-    (one, two) = (json.loads((folder / "scores.json").read_text()) for folder in (tmp_path, theirs))
+    (one, two) = (json.loads((folder / "scores.json").read_text()) for folder in (ours, theirs))
     assert two["confusion"] == one["confusion"]
     assert two["curves"] == one["curves"]
     assert two["scores"].keys() == one["scores"].keys()
-    for found in both.load("scores"):
+    (scores,) = found.load("one", "scores")
+    for both in found.load("two", "scores"):
         for task, figures in scores.items():
-            assert found[task] == pytest.approx(figures, rel=1e-12, nan_ok=True), task
-    assert both.said[0][0].count("the papers' row") == 1
-    assert both.said[1][0] == ""
+            assert both[task] == pytest.approx(figures, rel=1e-12, nan_ok=True), task
+    out = found.said("two", "out")
+    assert out[0].count("the papers' row") == 1
+    assert out[1] == ""
 
 
-def test_a_run_in_two_processes_has_one_folder_and_the_mean_losses_of_both(both, config, tmp_path):
-    one = replace(config, train=replace(config.train, batch_size=4))
-    run = assemble(settle(one), tmp_path / "one", resume=False)
-    run.model.train()
-    batches = iter(batches_from(0, run))
-    expected = [step_means(run, batches) for _ in range(FAILS_AFTER)]
-    written = {path.name for path in (both.folder / "failing").iterdir()}  # a lock may stay: its process is gone
-    assert written - {".lock"} == {"config.yaml", "metrics.jsonl"}
-    lines = [json.loads(line) for line in (both.folder / "failing" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2]
-    for line, losses in zip(lines, expected, strict=True):
-        for name, value in losses.items():
-            assert line[name if name == "loss" else f"loss/{name}"] == pytest.approx(value, rel=1e-3), name
+def test_a_run_in_two_processes_has_one_folder_and_the_mean_losses_of_both(found):
+    run = found.folder / "two" / "failing"
+    written = {path.name for path in run.iterdir()}  # a lock may stay: its process is gone
+    assert written - {".lock"} == {
+        "config.yaml",
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "state",
+        "curves.png",
+    }
+    for ours, theirs in zip(losses_in(run), losses_in(found.folder / "one" / "whole")[:CUT_AT], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
 
 
-def test_a_mistake_of_one_process_is_said_once_and_ends_both(both):
-    assert both.codes == [2, 2]
-    assert "".join(err for _, err in both.said).splitlines() == ["mtlsi: the second process cannot go on"]
+def test_a_mistake_of_one_process_is_said_once_and_ends_both(found):
+    assert found.codes["two"] == [2, 2]
+    assert "".join(found.said("two", "err")).splitlines() == ["mtlsi: the second process cannot go on"]
 
 
-def fail_in_the_second() -> None:
-    """From the third step on the second process has made a mistake; the first one waits for it."""
-    step = loop.optimizer_step
-
-    def stepped(run: TrainingRun, batches: Any) -> Any:
-        if run.position.step == FAILS_AFTER and processes.index() == 1:
-            raise MistakeError("the second process cannot go on")
-        return step(run, batches)
-
-    loop.optimizer_step = stepped
+# ---- shards
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder, model, own = Path(sys.argv[1]), Path(sys.argv[2]), os.environ["RANK"]
-    settings = load_config(folder)
-    processes.join()
-    torch.save(normed_in_parts(), folder / f"norms-{own}.pt")
-    torch.save(trained(settings, folder / "trained"), folder / f"trained-{own}.pt")
-    twice = replace(settings, train=replace(settings.train, batch_size=1, accumulate=2))
-    torch.save(accumulated(twice, folder / "accumulated"), folder / f"accumulated-{own}.pt")
-    measured = folder / "evaluated"
-    measured.mkdir(exist_ok=True)
-    torch.save(dict(evaluate_from_command(evaluation(model, measured))), folder / f"scores-{own}.pt")
-    fail_in_the_second()
-    sys.exit(main(["train", "--config", str(folder / "config.yaml"), "--out", str(folder / "failing")]))
+def test_shards_in_two_processes_take_the_steps_of_plain_data_parallelism(found):
+    plain, shards = found.load("two", "trained")[0], found.load("two", "sharded")
+    for part in ("model", "average", "optimizer"):
+        close(shards[0][part], plain[part])
+    assert alike(shards[0]["model"], shards[1]["model"])
+
+
+def test_shards_that_are_opened_again_are_those_that_were_saved(found):
+    halves = found.load("two", "sharded")
+    for half in halves:
+        assert 0.4 < half["share"] < 0.6
+        assert half["as saved"] == dict.fromkeys(("model", "average", "optimizer", "learned"), True)
+    for part, tensors in stored(found.folder / "two" / "sharded", CUT_AT).items():
+        assert alike(tensors, halves[0]["saved"][part])
+
+
+def test_shards_of_a_vit_in_four_processes_take_the_steps_of_one_process(found):
+    (one,) = found.load("one", "of vit")
+    for process in found.load("four", "of vit"):
+        assert len(process["losses"]) == 3
+        for ours, theirs in zip(process["losses"], one["losses"], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-6)
+        assert len(one["weights"]) == 4
+        # Adam makes steps of 1e-4 of gradients next to 0, too
+        torch.testing.assert_close(process["weights"], one["weights"], rtol=1e-6, atol=1e-6)
+    assert found.codes["four"] == [0] * 4
+
+
+# ---- a process is killed
+
+
+def test_where_a_process_is_killed_the_other_one_says_so_and_ends(found):
+    assert found.codes["killed"] == [1, -signal.SIGKILL]
+    errors = found.said("killed", "err")
+    assert errors[0].splitlines() == [
+        "mtlsi: another process is gone: it was killed, or its machine failed; a training run goes on with --resume"
+    ]
+    assert errors[1] == ""
+
+
+def evaluations(run: Path) -> list[dict[str, float]]:
+    """The figures of every evaluation; those that are not defined are left out."""
+    lines = [line for line in read_metrics(run)[0] if "evaluation_s" in line]
+    return [{name: x for name, x in line.items() if name.startswith("val/") and x is not None} for line in lines]
+
+
+def test_a_sharded_run_of_which_a_process_was_killed_goes_on_in_one_process_and_ends_as_the_unbroken_one(found):
+    run, whole, said = found.folder / "killed" / "run", found.folder / "one" / "whole", StringIO()
+    (measured, _), (before,) = evaluations(whole), evaluations(run)
+    assert before == pytest.approx(measured, rel=1e-6)
+    assert len(measured) > 20
+    with pytest.raises(
+        MistakeError, match=r"a step was of 4 images \(2 processes x batch_size 2 x accumulate 1\), and would"
+    ):
+        resume(run, console=Console(quiet=True))
+    with in_float64():
+        resume(run, {"train.batch_size": 4}, console=Console(file=said, width=300))
+    assert "goes on in 1 process x batch_size 4 x accumulate 1, after 2 processes x batch_size 2" in said.getvalue()
+    assert "train.shard: one process keeps all of the network" in said.getvalue()
+    for part, tensors in stored(whole, NUM_STEPS).items():
+        close(stored(run, NUM_STEPS)[part], tensors)
+    for ours, theirs in zip(losses_in(run), losses_in(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)

@@ -29,7 +29,7 @@ from mtlsi.model.inherit import describe
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.stored import WEIGHTS
 from mtlsi.plugins import import_plugins
-from mtlsi.training import run_state
+from mtlsi.training import run_state, sharding
 from mtlsi.training.callbacks import Callbacks
 from mtlsi.training.changes import changed
 from mtlsi.training.faults import told_plainly
@@ -90,13 +90,13 @@ def train(
 def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, console: Console) -> Scores:
     """``train``, once all of ``run`` is there: the steps that are left, and what follows the last one."""
     out, options, position = run.out, run.config.train, run.position
+    renewed = renew_model(run) if position.step else []
     if run.accelerator.is_main_process:
         introduce(run.train_set, console)
         if run.taken_over:
             text = f"taken over from {run.config.init}: {describe(run.taken_over)}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
-        notes = [*run.notes, *(renew_model(run) if position.step else ())]
-        for note in notes:
+        for note in [*run.notes, *renewed]:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
     batches = iter(batches_from(position.step, run))
     log, watch = Log(run.accelerator, out, options, console, position), Watch(run)
@@ -131,8 +131,8 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
     if not scores:
         scores = measure_finished(run, validation)
         stop.raise_if_asked()
-    if run.accelerator.is_main_process:
-        with run.average.lent_to(run.network):
+    with run.averaged():
+        if run.accelerator.is_main_process:
             finish(run, scores, validation, console)
     for tracker in run.accelerator.trackers:  # end_training would also part the processes
         tracker.finish()
@@ -188,7 +188,7 @@ def optimizer_step(run: TrainingRun, batches: Iterator[dict[str, Tensor]]) -> St
             losses.append(forward_backward(run, batch, whole, gradients))
     norm, collected = None, run.balance is None or run.balance.collect(seeds[0])
     if collected:
-        norm = accelerator.clip_grad_norm_(run.model.parameters(), options.clip_norm)
+        norm = sharding.whole(accelerator.clip_grad_norm_(run.model.parameters(), options.clip_norm))
     finite = all_finite(losses, norm) if collected else torch.tensor(False, device=accelerator.device)
     finite = processes.in_all(finite)
     # where the verdict is at hand, or is waited for because steps may be passed over
@@ -241,19 +241,26 @@ def is_evaluated_after(step: int, run: TrainingRun) -> bool:
 
 def save(run: TrainingRun, told: Callbacks) -> None:
     """Write a checkpoint and the averaged model, and tell the callbacks."""
-    if run.accelerator.is_main_process:
-        run_state.save(run)
-        run_folder.save_model(run.network, run.average.state, run.out)
+    run_state.save(run)
+    save_average(run)
     run.accelerator.wait_for_everyone()
     told.on_save(run.position.step, run.out, run)
+
+
+def save_average(run: TrainingRun) -> None:
+    """Write the averaged model into the run folder; every process must ask."""
+    average = run.whole_average()
+    if run.accelerator.is_main_process:
+        run_folder.save_model(run.network, average, run.out)
 
 
 def renew_model(run: TrainingRun) -> list[str]:
     """Bring the run folder's model to the checkpoint that the run goes on from; gives a note where it was damaged."""
     path, ended = run.out / WEIGHTS, (run.out / run_folder.SCORES).exists()
-    damaged = path.exists() and not is_whole(path)
-    if damaged or not ended:  # killed between checkpoint and model, it would be that of the checkpoint before
-        run_folder.save_model(run.network, run.average.state, run.out)
+    damaged = processes.of_first(path.exists() and not is_whole(path))
+    # killed between checkpoint and model, it would be that of the checkpoint before
+    if processes.of_first(damaged or not ended):
+        save_average(run)
     return [f"{path} is damaged; it is written again from the checkpoint"] if damaged else []
 
 

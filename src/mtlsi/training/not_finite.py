@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mtlsi import processes
 from mtlsi.data.sampling import RunSampler
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import defined
@@ -88,8 +89,9 @@ def report(run: TrainingRun, number: int, step: Step) -> str:
     images = images_of_step(run, number)
     tasks = tasks_of_losses(step.losses)
     what = f"the loss of {', '.join(tasks)}" if tasks else "the loss"
-    if all(bool(one["loss"].isfinite()) for one in step.losses):
-        tasks = tasks_of_gradients(run, step) if step.skipped else []
+    if all(processes.gathered(all(bool(one["loss"].isfinite()) for one in step.losses))):
+        # shares of the weights have no gradient by task; and all processes ask for it, or none
+        tasks = tasks_of_gradients(run, step) if step.skipped and not run.is_sharded else []
         what = f"the gradient of {', '.join(tasks)}" if tasks else "the gradient"
     path = run.out / FOLDER / f"step_{number:06d}.safetensors"
     path.parent.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ the step, and the learning rates follow from the step.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +15,11 @@ from torch import Tensor, nn
 
 from mtlsi.data.datasets import LabelledImages
 from mtlsi.errors import MistakeError, message_of
-from mtlsi.training import checkpoints
+from mtlsi.training import checkpoints, sharding
 from mtlsi.training.checkpoints import Checkpoint
-from mtlsi.training.same_settings import check_same, flat
+from mtlsi.training.same_settings import flat
 
 if TYPE_CHECKING:
-    from mtlsi.config import RunConfig
     from mtlsi.training.setup import TrainingRun
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -27,7 +27,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def save(run: TrainingRun) -> None:
-    """Write the checkpoint of the run's present step. Raises ``OSError``; the ones of before are whole then."""
+    """Write the checkpoint of the run's present step, in the first process; all of them must ask.
+
+    Raises ``OSError``; the ones of before are whole then.
+    """
     facts = {
         "position": run.position.state_dict(),
         "average_updates": run.average.num_updates,
@@ -36,13 +39,39 @@ def save(run: TrainingRun) -> None:
         "settings": flat(run.config),
         "torch": torch.__version__,
     }
-    tensors = {
-        "model": run.network.state_dict(),
-        "average": run.average.state,
-        "optimizer": _moments(run),
-        "learned": _learned(run),
+    made = tensors_of(run)
+    parts = _Gathered(made) if run.is_sharded else {name: make() for name, make in made.items()}
+    if run.accelerator.is_main_process:
+        checkpoints.write(run.out, run.position.step, facts, parts, keep=run.config.train.keep_checkpoints)
+    elif run.is_sharded:
+        for name in parts:
+            parts[name]
+
+
+def tensors_of(run: TrainingRun) -> dict[str, Callable[[], Mapping[str, Tensor]]]:
+    """By name of ``checkpoints.TENSORS`` what gives a checkpoint's tensors, as this process keeps them."""
+    return {
+        "model": run.network.state_dict,
+        "average": lambda: run.average.state,
+        "optimizer": lambda: _moments(run),
+        "learned": lambda: _learned(run),
     }
-    checkpoints.write(run.out, run.position.step, facts, tensors, keep=run.config.train.keep_checkpoints)
+
+
+class _Gathered(Mapping[str, Mapping[str, Tensor]]):
+    """The tensors of a network that is shared out, put together when they are asked for: one file's after the other."""
+
+    def __init__(self, made: Mapping[str, Callable[[], Mapping[str, Tensor]]]):
+        self.made = made
+
+    def __getitem__(self, name: str) -> Mapping[str, Tensor]:
+        return sharding.whole_in_first(self.made[name]())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(checkpoints.TENSORS)
+
+    def __len__(self) -> int:
+        return len(checkpoints.TENSORS)
 
 
 def load(run: TrainingRun, checkpoint: Checkpoint) -> None:
@@ -61,23 +90,19 @@ def load(run: TrainingRun, checkpoint: Checkpoint) -> None:
         if isinstance(error, MistakeError):
             raise
         raise MistakeError(f"{folder / checkpoints.FACTS}: {message_of(error)}; expected the facts of a run") from error
-    run.network.load_state_dict(checkpoints.read_tensors(folder / "model.safetensors", run.network.state_dict()))
+    own = run.network.state_dict()
+    stored = checkpoints.read_tensors(folder / "model.safetensors", own)
+    run.network.load_state_dict({name: _as_kept(run, value, own[name]) for name, value in stored.items()})
     for name, value in checkpoints.read_tensors(folder / "average.safetensors", run.average.state).items():
-        run.average.state[name].copy_(value)
+        run.average.state[name].copy_(_as_kept(run, value, run.average.state[name]))
     _load_moments(run, folder / "optimizer.safetensors")
     _load_learned(run, folder / "learned.safetensors")
     _go_on_at(run.scheduler, run.position.step)
 
 
-def check_facts(config: RunConfig, num_processes: int, checkpoint: Checkpoint) -> None:
-    """Raises ``MistakeError`` where ``checkpoint`` was made under other settings, or by another number of processes."""
-    check_same(config, checkpoint.facts.get("settings"), checkpoint.folder.parents[1])
-    then = checkpoint.facts.get("processes")
-    if then != num_processes:
-        raise MistakeError(
-            f"cannot resume {checkpoint.folder.parents[1]}: {then} processes trained it, which sets the images of a step, "
-            f"and {num_processes} would go on; start {then}"
-        )
+def _as_kept(run: TrainingRun, tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor of a checkpoint, as this process keeps ``like``."""
+    return sharding.share_like(tensor, like) if run.is_sharded else tensor
 
 
 def images_of(dataset: LabelledImages) -> dict[str, Any]:
@@ -123,7 +148,8 @@ def _load_moments(run: TrainingRun, path: Any) -> None:
     for name, parameter in had_gradient.items():
         moments = {"step": found[f"step/{name}"]}
         for kind in ("exp_avg", "exp_avg_sq"):  # in the parameter's order of memory: fused optimizers misread another
-            moments[kind] = torch.empty_like(parameter).copy_(found[f"{kind}/{name}"]).detach()
+            kept = _as_kept(run, found[f"{kind}/{name}"], parameter)
+            moments[kind] = torch.empty_like(parameter).copy_(kept).detach()
         of_parameter[id(parameter)] = moments
     ordered = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
     state = {i: of_parameter[id(x)] for i, x in enumerate(ordered) if id(x) in of_parameter}

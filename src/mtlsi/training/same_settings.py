@@ -22,6 +22,9 @@ FREE = (
 Another ``data.root`` must hold the same training images: the state knows their names.
 """
 
+SPREAD = ("train.accumulate", "train.batch_size", "train.shard")
+"""How a step is spread over processes: may change where its images, processes x batch_size x accumulate, stay as many."""
+
 
 def flat(config: RunConfig, passed_over: Collection[str] = ()) -> dict[str, Any]:
     """The settings by dotted name, as YAML and JSON give them back."""
@@ -38,13 +41,13 @@ def flat(config: RunConfig, passed_over: Collection[str] = ()) -> dict[str, Any]
     return found
 
 
-def differing(config: RunConfig, stored: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """By dotted name, ``stored``'s value and that of ``config``, where they differ and must not.
+def differing(config: RunConfig, stored: Mapping[str, Any], free: Collection[str] = FREE) -> dict[str, tuple[Any, Any]]:
+    """By dotted name, ``stored``'s value and that of ``config``, where they differ and are not ``free`` to.
 
     A setting that ``stored``, of an older version, lacks had its default value.
     """
-    ours, defaults = flat(config, FREE), flat(RunConfig())
-    theirs = {name: value for name, value in stored.items() if name not in FREE}
+    ours, defaults = flat(config, free), flat(RunConfig())
+    theirs = {name: value for name, value in stored.items() if name not in free}
     pairs = {name: (theirs.get(name, defaults.get(name)), ours.get(name, defaults.get(name))) for name in ours | theirs}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -55,11 +58,11 @@ def told(found: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(words) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
-def check_same(config: RunConfig, stored: Any, out: Path) -> None:
+def check_same(config: RunConfig, stored: Any, out: Path, free: Collection[str] = FREE) -> None:
     """Raises ``MistakeError`` where a run's state was made under other settings than ``config``."""
     if not isinstance(stored, dict):
         raise MistakeError(f"the state in {out} does not say what settings it was made with; restore a copy of it")
-    if found := differing(config, stored):
+    if found := differing(config, stored, free):
         raise MistakeError(
             f"cannot resume {out} under other settings: {told(found)}; put config.yaml back, or train on from the weights "
             f"with --init {out} and another --out"

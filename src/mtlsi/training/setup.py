@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,14 @@ from mtlsi.plugins import settle_plugins
 from mtlsi.run_folder import MovingAverage, Position
 from mtlsi.sizes import sizes_of
 from mtlsi.tasks import TASKS
-from mtlsi.training import checkpoints, class_weights, run_state
+from mtlsi.training import checkpoints, class_weights, run_state, sharding
 from mtlsi.training.balance.base import Balance
 from mtlsi.training.balance.build import build_balance
 from mtlsi.training.best import Best
 from mtlsi.training.class_weights import weights_for
 from mtlsi.training.faults import alone_in
 from mtlsi.training.same_settings import differing, flat, told
+from mtlsi.training.spread import check_facts, note_on_spread
 
 Transform = Callable[[Sample, Generator], Sample]
 """An augmentation: a sample and the generator of all its random draws, to a sample of the network's input."""
@@ -63,7 +64,7 @@ class TrainingRun:
     val_set: LabelledImages
     network: MTLSINet
     model: nn.Module
-    """``network`` as accelerate wraps it for several processes."""
+    """``network`` as accelerate wraps it for several processes; itself where its parameters are shared out among them."""
     criterion: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LambdaLR
@@ -80,6 +81,23 @@ class TrainingRun:
     """By task, what the model that the run starts from brought."""
     notes: tuple[str, ...] = ()
     """What a person should know of how the run begins."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process keeps a share of every parameter."""
+        return is_sharded(self.config.train)
+
+    def whole_average(self) -> dict[str, Tensor]:
+        """The averaged weights, to be written by the first process; every process must ask."""
+        return sharding.whole_in_first(self.average.state) if self.is_sharded else self.average.state
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the context ``network`` has the averaged weights, whole in every process; all of them must enter it."""
+        with self.average.lent_to(self.network), ExitStack() as also:
+            if self.is_sharded:
+                also.enter_context(sharding.whole_in_each(self.network))
+            yield
 
     def balance_weights(self) -> dict[str, Tensor]:
         """By task, what the balance multiplied its loss or gradient by in the last step; empty without a balance."""
@@ -144,9 +162,11 @@ def assemble(
         run_folder.prepare_run_folder(out, resume=True)
         if claims is not None and accelerator.is_main_process:
             claims.enter_context(alone_in(out))
+    notes = notes_on_sharding(options)
     checkpoint = checkpoints.newest(out, console or Console(stderr=True)) if resume else None
     if checkpoint is not None:
-        run_state.check_facts(config, accelerator.num_processes, checkpoint)
+        check_facts(config, accelerator.num_processes, checkpoint)
+        notes += note_on_spread(config, accelerator.num_processes, checkpoint)
     train_set, val_set = open_dataset(config.data, "train", config.seed), open_dataset(config.data, "val", config.seed)
     torch.manual_seed(config.seed)
     network = build_model(config, train_set)
@@ -157,15 +177,20 @@ def assemble(
         Best(options.best_by, options.patience, network.classes, network.tasks, 0)
     weights = weights_for(config, train_set, out if checkpoint is not None else None) if criterion is None else {}
     loss: nn.Module = build_criterion(network.tasks, options, weights) if criterion is None else criterion
-    balance = build_balance(options, network, loss, accelerator.distributed_type)
+    balance = build_balance(options, network, loss, sharded=is_sharded(options))
     if accelerator.is_main_process and not resume:
         start_folder(config, out, claims)
+    if processes.has_joined():
+        sync_norm.synchronise(network)
+    if is_sharded(options):
+        sharding.shard(network.to(accelerator.device), accelerator.device)
     optimizer = build_optimizer(network, options, [*loss.parameters(), *(balance.learned() if balance else [])])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options))
     average, position = MovingAverage(network, options.ema), Position()
-    if processes.has_joined():
-        sync_norm.synchronise(network)
-    model, optimizer = accelerator.prepare(network, optimizer)
+    if is_sharded(options):
+        model, optimizer = network, accelerator.prepare(optimizer)
+    else:
+        model, optimizer = accelerator.prepare(network, optimizer)
     average.to(accelerator.device)
     loss = loss.to(accelerator.device)
     if any(parameter.requires_grad for parameter in loss.parameters()):
@@ -180,13 +205,25 @@ def assemble(
         run_state.load(run, checkpoint)
         go_on_from(position.step, optimizer, scheduler, options)
     if accelerator.is_main_process:
-        run.notes = run_folder.forget_metrics_after(out, position.step)
+        run.notes = (*notes, *run_folder.forget_metrics_after(out, position.step))
         run_folder.save_config(config, out)
         if weights:
             class_weights.save(weights, train_set.classes, out)
     if options.tracker:
         accelerator.init_trackers(out.name)
     return run
+
+
+def is_sharded(options: TrainConfig) -> bool:
+    """Whether a run with ``options`` shares its parameters out: one process has nobody to share them with."""
+    return options.shard and processes.number() > 1
+
+
+def notes_on_sharding(options: TrainConfig) -> tuple[str, ...]:
+    """What a person is told who asked for shards and has one process."""
+    if not options.shard or is_sharded(options):
+        return ()
+    return ("train.shard: one process keeps all of the network; start several with torchrun to share it out",)
 
 
 def start_folder(config: RunConfig, out: Path, claims: ExitStack | None) -> None:

@@ -62,17 +62,17 @@ class Validation:
         A run that had ended and goes on has no scores any more.
         """
         step, every = self.run.position.step, self.run.config.train.evaluate_every
-        ended = (self.run.out / run_folder.SCORES).exists()
+        ended = processes.of_first((self.run.out / run_folder.SCORES).exists())
         if ended and not self.is_last and self.run.accelerator.is_main_process:
             (self.run.out / run_folder.SCORES).unlink()
         if ended or not step:
             return
         due = (every and step % every == 0) or (self.is_last and self.best is not None)
-        if due and not run_folder.was_evaluated(self.run.out, step):
+        if due and not processes.of_first(run_folder.was_evaluated(self.run.out, step)):
             self._compare()
             return
         best = self.best.best if self.best is not None else None
-        if best is not None and best.step == step != kept_step(self.run.out):
+        if best is not None and best.step == step != processes.of_first(kept_step(self.run.out)):
             self._keep(measure(self.run, self.on_the_way))
 
     def of_the_end(self) -> Scores:
@@ -110,11 +110,14 @@ class Validation:
 
     def _keep(self, scores: Scores) -> None:
         run, best = self.run, self.best
-        if best is None or best.best is None or not run.accelerator.is_main_process:
+        if best is None or best.best is None:
+            return
+        average = run.whole_average()
+        if not run.accelerator.is_main_process:
             return
         context = {"data": run.config.data.name, "split": "val", "images": self.on_the_way}
         found = {"step": best.best.step, "best_by": best.score, "value": best.best.value}
-        keep(run.network, run.average.state, scores, run.out, **context, **found)
+        keep(run.network, average, scores, run.out, **context, **found)
 
     def farewell(self) -> list[str]:
         """What a person is told at the end: why it came early, and which model was the best."""
@@ -135,7 +138,7 @@ def measure(run: TrainingRun, num_images: int) -> Scores:
     """Scores of the averaged weights on ``num_images`` validation images (0: all), split over the processes."""
     accelerator = run.accelerator
     chosen = processes.share(spread(num_images, len(run.val_set)), BATCH_SIZE)
-    with run.average.lent_to(run.network):
+    with run.averaged():
         return evaluate(
             run.network, run.val_set, run.config.data, indices=chosen, device=accelerator.device, metrics=run.metrics
         )

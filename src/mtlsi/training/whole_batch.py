@@ -11,6 +11,7 @@ from torch import Tensor
 from mtlsi import processes
 from mtlsi.losses import MultiTaskLoss, Whole
 from mtlsi.model.network import Output
+from mtlsi.training import sharding
 from mtlsi.training.setup import TrainingRun
 
 
@@ -45,7 +46,10 @@ class WholeBatch:
     @contextmanager
     def meeting(self, index: int) -> Iterator[None]:
         """Within the context the part ``index`` goes forward and backward: gradients meet after the last part alone."""
-        if index == len(self.parts) - 1:
+        is_last = index == len(self.parts) - 1
+        if self.run.is_sharded:
+            sharding.set_meeting(self.run.network, is_last)
+        if is_last or self.run.is_sharded:
             yield
             return
         with self.run.accelerator.no_sync(self.run.model):

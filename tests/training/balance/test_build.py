@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
 from torch import nn
 
 from mtlsi.config import BALANCES, RunConfig, TrainConfig
@@ -67,10 +66,15 @@ def test_a_criterion_that_does_not_give_each_tasks_loss_is_refused(network, opti
         assert f"the criterion is {type(criterion).__name__}" in refusal(options, network, criterion)
 
 
-def test_sharded_training_is_refused(network):
-    options = TrainConfig(gradients_every=1)
-    assert "FSDP" in refusal(options, network, distributed=DistributedType.FSDP)
-    assert build_balance(options, network, MultiTaskLoss(TASKS), DistributedType.MULTI_GPU) is None
+def test_shards_take_balances_of_losses_alone(network):
+    for options, name in (
+        (TrainConfig(gradients_every=1), "train.gradients_every"),
+        (TrainConfig(balance="pcgrad"), "train.balance pcgrad"),
+        (TrainConfig(balance="dwa", gradients_every=1), "train.gradients_every"),
+    ):
+        assert refusal(options, network, sharded=True).startswith(f"{name} reads the tasks' gradients one by one")
+    assert build_balance(TrainConfig(balance="famo"), network, MultiTaskLoss(TASKS), sharded=True) is not None
+    assert build_balance(TrainConfig(gradients_every=1), network, MultiTaskLoss(TASKS)) is None
 
 
 def test_one_task_has_nothing_to_balance():

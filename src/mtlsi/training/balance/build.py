@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from accelerate.utils import DistributedType
 from torch import nn
 
 from mtlsi.config import TrainConfig
@@ -15,15 +14,17 @@ from mtlsi.training.balance.dwa import DynamicWeightAverage
 from mtlsi.training.balance.famo import FAMO
 from mtlsi.training.balance.uncertainty import Uncertainty
 
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+BY_WEIGHTS = ("uncertainty", "dwa", "famo")
+"""Balances that weigh losses and leave the gradients alone."""
 
 
 def build_balance(
-    options: TrainConfig, network: MTLSINet, criterion: nn.Module, distributed: DistributedType = DistributedType.NO
+    options: TrainConfig, network: MTLSINet, criterion: nn.Module, *, sharded: bool = False
 ) -> Balance | None:
     """The balance of ``options`` for the tasks of ``network``; None: fixed, the criterion's own total.
 
-    Raises ``MistakeError`` where balance or measurement of the tasks' gradients cannot work with the other parts.
+    ``sharded``: whether each process has a share of the network. Raises ``MistakeError`` where balance or measurement of
+    the tasks' gradients cannot work with the other parts.
     """
     if options.balance == "fixed" and not options.gradients_every:
         return None
@@ -33,9 +34,11 @@ def build_balance(
             f"{asked} needs each task's loss by itself, and the criterion is {type(criterion).__name__}; expected a "
             "MultiTaskLoss without parameters of its own: leave the criterion out, or choose fixed and gradients_every 0"
         )
-    if distributed in SHARDED:
+    if sharded and (options.gradients_every or options.balance not in BY_WEIGHTS):
+        needs = asked if options.balance not in (*BY_WEIGHTS, "fixed") else "train.gradients_every"
         raise MistakeError(
-            f"{asked} does not work with {distributed.value}, which shards the gradients; launch with plain data parallelism"
+            f"{needs} reads the tasks' gradients one by one, which train.shard does not keep; expected fixed or one of "
+            f"{', '.join(BY_WEIGHTS)} and gradients_every 0, or train.shard false"
         )
     if options.balance == "fixed":
         return None
