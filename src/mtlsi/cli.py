@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from mtlsi import processes
+from mtlsi import garbage, processes
 from mtlsi.errors import MistakeError, Stopped
 from mtlsi.flags import Parser, add_flags, one_line, read_flags
 from mtlsi.options.data import CheckOptions, DeriveOptions, PrepareOptions
@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Of several processes that work together one says what is wrong, and all end with its code.
     """
     code = 1  # of a fault of ours, for which Python shows where it happened
+    if arguments is None:
+        garbage.pause()
     try:
         code = _main(sys.argv[1:] if arguments is None else arguments)
     except SystemExit as end:
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str]) -> int:
     try:
         _join(arguments)
-        code = _run(build_parser().parse_args(arguments), arguments)
+        code = _run(build_parser(*arguments[:1]).parse_args(arguments), arguments)
         sys.stdout.flush()
         return code
     except MistakeError as error:
@@ -97,6 +99,8 @@ def _run(namespace: Namespace, arguments: Sequence[str]) -> int:
         from mtlsi.device import prepare_process  # lazy: imports torch
 
         prepare_process()
+    if namespace.subcommand != "predict":  # which has a model to open first
+        garbage.resume()
     if namespace.subcommand == "train":
         return train_from_command(namespace.train, arguments[1:])
     if namespace.subcommand == "data":
@@ -107,17 +111,23 @@ def _run(namespace: Namespace, arguments: Sequence[str]) -> int:
     return run(read_flags(namespace[namespace.subcommand], options))
 
 
-def build_parser() -> Parser:
-    """The parser with one sub-command per verb."""
+def build_parser(verb: str | None = None) -> Parser:
+    """The parser with one sub-command per verb; where ``verb`` is one, the others are there without their flags.
+
+    A flag takes longer to make than to read, and a command line has one verb.
+    """
     use_plain_values()
     parser = Parser(prog="mtlsi", description="Multi-task dense prediction with MTLSI-Net.")
     parser.add_argument("--version", action="version", version=f"mtlsi {version('mtlsi')}")
     commands = parser.add_subcommands()
-    commands.add_subcommand("train", train_parser(), help="train a model")
+    alone = verb if verb in ("train", "data", *VERBS) else None
+    commands.add_subcommand("train", train_parser() if alone in ("train", None) else Parser(), help="train a model")
     for name, (options, _, summary) in VERBS.items():
-        commands.add_subcommand(name, _parser_of(options), help=summary)
+        commands.add_subcommand(name, _parser_of(options) if alone in (name, None) else Parser(), help=summary)
     data = Parser(description="Data sets on disk. Nothing is ever written into the folder that is read.")
     commands.add_subcommand("data", data, help="check a data set, derive labels, make it load fast")
+    if alone not in ("data", None):
+        return parser
     data_commands = data.add_subcommands()  # jsonargparse wants the outer command first
     for name, (options, _, summary) in DATA_VERBS.items():
         data_commands.add_subcommand(name, _parser_of(options), help=summary)
@@ -205,17 +215,20 @@ def _predict(options: PredictOptions) -> int:
 
 
 def _open_predictor(options: PredictOptions) -> Predictor | GraphPredictor:
-    if options.model.endswith(".onnx"):
-        from mtlsi.prediction.graph import predictor_from_command
+    try:
+        if options.model.endswith(".onnx"):
+            from mtlsi.prediction.graph import predictor_from_command
 
-        return predictor_from_command(options)
-    from mtlsi.model.network import MTLSINet
-    from mtlsi.prediction.tiles import TiledPredictor
-    from mtlsi.run_folder import import_named_plugins
+            return predictor_from_command(options)
+        from mtlsi.model.network import MTLSINet
+        from mtlsi.prediction.tiles import TiledPredictor
+        from mtlsi.run_folder import import_named_plugins
 
-    import_named_plugins(options.plugin, options.model)
-    model = MTLSINet.from_pretrained(options.model)
-    return TiledPredictor(model, options.tiles, device=options.device, dtype=options.dtype, compile=options.compile)
+        import_named_plugins(options.plugin, options.model)
+        model = MTLSINet.from_pretrained(options.model)
+        return TiledPredictor(model, options.tiles, device=options.device, dtype=options.dtype, compile=options.compile)
+    finally:
+        garbage.resume()
 
 
 def _export(options: ExportOptions) -> int:

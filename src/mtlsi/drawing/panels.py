@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -27,6 +27,7 @@ FRAME = (208, 210, 214)
 TILE_WIDTH, TILE_HEIGHT, NARROWEST = 480, 640, 300
 """An image in a panel fits in the first two; no cell is narrower than the third, so that its legend can be read."""
 MARGIN, GAP, TEXT, TITLE, LEGEND_LINES = 20, 8, 15, 19, 6
+FONT = Path("mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
 
 Classes = Mapping[str, Sequence[str]]
 Colours = Mapping[str, Sequence[Colour]]
@@ -362,4 +363,10 @@ def _shorten(text: str, size: int, width: int) -> str:
 @cache
 def _font(size: int) -> Any:
     """DejaVu Sans, which comes with matplotlib: the same letters on every machine."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+    found = find_spec("matplotlib")  # its folder alone: to import it takes longer than to draw
+    font = Path((found and found.origin) or "").parent / FONT
+    if not font.is_file():  # some systems keep its data elsewhere
+        import matplotlib
+
+        font = Path(matplotlib.get_data_path()).parent / FONT
+    return ImageFont.truetype(str(font), size)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
 def fold_norms(body: nn.Module, probe: Tensor) -> bool:
@@ -16,11 +17,20 @@ def fold_norms(body: nn.Module, probe: Tensor) -> bool:
     forward of ``probe``, so that any network of timm's will do. False where a second one gives other maps, since somebody
     else reads a convolution's result too: ``body`` is then of no more use.
     """
-    before = _maps(body, probe)
-    for convolution, norm in _pairs(body, probe):
-        fused = fuse_conv_bn_eval(convolution, norm)
-        convolution.weight, convolution.bias = fused.weight, fused.bias
-        _replace(body, norm, nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity())
+    pairs, before = _pairs(body, probe)
+    rest: dict[nn.Module, nn.Module] = {}
+    for convolution, norm in pairs:
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(
+            convolution.weight,
+            convolution.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
+        rest[norm] = nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
+    _replace(body, rest)
     after = _maps(body, probe)
     return all(bool((new - old).norm() <= 1e-3 * old.norm()) for new, old in zip(after, before, strict=True))
 
@@ -30,8 +40,8 @@ def _maps(body: nn.Module, probe: Tensor) -> list[Tensor]:
     return list(body(probe))
 
 
-def _pairs(body: nn.Module, probe: Tensor) -> list[tuple[Any, Any]]:
-    """Convolutions and the norms that take their results as they are."""
+def _pairs(body: nn.Module, probe: Tensor) -> tuple[list[tuple[Any, Any]], list[Tensor]]:
+    """Convolutions and the norms that take their results as they are; and what ``body`` makes of ``probe``."""
     made: dict[int, tuple[nn.Module, Tensor]] = {}  # the results are kept, so that no other gets their place in memory
     pairs, handles = [], []
 
@@ -48,15 +58,15 @@ def _pairs(body: nn.Module, probe: Tensor) -> list[tuple[Any, Any]]:
         elif isinstance(module, nn.BatchNorm2d):
             handles.append(module.register_forward_pre_hook(match))
     try:
-        _maps(body, probe)
+        return pairs, _maps(body, probe)
     finally:
         for handle in handles:
             handle.remove()
-    return pairs
 
 
-def _replace(body: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def _replace(body: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put each of ``new`` in the place of the module by which it is named."""
     for parent in list(body.modules()):
-        for name, child in parent.named_children():
-            if child is old:
-                setattr(parent, name, new)
+        for name, child in list(parent.named_children()):
+            if child in new:
+                setattr(parent, name, new[child])

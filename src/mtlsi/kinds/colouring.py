@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
@@ -28,14 +27,6 @@ class Scale:
 
     table: np.ndarray
     marks: list[str]
-
-
-@cache
-def turbo() -> np.ndarray:
-    """Blue to red through green and yellow, (256 3) uint8."""
-    import matplotlib
-
-    return np.round(matplotlib.colormaps["turbo"](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)
 
 
 def on_scale(values: np.ndarray, known: np.ndarray, limits: Limits) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtlsi.kinds.base import FieldFile, Kind
-from mtlsi.kinds.colouring import Colour, Limits, Scale, on_scale, percentile_limits, turbo
+from mtlsi.kinds.colouring import Colour, Limits, Scale, on_scale, percentile_limits
+from mtlsi.kinds.turbo import turbo
 from mtlsi.later import Later
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtlsi.kinds.base import FieldFile, Kind, inflated
-from mtlsi.kinds.colouring import BLUE, GREEN, RED, Colour, Limits, Scale, Swatches, on_scale, percentile_limits, turbo
+from mtlsi.kinds.colouring import BLUE, GREEN, RED, Colour, Limits, Scale, Swatches, on_scale, percentile_limits
+from mtlsi.kinds.turbo import turbo
 from mtlsi.later import Later
 
 if TYPE_CHECKING:

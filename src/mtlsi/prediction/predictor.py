@@ -27,6 +27,7 @@ from mtlsi.kinds.colouring import Colour
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.network import MTLSINet, Output
 from mtlsi.nn.normalise import normalise
+from mtlsi.nn.task_subset import shallow_copy
 from mtlsi.prediction.camera import Camera, TrainingCamera, multiplied
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.tasks import check_tasks
@@ -217,18 +218,22 @@ def for_prediction(model: MTLSINet, dtype: torch.dtype) -> MTLSINet:
     convolves = device.type == "cpu" and dtype is torch.float32 and has_linears(body) and convolutions_are_faster()
     if not folds and not convolves:
         return model
-    copied = _copy_with_same_weights(model)
+    copied = _with_own_backbone(model)
     if folds:
         probe = torch.randn(1, 3, 2 * STRIDES[-1], 2 * STRIDES[-1], device=device)
         if not fold_norms(copied.backbone.body, probe):
-            copied = _copy_with_same_weights(model)
+            copied = _with_own_backbone(model)
     if convolves:
         convolve_linears(copied.backbone.body)
     return copied
 
 
-def _copy_with_same_weights(model: MTLSINet) -> MTLSINet:
-    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+def _with_own_backbone(model: MTLSINet) -> MTLSINet:
+    """The same network with a copy of its backbone, whose weights are the same tensors."""
+    copied = shallow_copy(model)
+    same = {id(parameter): parameter for parameter in model.backbone.parameters()}
+    copied.backbone = copy.deepcopy(model.backbone, same)
+    return copied
 
 
 def fit_size(size_hw: tuple[int, ...], working_size: Size) -> Size:
