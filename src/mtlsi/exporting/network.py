@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.exporting.free_shapes import free_shapes
 from mtlsi.kernels.fold_norms import fold_norms
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.network import MTLSINet
@@ -46,6 +47,7 @@ def raw_network(model: MTLSINet, tasks: Sequence[str]) -> Raw:
         if copied.backbone.batch_norms() and not fold_norms(copied.backbone.body, torch.randn(1, 3, 64, 64)):
             copied = copy.deepcopy(model).float().cpu().eval()
         pad_by_stride(copied.backbone.body)
+        free_shapes(copied.backbone.body)
         return Raw(copied.for_tasks(tasks)).eval().requires_grad_(False)
 
 
