@@ -29,6 +29,7 @@ class FreeRotaryEmbedding(RotaryEmbeddingDinoV3):
     """DINOv3's rotary embedding. timm's divides by the map's sides as Python numbers, which a graph then keeps."""
 
     def _create_embed(self, feat_shape: Sequence[int], no_aug: bool = True) -> Tensor:
+        del no_aug  # nothing is drawn in evaluation
         h, w = feat_shape
         norms = {"separate": (h, w), "max": 2 * (torch.sym_max(h, w),), "min": 2 * (torch.sym_min(h, w),)}
         places = [
@@ -59,7 +60,9 @@ class FreeSwinBlock(SwinTransformerBlock):
         (height, width), (down, right) = self.window_size, self.shift_size
         rows, columns = (h + height - 1) // height, (w + width - 1) // width
         x = F.pad(_rolled(x, down, right), (0, 0, 0, columns * width - w, 0, rows * height - h))
-        x = x.unflatten(2, (columns, width)).unflatten(1, (rows, height)).transpose(2, 3)  # b rows columns height width c
+        x = (
+            x.unflatten(2, (columns, width)).unflatten(1, (rows, height)).transpose(2, 3)
+        )  # b rows columns height width c
         x = self._attended(x.flatten(3, 4).flatten(1, 2), self._scores(rows, columns))  # b windows positions c
         x = x.unflatten(2, (height, width)).unflatten(1, (rows, columns)).transpose(2, 3)
         return _rolled(x.flatten(3, 4).flatten(1, 2)[:, :h, :w], -down, -right)

@@ -40,7 +40,7 @@ def raw_network(model: MTLSINet, tasks: Sequence[str]) -> Raw:
     """A copy of ``model`` for ``tasks`` alone, in evaluation mode, that can be traced and gives the same predictions.
 
     Batch norms are folded into convolutions, and convolutions that pad by the image's size, as TensorFlow's do, pad by what
-    that comes to for images of whole strides.
+    that comes to for images of whole strides. For transformers see ``free_shapes``.
     """
     with torch.inference_mode(False), torch.no_grad():
         copied = copy.deepcopy(model).float().cpu().eval()
@@ -82,5 +82,5 @@ def trace(network: nn.Module, example: Tensor, sides: tuple[int, int] = (2, 3)) 
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise MistakeError(
             f"this network cannot be traced for images of any size ({message_of(error)[:200]}); expected a backbone of "
-            "convolutions and a decoder whose shapes follow the image's: export another model"
+            "convolutions, Swin or a ViT, and a decoder whose shapes follow the image's: export another model"
         ) from error
