@@ -125,6 +125,12 @@ def test_swin_maps_are_timms_own_with_the_channels_second():
             assert torch.equal(ours[0, :, 1, 0], theirs[0, 1, 0])
 
 
+def test_swin_maps_have_the_channels_second_where_they_are_as_high_as_they_have_channels():
+    with torch.no_grad():
+        maps = Backbone("swin_tiny_patch4_window7_224").eval()(torch.randn(1, 3, 384, 32))
+    assert [tuple(x.shape[1:]) for x in maps] == [(96, 96, 8), (192, 48, 4), (384, 24, 2), (768, 12, 1)]
+
+
 def test_unknown_and_unfit_backbones_are_refused():
     assert "unknown backbone 'mobilenet_v9'" in mistake(lambda: Backbone("mobilenet_v9"))
     with torch.device("meta"):

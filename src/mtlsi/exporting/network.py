@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.exporting.free_shapes import free_shapes
 from mtlsi.kernels.fold_norms import fold_norms
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.network import MTLSINet
@@ -39,13 +40,14 @@ def raw_network(model: MTLSINet, tasks: Sequence[str]) -> Raw:
     """A copy of ``model`` for ``tasks`` alone, in evaluation mode, that can be traced and gives the same predictions.
 
     Batch norms are folded into convolutions, and convolutions that pad by the image's size, as TensorFlow's do, pad by what
-    that comes to for images of whole strides.
+    that comes to for images of whole strides. For transformers see ``free_shapes``.
     """
     with torch.inference_mode(False), torch.no_grad():
         copied = copy.deepcopy(model).float().cpu().eval()
         if copied.backbone.batch_norms() and not fold_norms(copied.backbone.body, torch.randn(1, 3, 64, 64)):
             copied = copy.deepcopy(model).float().cpu().eval()
         pad_by_stride(copied.backbone.body)
+        free_shapes(copied.backbone.body)
         return Raw(copied.for_tasks(tasks)).eval().requires_grad_(False)
 
 
@@ -80,5 +82,5 @@ def trace(network: nn.Module, example: Tensor, sides: tuple[int, int] = (2, 3)) 
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise MistakeError(
             f"this network cannot be traced for images of any size ({message_of(error)[:200]}); expected a backbone of "
-            "convolutions and a decoder whose shapes follow the image's: export another model"
+            "convolutions, Swin or a ViT, and a decoder whose shapes follow the image's: export another model"
         ) from error

@@ -19,6 +19,7 @@ from onnx import ModelProto, helper
 from mtlsi import kernels, kinds
 from mtlsi.exporting import frame
 from mtlsi.exporting.network import EXAMPLE, raw_network, trace
+from mtlsi.exporting.straighten import straighten
 from mtlsi.kinds.palette import palette
 from mtlsi.model.network import MTLSINet
 from mtlsi.prediction.predictor import training_camera
@@ -34,6 +35,7 @@ def network_graph(model: MTLSINet, tasks: Sequence[str], dtype: torch.dtype) -> 
     with kernels.use("graph"), warnings.catch_warnings(), quiet("torch.onnx", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")  # the exporter's remarks on its own parts
         traced = trace(network, torch.zeros(EXAMPLE))
+        straighten(traced)
         program = torch.onnx.export(
             traced,
             dynamo=True,

@@ -51,6 +51,7 @@ class Backbone(nn.Module):
             )
         self.picked = tuple(strides.index(stride) for stride in STRIDES)
         self.channels = tuple(channels[i] for i in self.picked)
+        self.gives_channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"  # timm's Swin, say
         self.norm_is_frozen = self.body_is_frozen = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -67,7 +68,7 @@ class Backbone(nn.Module):
         if self.pyramid is not None:
             return tuple(maps)
         maps = [maps[i] for i in self.picked]
-        if maps[0].shape[1] != self.channels[0]:  # timm's Swin gives (b h w c)
+        if self.gives_channels_last:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         return tuple(maps)
 
