@@ -64,3 +64,15 @@ def test_what_fails_halfway_leaves_the_old_file_alone(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         fail()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.arange(12.0, dtype=np.float32).reshape(3, 4), np.asfortranarray(np.arange(24).reshape(2, 3, 4)), np.ones(())
+     , np.arange(20, dtype=np.uint8)[::3], np.zeros((0, 3), np.float16), np.arange(6).reshape(2, 3).T],
+    ids=lambda array: str(array.shape),
+)  # fmt: skip
+def test_arrays_are_written_as_numpy_writes_them(array, tmp_path):
+    replace_array(tmp_path / "ours.npy", array)
+    np.save(tmp_path / "numpys.npy", array)
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpys.npy").read_bytes()

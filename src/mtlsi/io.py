@@ -8,8 +8,9 @@ import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -59,14 +60,33 @@ def plain(value: Any) -> Any:
 
 def replace_array(path: Path, content: np.ndarray | Image.Image) -> None:
     """Write an array as a NumPy file, or an image as a PNG file (PDF where ``path`` says so), atomically."""
+    if not isinstance(content, Image.Image):
+        with replacing(path) as part, part.open("wb") as file:
+            _write_array(file, content)
+        return
     buffer = io.BytesIO()
-    if isinstance(content, Image.Image) and path.suffix.lower() == ".pdf":
+    if path.suffix.lower() == ".pdf":
         content.convert("RGB").save(buffer, format="PDF", resolution=130)
-    elif isinstance(content, Image.Image):
-        content.save(buffer, format="PNG", compress_level=3)
     else:
-        np.save(buffer, content)
+        content.save(buffer, format="PNG", compress_level=3)
     replace_bytes(path, buffer.getvalue())
+
+
+def _write_array(file: BinaryIO, array: np.ndarray) -> None:
+    """What ``np.save`` writes, without a copy of the array in memory, and a full disk is told by its number."""
+    facts = np.lib.format.header_data_from_array_1_0(array)
+    np.lib.format.write_array_header_1_0(file, facts)
+    file.write(np.ascontiguousarray(array.T if facts["fortran_order"] else array).data)
+
+
+def replace_rows(path: Path, bands: Iterator[np.ndarray], height: int) -> None:
+    """Write bands of rows, together ``height`` rows, as one array in a NumPy file, atomically. Raises ``OSError``."""
+    with replacing(path) as part, part.open("wb") as file:
+        first = next(bands)
+        facts = np.lib.format.header_data_from_array_1_0(first) | {"shape": (height, *first.shape[1:])}
+        np.lib.format.write_array_header_1_0(file, facts | {"fortran_order": False})
+        for band in chain([first], bands):
+            file.write(np.ascontiguousarray(band).data)
 
 
 PICTURES = (".png", ".pdf", ".svg")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 import os
@@ -22,6 +21,8 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mtlsi.memory import hand_back_freed_memory
 
 Name = TypeVar("Name")
 RESET_PEAK = "5"
@@ -119,7 +120,7 @@ def _resident_rise(prepare: Callable[[], Callable[[], Any]], num_threads: int) -
     torch.set_num_threads(num_threads)
     call = prepare()
     gc.collect()
-    _hand_back_freed_memory()
+    hand_back_freed_memory()  # else it is used again unseen, and the rise comes out too small
     try:
         Path("/proc/self/clear_refs").write_text(RESET_PEAK)
     except OSError:  # some containers
@@ -129,13 +130,6 @@ def _resident_rise(prepare: Callable[[], Callable[[], Any]], num_threads: int) -
     rise = _status_bytes("VmHWM") - before
     del kept
     return max(rise, 0)
-
-
-def _hand_back_freed_memory() -> None:
-    """Without this, what was freed before would be used again unseen, and the rise would come out too small."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # absent in other C libraries than glibc
-        trim(0)
 
 
 def _status_bytes(name: str) -> int:

@@ -46,7 +46,7 @@ def manifest(out: Path) -> list[dict[str, Any]]:
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_computing(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(Predictor, "__call__", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(Predictor, "maps", lambda *_: pytest.fail("computed"))
     (tmp_path / "file").write_text("here")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(MistakeError, match="no folder to write to"):
@@ -162,7 +162,7 @@ def test_an_image_too_large_for_the_memory_is_passed_over(folder, tmp_path, monk
     if where == "reading" and isinstance(error, RuntimeError):
         pytest.skip("torch reads no images")
     home, name = {
-        "reading": (files, "read_image"), "network": (Predictor, "__call__"), "writing": (files, "save_prediction"),
+        "reading": (files, "read_image"), "network": (Predictor, "maps"), "writing": (files, "save_prediction"),
     }[where]  # fmt: skip
     real, calls = getattr(home, name), []
 
@@ -182,7 +182,7 @@ def test_a_fault_of_ours_is_not_taken_for_an_odd_image(folder, tmp_path, monkeyp
     def fail(*_):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(Predictor, "__call__", fail)
+    monkeypatch.setattr(Predictor, "maps", fail)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         run(folder, tmp_path / "out", num_workers=2)
     assert results(tmp_path / "out") == set()  # no claim is left
@@ -212,13 +212,13 @@ def test_a_full_disk_ends_the_run_and_one_odd_result_does_not(folder, tmp_path, 
 
 
 def count_predictions(monkeypatch) -> list[int]:
-    real, counted = Predictor.__call__, [0]
+    real, counted = Predictor.maps, [0]
 
     def call(*given):
         counted[0] += 1
         return real(*given)
 
-    monkeypatch.setattr(Predictor, "__call__", call)
+    monkeypatch.setattr(Predictor, "maps", call)
     return counted
 
 

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import io
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +19,10 @@ from torch import nn
 from by_colour import ByColour, predictor
 from mtlsi.errors import MistakeError
 from mtlsi.kinds import decode
+from mtlsi.model.build import create_model
 from mtlsi.prediction import predictor as predict
 from mtlsi.prediction.images import read_image
+from mtlsi.prediction.maps import Maps
 from mtlsi.prediction.predictor import Predictor, find_device, fit_size
 
 # ---- predicting
@@ -146,12 +152,56 @@ def test_rows_in_bands_equal_one_resize(band, monkeypatch):
     monkeypatch.setattr(predict, "BAND_VALUES", band)
     sizes = []
     monkeypatch.setattr(predict, "decode", lambda task, part: (sizes.append(part.numel()), decode(task, part))[1])
-    np.testing.assert_array_equal(predict._at_own_size("semseg", raw, (37, 41)), whole.argmax(1)[0].numpy())
+    maps = Maps(
+        37, {task: partial(predict._bands, task, raw[:, :n], (37, 41)) for task, n in (("semseg", 5), ("normals", 3))}
+    )
+    np.testing.assert_array_equal(maps["semseg"], whole.argmax(1)[0].numpy())
     assert max(sizes) <= max(band, 5 * 41)
     unit = whole[:, :3] / whole[:, :3].norm(dim=1, keepdim=True)
-    np.testing.assert_allclose(
-        predict._at_own_size("normals", raw[:, :3], (37, 41)), unit[0].permute(1, 2, 0), atol=1e-4
-    )
+    np.testing.assert_allclose(maps["normals"], unit[0].permute(1, 2, 0), atol=1e-4)
+
+
+# ---- many predictions
+
+
+def test_eight_threads_get_what_each_image_gives_alone():
+    torch.manual_seed(0)
+    shared = Predictor(create_model("tiny", dataset="nyud"), device="cpu", working_size=(64, 64))
+    rng = np.random.default_rng(0)
+    photos = [rng.integers(0, 256, (20 + 9 * n, 90 - 7 * n, 3), dtype=np.uint8) for n in range(8)]
+    alone, begin = [shared(photo) for photo in photos], threading.Barrier(8, timeout=60)
+
+    def several(first: int) -> list[dict[str, np.ndarray]]:
+        begin.wait()
+        return [shared(photos[(first + n) % 8]) for n in range(3)]
+
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(several, range(8)))
+    for first, predictions in enumerate(together):
+        for n, prediction in enumerate(predictions):
+            for task, array in alone[(first + n) % 8].items():
+                np.testing.assert_array_equal(prediction[task], array)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="this system does not list open files")
+def test_a_hundred_predictions_leave_no_file_open_and_no_thread(photo, tmp_path):
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    Image.fromarray(photo).save(tmp_path / "b.jpg")
+    used, paths = predictor(), [tmp_path / "a.png", tmp_path / "b.jpg", tmp_path / "missing.png"]
+
+    def opened() -> tuple[int, int]:
+        for path in paths[:2]:
+            used(path)
+        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+    before = opened()
+    for number in range(100):
+        if number % 3 == 2:
+            with pytest.raises(MistakeError):
+                used(paths[2])
+        else:
+            used(paths[number % 3])
+    assert opened() == before
 
 
 def test_lower_precision_changes_little(photo):

@@ -6,6 +6,8 @@ from PIL import Image
 
 from by_colour import CLASSES, predictor
 from mtlsi.errors import MistakeError
+from mtlsi.prediction import predictor as predict
+from mtlsi.prediction import results
 from mtlsi.prediction.results import endings_of, save_prediction
 
 
@@ -23,6 +25,18 @@ def test_files_hold_exactly_what_was_predicted(tmp_path, photo):
         np.testing.assert_array_equal(np.asarray(image), prediction["semseg"])
     with Image.open(out / "room_depth_mm.png") as image:
         np.testing.assert_allclose(np.asarray(image) / 1000, prediction["depth"], atol=0.0005001)
+
+
+@pytest.mark.parametrize("write", ["png,npy,panel", "npy", "png,panel", "npz,ply"])
+def test_a_large_photo_is_written_in_bands_with_the_same_bytes(tmp_path, photo, monkeypatch, write):
+    large = np.tile(photo, (12, 10, 1))  # 1152 x 1280: drawings look at every second row and column
+    used = predictor(camera=None)
+    save_prediction(used(large), large, tmp_path / "whole", "b/room", CLASSES, write=write, focal_px=900)
+    monkeypatch.setattr(results, "LARGE", 1)
+    monkeypatch.setattr(predict, "BAND_VALUES", 3 * 1280 * 101)
+    save_prediction(used.maps(large), large, tmp_path / "bands", "b/room", CLASSES, write=write, focal_px=900)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "b").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "bands" / "b").iterdir()} == whole
 
 
 @pytest.mark.parametrize("write", ["png", "npy", "npz", "panel", "npz,panel", ("png", "npy", "npz", "panel")])
@@ -63,7 +77,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, photo, monkeypatch):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
     with pytest.raises(MistakeError, match=r"a_depth\.npy: cannot be written \(No space left"):
         save_prediction(prediction, photo, tmp_path, "a")
     assert [path.name for path in tmp_path.iterdir()] == ["a_depth.npy"]

@@ -18,12 +18,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mtlsi import kinds
+from mtlsi.drawing.thinning import Box, thin_out
 from mtlsi.errors import MistakeError
 from mtlsi.kinds.colouring import Colour, Limits, Scale, Swatches
 from mtlsi.tasks import TASKS
 
 PAPER, INK, FAINT = (255, 255, 255), (32, 33, 36), (110, 113, 118)
 FRAME = (208, 210, 214)
+LONGEST = 1600
+"""The longer side of a task's own drawing, at most."""
 TILE_WIDTH, TILE_HEIGHT, NARROWEST = 480, 640, 300
 """An image in a panel fits in the first two; no cell is narrower than the third, so that its legend can be read."""
 MARGIN, GAP, TEXT, TITLE, LEGEND_LINES = 20, 8, 15, 19, 6
@@ -38,18 +41,25 @@ def draw_task(
     task: str,
     array: np.ndarray,
     classes: Sequence[str] | None = None,
-    longest: int = 1600,
+    longest: int = LONGEST,
     colours: Sequence[Colour] | None = None,
+    size_hw: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """One task for a person to look at, ``(H' W' 3) uint8``: the map in colours with its legend or scale below.
 
     ``classes`` and ``colours``: the names and the RGB colours of a task with classes.
 
     The map's longer side is brought to at most ``longest`` pixels, and a small map is upsampled to a legible size.
+    ``size_hw``: its own size, where ``array`` is what ``thin_out`` left of it for ``task_box``.
     """
-    height, width = kinds.of(task).channels_last(array).shape[:2]
-    box = _fit((height, width), (longest, longest), smallest=TILE_WIDTH)
+    height, width = size_hw or kinds.of(task).channels_last(array).shape[:2]
+    box = task_box((height, width), longest)
     return np.asarray(_grid([[_cell(task, array, classes, box, None, colours=colours)]]))
+
+
+def task_box(size_hw: tuple[int, int], longest: int = LONGEST) -> Box:
+    """At which height and width ``draw_task`` draws a map of ``size_hw``."""
+    return _fit(size_hw, (longest, longest), smallest=TILE_WIDTH)
 
 
 def panel(
@@ -64,13 +74,35 @@ def panel(
     ``image (H W 3) uint8``; ``classes`` and ``colours`` the names and colours of each task that has classes; ``titles``
     replaces the headings by task name (``"image"`` for the image's own).
     """
-    classes, box = classes or {}, _fit(image.shape[:2], (TILE_HEIGHT, TILE_WIDTH))
-    cells = [_photo_cell(image, box, (titles or {}).get("image", "image"))]
+    drawing = Panel(image, classes, titles, colours)
     for task, array in prediction.items():
-        title = (titles or {}).get(task, TASKS[task].title)
-        cells.append(_cell(task, array, classes.get(task), box, title, colours=(colours or {}).get(task)))
-    columns = _columns(len(cells), cells[0].width / cells[0].height)
-    return np.asarray(_grid([cells[i : i + columns] for i in range(0, len(cells), columns)]))
+        drawing.add(task, array)
+    return drawing.draw()
+
+
+class Panel:
+    """``panel``, drawn task by task: of the image and of each map nothing is kept but its drawing."""
+
+    def __init__(
+        self,
+        image: np.ndarray,
+        classes: Classes | None = None,
+        titles: Mapping[str, str] | None = None,
+        colours: Colours | None = None,
+    ):
+        self.box, self.classes = _fit(image.shape[:2], (TILE_HEIGHT, TILE_WIDTH)), classes or {}
+        self.titles, self.colours = titles or {}, colours or {}
+        self.cells = [_photo_cell(image, self.box, self.titles.get("image", "image"))]
+
+    def add(self, task: str, array: np.ndarray) -> None:
+        """Draw the map of a task, or what ``thin_out`` left of it for ``box``."""
+        title = self.titles.get(task, TASKS[task].title)
+        self.cells.append(_cell(task, array, self.classes.get(task), self.box, title, colours=self.colours.get(task)))
+
+    def draw(self) -> np.ndarray:
+        """The sheet ``(H' W' 3) uint8``."""
+        columns = _columns(len(self.cells), self.cells[0].width / self.cells[0].height)
+        return np.asarray(_grid([self.cells[i : i + columns] for i in range(0, len(self.cells), columns)]))
 
 
 class MovingPanel:
@@ -114,10 +146,10 @@ class MovingPanel:
 
     def draw(self, image: np.ndarray, prediction: Mapping[str, np.ndarray]) -> np.ndarray:
         """The sheet ``(H' W' 3) uint8`` of one picture ``(H W 3) uint8``."""
-        sheet, tiles = self.sheet.copy(), [_resize(_thin_out(image, self.box), self.box)]
+        sheet, tiles = self.sheet.copy(), [_resize(thin_out(image, self.box), self.box)]
         for task in self.tasks:
             kind = kinds.of(task)
-            array = _thin_out(kind.channels_last(prediction[task]), self.box)
+            array = thin_out(kind.channels_last(prediction[task]), self.box)
             shades = kind.colours(array, self.limits.get(task), self.colours.get(task))
             tiles.append(_resize(shades, self.box, hard_edges=kind.hard_edges))
         for (left, top), tile in zip(self.corners, tiles, strict=True):
@@ -222,7 +254,7 @@ def _cell(
 ) -> Image.Image:
     """A title, the map brought to ``box`` (height, width), and below it what its colours mean."""
     kind, width = kinds.of(task), max(box[1], NARROWEST)
-    array = _thin_out(kind.channels_last(array), box)
+    array = thin_out(kind.channels_last(array), box)
     limits = limits or kind.limits(array)
     tile = _resize(kind.colours(array, limits, colours), box, hard_edges=kind.hard_edges)
     meaning = kind.legend(array, classes, limits, 5 if width >= TILE_WIDTH else 3, colours)
@@ -231,7 +263,7 @@ def _cell(
 
 
 def _photo_cell(image: np.ndarray, box: tuple[int, int], title: str) -> Image.Image:
-    tile = _resize(_thin_out(image, box), box)
+    tile = _resize(thin_out(image, box), box)
     ImageDraw.Draw(tile).rectangle((0, 0, tile.width - 1, tile.height - 1), outline=FRAME)
     return _stack(title, tile, None)
 
@@ -336,12 +368,6 @@ def _fit(size_hw: tuple[int, int], most_hw: tuple[int, int], smallest: int = 0) 
         scale = min(scale, max(1.0, smallest / max(size_hw)))
     height, width = (max(8, round(own * scale)) for own in size_hw)
     return height, width
-
-
-def _thin_out(array: np.ndarray, box: tuple[int, int]) -> np.ndarray:
-    """Every n-th row and column, still at least twice ``box``: what a huge image costs stays small."""
-    rows, columns = (max(1, own // (2 * drawn)) for own, drawn in zip(array.shape, box, strict=False))
-    return array[::rows, ::columns]
 
 
 def _resize(pixels: np.ndarray, box: tuple[int, int], *, hard_edges: bool = False) -> Image.Image:

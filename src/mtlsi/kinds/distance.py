@@ -19,6 +19,13 @@ else:
     torch = Later("torch")  # an exported model is drawn without it
 
 
+def _millimetres(array: np.ndarray) -> np.ndarray:
+    whole = np.empty(array.shape, np.uint16)
+    for row, metres in zip(whole, array, strict=True):  # a row at a time: nothing else as large is made of a large map
+        row[:] = np.clip(np.round(metres * 1000), 0, 65535)
+    return whole
+
+
 class Distance(Kind):
     """Labels: metres, 0 or NaN where unknown. Predictions: metres, not below 0."""
 
@@ -79,7 +86,7 @@ class Distance(Kind):
 
     def extra_files(self) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
         """Whole millimetres, 16 bits, at most 65.535 m."""
-        return {"mm": lambda array: np.clip(np.round(array * 1000), 0, 65535).astype(np.uint16)}
+        return {"mm": _millimetres}
 
     def field_file(self, prediction: np.ndarray) -> FieldFile:
         """A NumPy file of float32 metres."""

@@ -19,6 +19,7 @@ from PIL import ExifTags
 
 from mtlsi.errors import MistakeError
 from mtlsi.images import UNREADABLE, peek_image
+from mtlsi.prediction.maps import Maps
 from mtlsi.tasks import TASKS
 
 Size = tuple[int, int]
@@ -165,12 +166,15 @@ def assumed_view(training: TrainingCamera | None, size_hw: Size) -> View:
     return View(training.focal_of(size_hw), "assumed: as the camera of the training set")
 
 
-def multiplied(prediction: Mapping[str, np.ndarray], factor: float) -> dict[str, np.ndarray]:
-    """The predictions with every distance multiplied by ``factor``."""
-    return {
-        task: array * np.float32(factor) if TASKS[task].kind == "distance" else array
-        for task, array in prediction.items()
-    }
+def multiplied(prediction: Mapping[str, np.ndarray], factor: float) -> Mapping[str, np.ndarray]:
+    """The predictions with every distance multiplied by ``factor``; of ``Maps``, when they are asked for."""
+
+    def change(task: str, array: np.ndarray) -> np.ndarray:
+        return array * np.float32(factor) if TASKS[task].kind == "distance" else array
+
+    if isinstance(prediction, Maps):
+        return prediction.changed(change)
+    return {task: change(task, array) for task, array in prediction.items()}
 
 
 def distance_task(tasks: Iterable[str]) -> str:

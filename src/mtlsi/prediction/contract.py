@@ -12,7 +12,7 @@ from mtlsi.prediction.camera import TrainingCamera
 
 
 class PredictsImages(Protocol):
-    """What ``predict_paths`` needs: a ``Predictor``, or what stands for one."""
+    """A ``Predictor``, or what stands for one."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -40,3 +40,11 @@ class PredictsImages(Protocol):
         ...
 
     def __call__(self, image: np.ndarray, tasks: tuple[str, ...], /) -> dict[str, np.ndarray]: ...
+
+
+class PredictsPhotos(PredictsImages, Protocol):
+    """One whose predictions for a large photo need not be in memory together."""
+
+    def maps(self, image: np.ndarray, tasks: tuple[str, ...], /) -> Mapping[str, np.ndarray]:
+        """What a call gives; a map may be made when it is asked for."""
+        ...

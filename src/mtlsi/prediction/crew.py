@@ -11,6 +11,12 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+def _finished(ahead: deque[tuple[Job, Future[Result]]]) -> tuple[Job, Result]:
+    """The first job with its result, of which nothing is kept here."""
+    job, future = ahead.popleft()
+    return job, future.result()
+
+
 class Crew:
     """``num_workers`` threads that read and as many that write; 0: everything in the calling thread, one by one.
 
@@ -40,10 +46,9 @@ class Crew:
         for job in jobs:
             ahead.append((job, self.readers.submit(function, job)))
             if len(ahead) > self.num_workers:
-                first, future = ahead.popleft()
-                yield first, future.result()
-        for first, future in ahead:
-            yield first, future.result()
+                yield _finished(ahead)
+        while ahead:
+            yield _finished(ahead)
 
     def write(self, function: Callable[[], None]) -> None:
         """Call ``function`` now or later; what it raises is raised here, in a later call, or in ``finish``."""

@@ -23,7 +23,7 @@ from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
 from mtlsi.lock import HeldError, held
 from mtlsi.prediction.camera import Camera, Metres, distance_task
-from mtlsi.prediction.contract import PredictsImages
+from mtlsi.prediction.contract import PredictsPhotos
 from mtlsi.prediction.crew import Crew
 from mtlsi.prediction.images import VIDEO_ENDINGS, read_image
 from mtlsi.prediction.manifest import Manifest, number_of, state_of
@@ -63,7 +63,7 @@ class Outcome:
 
 def predict_paths(
     paths: FilePath | Iterable[FilePath],
-    predictor: PredictsImages,
+    predictor: PredictsPhotos,
     out_dir: FilePath,
     tasks: str | Iterable[str] | None = None,
     *,
@@ -125,13 +125,21 @@ class _Job:
     name: str
     state: int
     claim: ExitStack
+    pixels: np.ndarray | None = None
+    """Until its results are written."""
+
+    def give_pixels(self) -> np.ndarray:
+        """The pixels, which it then has no more."""
+        pixels, self.pixels = self.pixels, None
+        assert pixels is not None
+        return pixels
 
 
 @dataclass
 class _Run:
     """One call of ``predict_paths``."""
 
-    predictor: PredictsImages
+    predictor: PredictsPhotos
     tasks: tuple[str, ...]
     formats: tuple[str, ...]
     folder: Path
@@ -167,12 +175,14 @@ class _Run:
                     self.fail(job, pixels)
                     continue
                 try:
-                    prediction = self.predictor(pixels, self.tasks)
+                    prediction = self.predictor.maps(pixels, self.tasks)
                 except (MistakeError, MemoryError, RuntimeError) as error:
                     self.fail(job, f"{job.image.path}: {_reason(error)}")
                     continue
-                crew.write(partial(self.write, job, pixels, prediction))
+                job.pixels = pixels
+                write = partial(self.write, job, prediction)
                 del pixels, prediction  # else they stay until the next ones are there
+                crew.write(write)
             crew.finish()
         finally:
             for claim in [*self.claims.values()]:
@@ -221,14 +231,16 @@ class _Run:
         except (MemoryError, OSError) as error:
             return f"{job.image.path}: {_reason(error)}"
 
-    def write(self, job: _Job, pixels: np.ndarray, prediction: Mapping[str, np.ndarray]) -> None:
+    def write(self, job: _Job, prediction: Mapping[str, np.ndarray]) -> None:
         """Write an image's results and its line of the manifest."""
-        classes, colours, size_hw = self.predictor.classes, self.predictor.colours, (pixels.shape[0], pixels.shape[1])
+        assert job.pixels is not None
+        classes, colours = self.predictor.classes, self.predictor.colours
+        size_hw = job.pixels.shape[0], job.pixels.shape[1]
         try:
             prediction, view = self.metres.of(prediction, size_hw, job.image.path)
             files = save_prediction(
                 prediction,
-                pixels,
+                job.give_pixels(),
                 self.folder,
                 job.name,
                 classes,
@@ -246,8 +258,8 @@ class _Run:
             return
         facts: dict[str, Any] = {
             "image": str(job.image.path.absolute()),
-            "height": pixels.shape[0],
-            "width": pixels.shape[1],
+            "height": size_hw[0],
+            "width": size_hw[1],
             "files": [path.relative_to(self.folder).as_posix() for path in files],
         }
         if view is not None:

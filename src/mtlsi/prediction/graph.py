@@ -92,6 +92,10 @@ class GraphPredictor:
                 raise MistakeError(f"the network's {task} is not finite; export it with --dtype float32")
         return predictions
 
+    def maps(self, image: ImageLike, tasks: str | Iterable[str] | None = None) -> Mapping[str, np.ndarray]:
+        """What a call gives: a graph makes all of its maps at once."""
+        return self(image, tasks)
+
 
 def open_session(path: FilePath, num_threads: int | None = None) -> Any:
     """onnxruntime's session on a CPU. Raises ``MistakeError`` where it is not installed or cannot read the file."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,7 @@ from mtlsi.nn.normalise import normalise
 from mtlsi.nn.task_subset import shallow_copy
 from mtlsi.prediction.camera import Camera, TrainingCamera, multiplied
 from mtlsi.prediction.images import ImageLike, as_pixels
+from mtlsi.prediction.maps import Maps
 from mtlsi.tasks import check_tasks
 
 Size = tuple[int, int]
@@ -135,14 +137,22 @@ class Predictor:
         names = check_tasks(self.model.tasks if tasks is None else tasks, among=self.model.tasks)
         if isinstance(image, list | tuple):
             return [self(one, names) for one in image]
+        return dict(self.maps(image, names))
+
+    def maps(self, image: ImageLike, tasks: str | Iterable[str] | None = None) -> Mapping[str, np.ndarray]:
+        """What a call gives, brought to the image's size when it is asked for: never all of a large photo at once.
+
+        Raises as a call does, now and not later.
+        """
+        names = check_tasks(self.model.tasks if tasks is None else tasks, among=self.model.tasks)
         pixels = as_pixels(image)
-        height, width = pixels.shape[:2]
+        size_hw = pixels.shape[0], pixels.shape[1]
         with torch.inference_mode():
             raw = self._raw(pixels, names)
-            found = {task: _at_own_size(task, raw[task], (height, width)) for task in names}
-        return found if self.camera is None else self._in_metres(found, (height, width), image)
+        found = Maps(size_hw[0], {task: partial(_bands, task, raw[task], size_hw) for task in names})
+        return found if self.camera is None else self._in_metres(found, size_hw, image)
 
-    def _in_metres(self, found: dict[str, np.ndarray], size_hw: Size, image: ImageLike) -> dict[str, np.ndarray]:
+    def _in_metres(self, found: Maps, size_hw: Size, image: ImageLike) -> Mapping[str, np.ndarray]:
         """The predictions, distances for the focal length of the image's camera."""
         path = Path(image) if isinstance(image, str | os.PathLike) else None
         view = self.camera.view(size_hw, path) if self.camera is not None else None
@@ -253,22 +263,22 @@ def fit_size(size_hw: tuple[int, ...], working_size: Size) -> Size:
     return height, width
 
 
-def _at_own_size(task: str, raw: torch.Tensor, size_hw: Size) -> np.ndarray:
+def _bands(task: str, raw: torch.Tensor, size_hw: Size) -> Iterator[np.ndarray]:
     """``raw (1 c h w)`` resized, then decoded; in bands of rows, so that forty maps never stand at full size."""
     channels, (height, width) = raw.shape[1], size_hw
-    if height * width <= raw.shape[2] * raw.shape[3]:
-        return _to_numpy(decode(task, F.interpolate(raw, size_hw, mode="bilinear", antialias=True)))
-    raw = raw.contiguous(memory_format=torch.channels_last)  # more than twice as fast here
     rows = max(1, BAND_VALUES // (channels * width))
-    if rows >= height:
-        return _to_numpy(decode(task, F.interpolate(raw, size_hw, mode="bilinear")))
-    whole = np.empty(0)
+    shrinks = height * width <= raw.shape[2] * raw.shape[3]
+    with torch.inference_mode():
+        raw = raw if shrinks else raw.contiguous(memory_format=torch.channels_last)  # more than twice as fast here
+    if shrinks or rows >= height:
+        with torch.inference_mode():
+            whole = decode(task, F.interpolate(raw, size_hw, mode="bilinear", antialias=shrinks))
+        yield _to_numpy(whole)
+        return
     for top in range(0, height, rows):
-        band = _to_numpy(decode(task, _rows_of(raw, size_hw, top, min(top + rows, height))))
-        if top == 0:
-            whole = np.empty((height, *band.shape[1:]), band.dtype)
-        whole[top : top + rows] = band
-    return whole
+        with torch.inference_mode():  # not while whoever asked does something else
+            band = decode(task, _rows_of(raw, size_hw, top, min(top + rows, height)))
+        yield _to_numpy(band)
 
 
 def _rows_of(raw: torch.Tensor, size_hw: Size, top: int, bottom: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ import math
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +16,17 @@ from PIL import Image
 
 from mtlsi import kinds
 from mtlsi.config import split_names
-from mtlsi.drawing.panels import Colours, draw_task, panel
+from mtlsi.drawing.panels import Colours, Panel, draw_task, task_box
+from mtlsi.drawing.thinning import Thinned
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
-from mtlsi.io import replace_array, replace_bytes
+from mtlsi.io import replace_array, replace_bytes, replace_rows
 from mtlsi.kinds.colouring import Colour
 from mtlsi.kinds.palette import palette
+from mtlsi.memory import hand_back_freed_memory
 from mtlsi.prediction.camera import distance_task
 from mtlsi.prediction.images import ImageLike, as_pixels
+from mtlsi.prediction.maps import Maps
 from mtlsi.prediction.points import points, surface, write_glb, write_ply
 
 FORMATS = ("png", "npy", "npz", "panel", "ply", "glb")
@@ -30,6 +34,8 @@ FORMATS = ("png", "npy", "npz", "panel", "ply", "glb")
 USUAL_FORMATS = ("png", "npy", "panel")
 POINT_FORMATS = ("ply", "glb")
 """Those that need a distance and a focal length."""
+LARGE = 2**24
+"""From so many pixels on, a map is written while it is made, and freed memory is given back between tasks."""
 MOST_POINTS = 1_000_000
 """Of larger images every second, third ... row and column are points: viewers grow slow, and depth has no finer detail."""
 
@@ -70,21 +76,85 @@ def save_prediction(
     formats = check_formats(write)
     if {*formats} & {*POINT_FORMATS} and not (focal_px and distance_task(prediction)):
         raise MistakeError("points without a focal length; give focal_px, in pixels of the image")
-    folder = prepare_folder(out_dir)
-    classes, colours, written = classes or {}, colours or {}, []
-    for task, array in prediction.items():
-        for ending, render in _files_of(task, formats).items():
-            content = render(array, classes.get(task), colours.get(task))
-            written.append(_write_whole(folder / f"{stem}_{ending}", content))
+    folder, pixels = prepare_folder(out_dir), as_pixels(image)
+    sheet = Panel(pixels, classes, colours=colours) if "panel" in formats else None
+    rgb = pixels if {*formats} & {*POINT_FORMATS} else None
+    files = _TaskFiles(folder / stem, formats, classes or {}, colours or {}, (pixels.shape[0], pixels.shape[1]))
+    del image, pixels  # of a large photo 264 MB
+    for task in prediction:
+        files.write(task, prediction, sheet)
+    written = files.written
     if "npz" in formats:
         written.append(_write_whole(folder / f"{stem}.npz", _packed(prediction)))
-    if "panel" in formats:
-        sheet = panel(as_pixels(image), prediction, classes, colours=colours)
-        written.append(_write_whole(folder / f"{stem}_panel.png", Image.fromarray(sheet)))
+    if sheet is not None:
+        written.append(_write_whole(folder / f"{stem}_panel.png", Image.fromarray(sheet.draw())))
     for name in POINT_FORMATS:
-        if name in formats and focal_px:
-            written.append(_write_points(folder / f"{stem}.{name}", prediction, as_pixels(image), focal_px))
+        if rgb is not None and name in formats and focal_px:
+            written.append(_write_points(folder / f"{stem}.{name}", prediction, rgb, focal_px))
     return written
+
+
+@dataclass
+class _TaskFiles:
+    """The files of each task of an image, task by task."""
+
+    start: Path
+    """How their names begin."""
+    formats: tuple[str, ...]
+    classes: Mapping[str, Sequence[str]]
+    colours: Colours
+    size_hw: tuple[int, int]
+    written: list[Path] = field(default_factory=list)
+
+    @property
+    def is_large(self) -> bool:
+        return math.prod(self.size_hw) >= LARGE
+
+    def write(self, task: str, prediction: Mapping[str, np.ndarray], sheet: Panel | None) -> None:
+        """Write a task's files and draw it on the sheet."""
+        if self.is_large:
+            hand_back_freed_memory()
+        if (
+            self.is_large
+            and "npy" in self.formats
+            and isinstance(prediction, Maps)
+            and not kinds.of(task).extra_files()
+        ):
+            self._write_bands(task, prediction, sheet)
+            return
+        array = prediction[task]
+        for ending, render in _files_of(task, self.formats).items():
+            content = render(array, self.classes.get(task), self.colours.get(task))
+            self.written.append(_write_whole(self._path(ending), content))
+        if sheet is not None:
+            sheet.add(task, array)
+
+    def _path(self, ending: str) -> Path:
+        return self.start.with_name(f"{self.start.name}_{ending}")
+
+    def _write_bands(self, task: str, prediction: Maps, sheet: Panel | None) -> None:
+        """Write a map while it is made: it never stands in memory whole."""
+        drawn = Thinned(self.size_hw, task_box(self.size_hw))
+        on_sheet = Thinned(self.size_hw, sheet.box) if sheet is not None else None
+
+        def passing() -> Iterator[np.ndarray]:
+            for band in prediction.bands(task):
+                for thinned in (drawn, on_sheet):
+                    if thinned is not None:
+                        thinned.add(band)
+                yield band
+
+        path, classes, colours = self._path(f"{task}.npy"), self.classes.get(task), self.colours.get(task)
+        try:
+            replace_rows(path, passing(), self.size_hw[0])
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        self.written.append(path)
+        if "png" in self.formats:
+            content = draw_task(task, drawn.array(), classes, colours=colours, size_hw=self.size_hw)
+            self.written.append(_write_whole(self._path(f"{task}.png"), Image.fromarray(content)))
+        if sheet is not None and on_sheet is not None:
+            sheet.add(task, on_sheet.array())
 
 
 def _write_points(path: Path, prediction: Mapping[str, np.ndarray], pixels: np.ndarray, focal_px: float) -> Path:
@@ -97,7 +167,7 @@ def _write_points(path: Path, prediction: Mapping[str, np.ndarray], pixels: np.n
         else:
             write_glb(path, *surface(*seen, step=step))
     except OSError as error:
-        raise CannotWriteError(f"{path}: cannot be written ({message_of(error)}); give another folder") from error
+        raise _cannot_write(path, error) from error
     return path
 
 
@@ -140,8 +210,12 @@ def _write_whole(path: Path, content: np.ndarray | Image.Image | bytes) -> Path:
         else:
             replace_array(path, content)
     except OSError as error:
-        raise CannotWriteError(f"{path}: cannot be written ({message_of(error)}); give another folder") from error
+        raise _cannot_write(path, error) from error
     return path
+
+
+def _cannot_write(path: Path, error: OSError) -> CannotWriteError:
+    return CannotWriteError(f"{path}: cannot be written ({message_of(error)}); give another folder")
 
 
 Render = Callable[[np.ndarray, Sequence[str] | None, Sequence[Colour] | None], np.ndarray | Image.Image]
