@@ -7,10 +7,10 @@ import shutil
 import sys
 import tempfile
 from dataclasses import dataclass, replace
-from functools import cache, wraps
+from functools import cache, lru_cache, partial, wraps
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ["MTLSI_CACHE"] = tempfile.mkdtemp(prefix="mtlsi-tests-")
 atexit.register(shutil.rmtree, os.environ["MTLSI_CACHE"], ignore_errors=True)
@@ -49,6 +49,22 @@ def one_parser():
     """The command line's parser is built once, not for each of some hundred commands; reading leaves it as it is."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(cli, "build_parser", cache(cli.build_parser))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rooms_are_rendered_once():
+    """Trainings and evaluations see the same few rooms again and again; the tests of rooms themselves render each anew."""
+    from mtlsi.data.scenes import dataset
+
+    rendered = lru_cache(256)(dataset.render_scene)
+
+    @wraps(dataset.render_scene)
+    def render_scene(*which: Any, **how: Any) -> dict[str, Any]:
+        return {name: values.copy() for name, values in rendered(*which, **how).items()}
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(dataset, "render_scene", render_scene)
         yield
 
 
@@ -117,6 +133,18 @@ def undrawn():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(validation, "plot_curves", plot_curves)
         patched.setattr(loop, "draw_samples", draw_samples)
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_rates():
+    """Benchmarks measure what the machine can do on small matrices and copies: any figure will do."""
+    from mtlsi import timing
+    from mtlsi.benchmarking import runs
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(timing, "MATRIX_SIDES", (32, 64))
+        patched.setattr(runs, "copy_rate", partial(timing.copy_rate, num_bytes=2**20))
         yield
 
 
