@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import shutil
 import sys
 import tempfile
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial, wraps
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ["MTLSI_CACHE"] = tempfile.mkdtemp(prefix="mtlsi-tests-")
 atexit.register(shutil.rmtree, os.environ["MTLSI_CACHE"], ignore_errors=True)
@@ -24,6 +26,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from mtlsi import cli
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.tasks import TASKS
 
@@ -39,6 +42,30 @@ def own_tasks_end_with_the_module():
     yield
     TASKS.clear()
     TASKS.update(known)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_parser():
+    """The command line's parser is built once, not for each of some hundred commands; reading leaves it as it is."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cli, "build_parser", cache(cli.build_parser))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rooms_are_rendered_once():
+    """Trainings and evaluations see the same few rooms again and again; the tests of rooms themselves render each anew."""
+    from mtlsi.data.scenes import dataset
+
+    rendered = lru_cache(256)(dataset.render_scene)
+
+    @wraps(dataset.render_scene)
+    def render_scene(*which: Any, **how: Any) -> dict[str, Any]:
+        return {name: values.copy() for name, values in rendered(*which, **how).items()}
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(dataset, "render_scene", render_scene)
+        yield
 
 
 @dataclass
@@ -75,11 +102,50 @@ def tiny_config() -> RunConfig:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """``tiny_config``, trained without a break. Read it, never write into it."""
-    from mtlsi.training.loop import train
+    from mtlsi.training import loop, validation
 
     out, said = tmp_path_factory.mktemp("tiny") / "run", StringIO()
-    scores = train(tiny_config, out, console=Console(file=said, width=200))
+    with pytest.MonkeyPatch.context() as patched:  # drawn, whatever the module that asks for it first leaves out
+        patched.setattr(validation, "plot_curves", inspect.unwrap(validation.plot_curves))
+        patched.setattr(loop, "draw_samples", inspect.unwrap(loop.draw_samples))
+        scores = loop.train(tiny_config, out, console=Console(file=said, width=200))
     return Run(tiny_config, out, scores, said.getvalue())
+
+
+@pytest.fixture(scope="module")
+def undrawn():
+    """Runs leave empty files for their curves and samples, which take more than half of a tiny run's time.
+
+    ``tiny_run`` draws them all the same.
+    """
+    from mtlsi.training import loop, validation
+
+    @wraps(inspect.unwrap(validation.plot_curves))
+    def plot_curves(metrics: Path, out_png: Path, *, best_step: int | None = None) -> Path:  # noqa: ARG001
+        assert metrics.is_file()
+        out_png.touch()
+        return out_png
+
+    @wraps(inspect.unwrap(loop.draw_samples))
+    def draw_samples(network: object, dataset: object, config: object, folder: Path) -> None:  # noqa: ARG001
+        folder.mkdir(exist_ok=True)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(validation, "plot_curves", plot_curves)
+        patched.setattr(loop, "draw_samples", draw_samples)
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_rates():
+    """Benchmarks measure what the machine can do on small matrices and copies: any figure will do."""
+    from mtlsi import timing
+    from mtlsi.benchmarking import runs
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(timing, "MATRIX_SIDES", (32, 64))
+        patched.setattr(runs, "copy_rate", partial(timing.copy_rate, num_bytes=2**20))
+        yield
 
 
 @pytest.fixture

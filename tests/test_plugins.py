@@ -89,6 +89,7 @@ def test_every_verb_that_takes_plugins_refuses_a_missing_one_in_one_line(command
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_data_set_of_a_plugin_is_trained_and_measured_on(tmp_path, capsys):
     plugin, out = tmp_path / "plugin_data.py", tmp_path / "run"
     plugin.write_text(DATA)
@@ -153,6 +154,7 @@ mtlsi.register_decoder("one_convolution_of_a_plugin", OneConvolution)
 """
 
 
+@pytest.mark.usefixtures("small_rates")
 def test_a_decoder_of_a_plugin_is_benchmarked_also_in_a_process_of_its_own(tmp_path, capsys):
     plugin, out = tmp_path / "plugin_decoder.py", tmp_path / "report.json"
     plugin.write_text(DECODER)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtlsi.cli import build_parser, main
+from mtlsi import cli
+from mtlsi.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,7 +41,7 @@ def test_readme_has_commands():
 def test_every_command_of_the_docs_is_understood(command, monkeypatch):
     monkeypatch.chdir(ROOT)  # recipes are named relative to the repository
     verb, *rest = shlex.split(command)[1:]
-    assert build_parser().parse_args([verb, *rest])["subcommand"] == verb
+    assert cli.build_parser().parse_args([verb, *rest])["subcommand"] == verb
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -102,4 +103,4 @@ def test_a_quick_command_of_the_readme_does_its_work(command, stand_ins, monkeyp
 def test_what_is_long_is_shortened(command, expected):
     arguments = DOCS.shortened(command)
     assert arguments[: len(expected.split())] == expected.split()
-    assert build_parser().parse_args(arguments)["subcommand"] == arguments[0]
+    assert cli.build_parser().parse_args(arguments)["subcommand"] == arguments[0]

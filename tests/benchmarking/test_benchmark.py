@@ -26,6 +26,7 @@ from mtlsi.model.network import MTLSINet
 from mtlsi.options.measuring import BenchmarkOptions
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("small_rates")
 QUICK = {"device": "cpu", "repeats": 1, "batches": (1,)}
 
 
@@ -40,7 +41,7 @@ def no_memory(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, small_rates):  # noqa: ARG001
     """One benchmark with everything in it, save that memory is made up: 500 bytes a pixel, and 10^6."""
     out, said, asked = tmp_path_factory.mktemp("benchmark"), StringIO(), []
 
@@ -263,7 +264,7 @@ def test_the_command_measures_and_writes(capsys, tmp_path, no_memory):  # noqa: 
     assert "whole" in capsys.readouterr().out
 
 
-def test_changed_sizes_are_what_is_measured(tmp_path):
+def test_changed_sizes_are_what_is_measured(tmp_path, no_memory):  # noqa: ARG001
     options = ["benchmark", "--model", "tiny", "--size", "96", "128", "--repeats", "1", "--batches", "1"]
     stride_of = {}
     for change in ("{}", '{"decoder_stride": 4, "scales": [3]}'):

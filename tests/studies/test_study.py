@@ -25,7 +25,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import compare_single_task
 from mtlsi.run_folder import load_config
 from mtlsi.studies.study import Outcome
-from mtlsi.training import loop, validation
+from mtlsi.training import loop
 
 RECIPE = {
     "preset": "tiny",
@@ -68,13 +68,7 @@ def quiet() -> Console:
     return Console(file=StringIO(), width=200)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def undrawn():
-    """Curves and samples of single runs, which other tests look at, are not drawn: they take half of the time."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(validation, "plot_curves", lambda *_, **__: None)
-        patched.setattr(loop, "draw_samples", lambda *_: None)
-        yield
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
