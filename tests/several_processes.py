@@ -34,7 +34,7 @@ from mtlsi.training import loop, run_state, setup, sharding
 from mtlsi.training.loop import batches_from, optimizer_step, train
 from mtlsi.training.setup import TrainingRun, assemble, settle
 
-NUM_STEPS, NUM_IMAGES, CUT_AT = 4, 16, 2
+NUM_STEPS, NUM_IMAGES, CUT_AT = 3, 16, 2
 """Steps of a run, its training images, and the step after which something happens to it."""
 
 ONE = RunConfig(
@@ -42,8 +42,8 @@ ONE = RunConfig(
     model={"channels": 8, "num_tokens": 8},
     data=DataConfig(num_train=NUM_IMAGES, num_val=5, size_hw=(64, 64), image_hw=(64, 64), num_workers=0),
     train=TrainConfig(
-        iterations=NUM_STEPS, batch_size=4, warmup=2, ema=0.9, precision="float32", checkpoint_every=1, evaluate_every=2,
-        evaluate_images=0, log_every=1,
+        iterations=NUM_STEPS, batch_size=4, warmup=2, ema=0.9, precision="float32", checkpoint_every=2, evaluate_every=2,
+        evaluate_images=0, final_images=1, log_every=1,
     ),
 )  # fmt: skip
 """The run of one process that several take the steps of."""
@@ -125,17 +125,19 @@ def state_of(run: TrainingRun) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def trained(config: RunConfig, out: Path, number: int = NUM_STEPS) -> dict[str, Any]:
+def trained(config: RunConfig, out: Path) -> dict[str, Any]:
     with in_float64():
         run = begun(config, out)
-        return {"losses": steps(run, number), **state_of(run)}
+        return {"losses": steps(run, NUM_STEPS), **state_of(run)}
 
 
 def trained_vit(config: RunConfig, out: Path) -> dict[str, Any]:
-    """Its losses in three steps, which two steps of its weights lie before, and some of these."""
-    found = trained(config, out, 3)
+    """Its losses in two steps, the second of which sees weights that have moved, and some of the weights."""
     few = ("blocks.11.mlp.fc2.weight", "blocks.0.attn.qkv.weight", "pos_embed", "pyramid.to_8.weight")
-    return {"losses": found["losses"], "weights": {k: x for k, x in found["model"].items() if k.endswith(few)}}
+    with in_float64():
+        run = begun(config, out)
+        losses, weights = steps(run, 2), run.network.state_dict()
+        return {"losses": losses, "weights": {k: sharding.whole(x) for k, x in weights.items() if k.endswith(few)}}
 
 
 def resumed(config: RunConfig, out: Path) -> dict[str, Any]:
@@ -289,7 +291,7 @@ def two(folder: Path, keep: Callable[[str, Any], None]) -> int:
         raise processes.MistakeError("the second process cannot go on")
 
     in_the_second(fail)
-    return from_command(TWO, folder / "failing")
+    return from_command(with_train(TWO, checkpoint_every=0, evaluate_every=0), folder / "failing")
 
 
 def killed(folder: Path, _: Any) -> int:

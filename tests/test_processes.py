@@ -61,7 +61,9 @@ def test_engines_that_shard_a_network_are_refused(monkeypatch, capsys, tmp_path,
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv(variable, "true")
-    assert f"asks for {engine}, which shards a network" in told(capsys, "train", "--out", str(tmp_path / "run"))
+    said = told(capsys, "train", "--out", str(tmp_path / "run"))
+    assert f"asks for {engine}, which shards a network" in said
+    assert "--train.shard true" in said
     assert not (tmp_path / "run").exists()
 
 

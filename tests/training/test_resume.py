@@ -191,7 +191,10 @@ def signed(folder):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda facts: facts.update(processes=2), r"a step was of 4 images .* of 2 .*start 2, or give --train\.batch_size 4$"),
+        (
+            lambda facts: facts.update(processes=2),
+            r"a step was of 4 images .* of 2 .*start 2, or give --train\.batch_size 4$",
+        ),
         (lambda facts: facts.update(processes=3), r"a step was of 6 images .*start 3, or give --train\.batch_size 6$"),
         (lambda facts: facts.update(processes="2"), "does not say what a step was"),
         (lambda facts: facts["images"].update(names="0" * 64), "are not the same ones"),

@@ -166,14 +166,7 @@ def test_an_evaluation_in_two_processes_is_that_of_one(found):
 def test_a_run_in_two_processes_has_one_folder_and_the_mean_losses_of_both(found):
     run = found.folder / "two" / "failing"
     written = {path.name for path in run.iterdir()}  # a lock may stay: its process is gone
-    assert written - {".lock"} == {
-        "config.yaml",
-        "config.json",
-        "metrics.jsonl",
-        "model.safetensors",
-        "state",
-        "curves.png",
-    }
+    assert written - {".lock"} == {"config.yaml", "metrics.jsonl"}
     for ours, theirs in zip(losses_in(run), losses_in(found.folder / "one" / "whole")[:CUT_AT], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
 
@@ -205,7 +198,7 @@ def test_shards_that_are_opened_again_are_those_that_were_saved(found):
 def test_shards_of_a_vit_in_four_processes_take_the_steps_of_one_process(found):
     (one,) = found.load("one", "of vit")
     for process in found.load("four", "of vit"):
-        assert len(process["losses"]) == 3
+        assert len(process["losses"]) == 2
         for ours, theirs in zip(process["losses"], one["losses"], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-6)
         assert len(one["weights"]) == 4
