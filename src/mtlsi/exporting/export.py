@@ -135,11 +135,10 @@ def _calibrating(paths: Sequence[Path], out: Path) -> Iterator[np.ndarray]:
 
 
 def _write_program(model: MTLSINet, tasks: tuple[str, ...], path: Path) -> compare.Predict:
-    from mtlsi.exporting.program import whole_program
+    from mtlsi.exporting.program import open_program, whole_program
 
     torch.export.save(whole_program(model, tasks), path)
-    # what tracing noted about sizes, the number of windows say, is about its example: no operation needs it
-    loaded: Any = torch.export.load(path).module(check_guards=False)
+    loaded = open_program(path)
     return lambda images: {task: x.numpy() for task, x in loaded(torch.from_numpy(images)).items()}
 
 

@@ -7,6 +7,7 @@ number, it is held to; taken through remainder after remainder, it takes minutes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,8 @@ class FreeRotaryEmbedding(RotaryEmbeddingDinoV3):
         h, w = feat_shape
         norms = {"separate": (h, w), "max": 2 * (torch.sym_max(h, w),), "min": 2 * (torch.sym_min(h, w),)}
         places = [
-            2 * (torch.arange(side, device=self.periods.device).float() + (0.5 + self.grid_offset)) / norm - 1
+            2 * (torch.arange(side, device=cast(Tensor, self.periods).device).float() + (0.5 + self.grid_offset)) / norm
+            - 1
             for side, norm in zip((h, w), norms[self.normalize_coords], strict=True)
         ]
         if self.grid_indexing == "xy":

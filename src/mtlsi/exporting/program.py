@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import signature
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -36,3 +38,14 @@ def whole_program(model: MTLSINet, tasks: Sequence[str]) -> ExportedProgram:
     """``Program`` traced for any batch and size. Raises ``MistakeError`` for a network that cannot be."""
     batch, channels, height, width = EXAMPLE
     return trace(Program(model, tasks), torch.zeros(batch, height, width, channels, dtype=torch.uint8), (1, 2))
+
+
+def open_program(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
+    """What was saved, to be called; without the checks that newer torch adds.
+
+    Tracing notes more about sizes than any operation needs, that a number of windows is not 1 say, which it was not in the
+    example.
+    """
+    program = torch.export.load(path)
+    unchecked = {"check_guards": False} if "check_guards" in signature(program.module).parameters else {}
+    return program.module(**unchecked)

@@ -89,7 +89,7 @@ def _move_convolution(graph: Graph, node: Node) -> None:
     if not isinstance(source, Node) or not isinstance(weight, Node):
         return
     chain = _chain(source)
-    if not chain or tuple(_value(weight).shape[2:]) != (1, 1) or _strides(node) or len(_shape(source)) != 4:
+    if not chain or tuple(_value(weight).shape[2:]) != (1, 1) or _steps_or_pads(node) or len(_shape(source)) != 4:
         return
     root = chain[0]
     if len(_shape(root)) != 4 or _shape(root)[:2] != _shape(source)[:2] or _shape(source)[3] != "1":
@@ -100,10 +100,10 @@ def _move_convolution(graph: Graph, node: Node) -> None:
         node.replace_all_uses_with(_make(graph, aten.unsqueeze.default, (flat, 3)))
 
 
-def _strides(node: Node) -> bool:
-    """Whether the convolution steps over positions or pads."""
-    stride, padding = (*node.args[3:5], *((), ())[len(node.args[3:5]) :])
-    return any(x != 1 for x in stride or ()) or any(x != 0 for x in padding or ())
+def _steps_or_pads(node: Node) -> bool:
+    """Whether the convolution passes over positions or makes new ones."""
+    given: Any = (*node.args[3:5], (), ())
+    return any(side != 1 for side in given[0]) or any(side != 0 for side in given[1])
 
 
 def _chain(node: Node) -> list[Node]:
