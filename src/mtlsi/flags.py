@@ -88,7 +88,7 @@ def read_mapping(name: str, text: str) -> dict[str, Any]:
     """``{"decoder_stride": 4}`` as a dictionary; ``MistakeError`` for anything else."""
     try:
         values = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise MistakeError(f"{name} {text!r}; expected JSON such as " + '{"decoder_stride": 4}')

@@ -12,10 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mtlsi.reading import parse_json, read_content
+
 SIGN_OF_LIFE_S = 30.0
 """The holder touches its lock this often."""
 SILENT_S = 600.0
 """A lock that was not touched for so long is stale: its holder was killed, maybe on another machine."""
+
+
+MOST_TEXT = 2**16
+"""Bytes of a lock."""
 
 
 class HeldError(Exception):
@@ -68,9 +74,9 @@ def _keep_alive(path: Path, over: threading.Event) -> None:
 
 
 def _text_of(path: Path) -> str | None:
-    """What the lock says; None where it is gone."""
+    """What the lock says; None where it is gone. Raises ``MistakeError`` for what is no file of its size."""
     try:
-        return path.read_text()
+        return read_content(path, MOST_TEXT).decode("utf-8", "replace")
     except FileNotFoundError:
         return None
 
@@ -83,7 +89,8 @@ def _is_stale(path: Path, text: str) -> bool:
     if silent_s > SILENT_S:
         return True
     holder = _read(text)
-    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
+    pid = holder.get("pid")
+    if holder.get("host") != socket.gethostname() or not isinstance(pid, int) or not 0 < pid < 2**31:
         return False
     # this process holds no lock twice: its number in a lock is that of an earlier process
     return holder["pid"] == os.getpid() or not _is_alive(holder["pid"])
@@ -117,7 +124,7 @@ def _remove(path: Path, text: str) -> None:
 def _read(text: str) -> dict:
     """The fields of a lock; {} while its holder is still writing them."""
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}

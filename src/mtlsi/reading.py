@@ -7,6 +7,7 @@ memory is taken for it; what it says at all is checked where it is used.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
@@ -19,6 +20,8 @@ MOST_BYTES = 512 * 2**20
 """Of one image or label: a map of 89 megapixels in float32 takes 356 MB."""
 MOST_TEXT = 64 * 2**20
 """Bytes of a list of names or of an index in JSON: a million names."""
+MOST_VALUES = 4_000_000
+"""In JSON: a list of two bytes takes fifty in memory."""
 DEEPEST = 40
 """How deep lists and mappings may lie in one another."""
 
@@ -47,10 +50,13 @@ def read_text(path: Path, most_bytes: int = MOST_TEXT) -> str:
     return read_content(path, most_bytes).decode("utf-8-sig")
 
 
-def read_json(path: Path, expected: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises ``MistakeError``, which ends in what was ``expected``, for anything else."""
+def read_json(path: Path, expected: str, *, finite: bool = True) -> dict[str, Any]:
+    """The JSON object in a file, as ``parse_json`` reads it.
+
+    Raises ``MistakeError``, which ends in what was ``expected``, for anything else, also where there is no such file.
+    """
     try:
-        found = parse_json(read_text(path))
+        found = parse_json(read_text(path), finite=finite)
     except MistakeError as error:
         raise MistakeError(f"{error}; expected {expected}" if "expected" not in str(error) else str(error)) from error
     except (OSError, ValueError) as error:
@@ -60,10 +66,22 @@ def read_json(path: Path, expected: str) -> dict[str, Any]:
     return found
 
 
-def parse_json(text: str | bytes) -> Any:
-    """What JSON says. Raises ``ValueError`` where it is none, or lies deeper than ``DEEPEST``."""
+def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
+    """What JSON says.
+
+    Raises ``ValueError`` where it is none, says a name of one object twice, has more than ``MOST_VALUES`` values or lies
+    deeper than ``DEEPEST``, and, where it is to be ``finite``, for NaN, for infinity and for numbers that become it.
+    """
+    marks = (",", "[", "{") if isinstance(text, str) else (b",", b"[", b"{")
+    if sum(map(text.count, marks)) > MOST_VALUES:  # type: ignore[arg-type]  # marks are of the text's type
+        raise ValueError(f"more than {MOST_VALUES} values")
     try:
-        found = json.loads(text)
+        found = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant if finite else None,
+            parse_float=_finite if finite else None,
+        )
     except RecursionError as error:
         raise ValueError(f"deeper than {DEEPEST} levels") from error
     level, depth = [found], 0
@@ -72,6 +90,25 @@ def parse_json(text: str | bytes) -> Any:
         if depth > DEEPEST:
             raise ValueError(f"deeper than {DEEPEST} levels")
     return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"{shortened(twice)} stands twice in one object")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} in place of a number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{shortened(text)} is more than a number can be")
+    return number
 
 
 def _items(value: Any) -> Any:

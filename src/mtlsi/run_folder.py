@@ -25,10 +25,15 @@ from mtlsi.field_types import check_types
 from mtlsi.io import plain, replace_bytes, replace_text
 from mtlsi.model.stored import CONFIG, WEIGHTS, write_settings
 from mtlsi.plugins import import_plugins, settle_plugins
+from mtlsi.reading import parse_json, read_content
 from mtlsi.weights import replace_weights
 from mtlsi.yaml_files import read_yaml
 
 STATE, METRICS, SCORES, LOCK = "state", "metrics.jsonl", "scores.json", ".lock"
+TIMES = ("train_s", "evaluation_s")
+"""Seconds, in a line of metrics."""
+LAST_STEP = 10**12
+"""More than that a step's folder could not be called."""
 STEP_FOLDER = "step_{:06d}"
 """A checkpoint's folder in ``state/``, by its step."""
 FORMER_NAMES = {"picture_hw": "image_hw", "evaluate_pictures": "evaluate_images"}
@@ -248,7 +253,7 @@ def read_metrics(out: Path) -> tuple[list[dict[str, Any]], int]:
     path = out / METRICS
     if path.exists() and not path.is_file():
         raise MistakeError(f"{path} is no file; expected the metrics of a run: remove it")
-    raw = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+    raw = read_content(path).decode("utf-8", "replace") if path.exists() else ""
     *whole, cut = raw.split("\n")
     lines = [_metrics_of(line) for line in whole]
     if (last := _metrics_of(cut)) is not None:
@@ -264,10 +269,17 @@ def was_evaluated(out: Path, step: int, num_images: int | None = None) -> bool:
 
 
 def _metrics_of(line: str) -> dict[str, Any] | None:
-    """A line of metrics: an object with its step; None for anything else."""
+    """A line of metrics: an object with its step, whose scores and times are numbers; None for anything else."""
     try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
+        values = parse_json(line, finite=False)
+    except ValueError:
         return None
     step = values.get("step") if isinstance(values, dict) else None
-    return values if isinstance(step, int) and not isinstance(step, bool) and step >= 0 else None
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < LAST_STEP:
+        return None
+    measured = (value for name, value in values.items() if name.startswith("val/") or name in TIMES)
+    return values if all(value is None or _is_number(value) for value in measured) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53)

@@ -19,6 +19,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.images import is_plain
 from mtlsi.io import replace_bytes, replace_text
 from mtlsi.parallel import for_each
+from mtlsi.reading import read_json
 from mtlsi.tasks import own_records
 
 
@@ -98,7 +99,7 @@ def _describe(splits: Mapping[str, FileDataset], size_hw: tuple[int, int] | None
 def _claim(out: Path, index: Mapping[str, Any]) -> None:
     """Make ``out`` and write down what it will hold, or refuse a folder that holds something else."""
     if out.exists() and any(out.iterdir()):
-        there = json.loads((out / INDEX).read_text()) if (out / INDEX).is_file() else None
+        there = read_json(out / INDEX, "a folder made by mtlsi data prepare") if (out / INDEX).exists() else None
         if there is None or there | {"complete": False} != index:
             raise MistakeError(
                 f"{out} holds something else than this data set with these settings; give an empty folder"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import check_picture, replace_bytes
+from mtlsi.reading import MOST_BYTES, parse_json, read_text
 from mtlsi.tasks import TASKS
 
 
@@ -240,19 +240,28 @@ def save_figure(figure: Figure, out: Path) -> Path:
     return out
 
 
+MOST_STEPS = 10**12
+"""More are no steps of a run."""
+
+
 def _read_series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     """The steps and the values of each key, in the order of the steps."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise MistakeError(f"{path}: cannot be read ({error.strerror}); expected the metrics.jsonl of a run") from error
+        lines = read_text(path, MOST_BYTES).splitlines()
+    except (OSError, UnicodeError) as error:
+        raise MistakeError(
+            f"{path}: cannot be read ({message_of(error)}); expected the metrics.jsonl of a run"
+        ) from error
     found: dict[str, dict[int, float]] = {}
     for line in lines:
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
+            entry = parse_json(line, finite=False)
+        except ValueError:
+            continue
+        step = entry.get("step") if isinstance(entry, dict) else None
+        if not isinstance(step, int) or not 0 <= step < MOST_STEPS:
             continue
         for key, value in entry.items():
-            if key != "step" and isinstance(value, int | float):
-                found.setdefault(key, {})[entry["step"]] = value
+            if key != "step" and isinstance(value, int | float) and (isinstance(value, float) or abs(value) < 2**53):
+                found.setdefault(key, {})[step] = value
     return {key: (sorted(values), [values[s] for s in sorted(values)]) for key, values in found.items()}

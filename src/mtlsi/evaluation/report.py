@@ -15,11 +15,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mtlsi.errors import MistakeError, message_of
+from mtlsi.errors import MistakeError
 from mtlsi.io import check_writable, replace_text
 from mtlsi.metrics.boundary.curve import BoundaryCurve
 from mtlsi.metrics.boundary.protocols import Protocol
 from mtlsi.metrics.delta import delta_m
+from mtlsi.reading import read_json, shortened_line
 from mtlsi.tasks import NYUD_RANGE_M, TASKS
 
 Scores = dict[str, dict[str, float]]
@@ -231,13 +232,13 @@ def compare_single_task(scores: Scores, path: Path) -> float:
 
     Also reads the files of ``write_scores``. Raises ``MistakeError`` for a file that is neither.
     """
+    expected = 'JSON such as {"semseg": 40.1, "depth": 0.61}'
+    stored = read_json(path, expected)
     try:
-        stored = json.loads(path.read_text())
-        single = headline(stored["scores"]) if "scores" in stored else {task: float(v) for task, v in stored.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise MistakeError(
-            f'{path}: {message_of(error)}; expected JSON such as {{"semseg": 40.1, "depth": 0.61}}'
-        ) from error
+        single = headline(stored["scores"]) if "scores" in stored else stored
+        single = {task: float(value) for task, value in single.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise MistakeError(f"{path}: {shortened_line(error, 200)}; expected {expected}") from error
     return delta_m(headline(scores), single)
 
 

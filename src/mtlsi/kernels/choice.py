@@ -22,6 +22,7 @@ import torch
 
 from mtlsi.errors import MistakeError
 from mtlsi.io import default_cache_dir, replace_text
+from mtlsi.reading import read_json
 from mtlsi.timing import cpu_name
 
 MODES = ("auto", "cpu", "default", "graph", "reference")
@@ -189,10 +190,10 @@ def _time(make_calls: Callable[[], Mapping[str, Callable[[], Any]]]) -> dict[str
 def _read(path: Path) -> dict[str, Any]:
     """What is kept; nothing where the file is missing or damaged: it is measured again then."""
     try:
-        stored = json.loads(path.read_text())
-        return stored if all(isinstance(v, dict) for v in stored.values()) else {}
-    except (OSError, ValueError, AttributeError):
+        stored = read_json(path, "measurements")
+    except MistakeError:
         return {}
+    return stored if all(isinstance(value, dict) for value in stored.values()) else {}
 
 
 def _write(path: Path, stored: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from mtlsi.model.hub import check_push, push_folder
 from mtlsi.options.measuring import PackOptions
 from mtlsi.packing.card import PICTURE, Measured, Trained, card
 from mtlsi.prediction.predictor import Predictor
+from mtlsi.reading import read_text
 from mtlsi.tasks import BOUNDARY_PROTOCOL
 
 ROOMS = (1_000_246, 1_000_236)
@@ -96,7 +97,7 @@ def push(options: PackOptions, console: Console) -> None:
 def read_notes(path: Path | None) -> str:
     """The Markdown that a card ends with."""
     try:
-        return "" if path is None else path.read_text(encoding="utf-8")
+        return "" if path is None else read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise MistakeError(f"--notes {path}: {message_of(error)}; expected a Markdown file") from error
 

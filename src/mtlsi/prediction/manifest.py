@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from array import array
 from hashlib import blake2b
@@ -16,8 +17,11 @@ from typing import Any
 import numpy as np
 
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.reading import check_plain, parse_json
 
 MANIFEST = "manifest.jsonl"
+MOST_LINE = 2**20
+"""Bytes of a line: a path and the names of some files."""
 RECENT = 20_000
 """Lines kept as Python objects before they join the arrays of 16 bytes a line."""
 
@@ -30,6 +34,8 @@ class Manifest:
 
     def __init__(self, folder: Path, *, ignore_lines: bool = False):
         self.path, self.lock = folder / MANIFEST, threading.Lock()
+        if self.path.exists():
+            check_plain(self.path, sys.maxsize)
         self.read_to = self.path.stat().st_size if ignore_lines and self.path.exists() else 0
         self.names, self.states = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
         self.recent: dict[int, int] = {}
@@ -65,8 +71,8 @@ class Manifest:
                 return
             with self.path.open("rb") as file:
                 file.seek(self.read_to)
-                for line in file:
-                    if not line.endswith(b"\n"):  # still being written
+                while line := file.readline(MOST_LINE):
+                    if len(line) < MOST_LINE and not line.endswith(b"\n"):  # still being written
                         break
                     self.read_to += len(line)
                     self._take(line)
@@ -75,10 +81,13 @@ class Manifest:
 
     def _take(self, line: bytes) -> None:
         try:
-            fields = json.loads(line)
-            self.recent[number_of(fields["results"])] = int(fields["state"], 16)
+            fields = parse_json(line)
+            name, state = number_of(fields["results"]), int(fields["state"], 16)
         except (ValueError, KeyError, TypeError, AttributeError):  # cut short when its process was killed
             return
+        if not 0 <= state < 2**64:
+            return
+        self.recent[name] = state
         if len(self.recent) >= RECENT:
             names = np.concatenate([np.frombuffer(array("Q", self.recent), np.uint64), self.names])
             states = np.concatenate([np.frombuffer(array("Q", self.recent.values()), np.uint64), self.states])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +16,10 @@ from rich.console import Console
 from mtlsi.benchmarking.parts import count_flops
 from mtlsi.benchmarking.runs import Forward, forward_of, random_images
 from mtlsi.device import find_device
-from mtlsi.errors import MistakeError, message_of
+from mtlsi.errors import MistakeError
 from mtlsi.metrics import delta_m
 from mtlsi.model.network import MTLSINet
+from mtlsi.reading import read_json, shortened_line
 from mtlsi.run_folder import load_config
 from mtlsi.studies.plan import Plan, StudyRun
 from mtlsi.studies.runs import FINISHED, state_of
@@ -138,12 +138,12 @@ def protocol_of(out: Path) -> str | None:
 @contextmanager
 def reading(path: Path) -> Iterator[Any]:
     """The content of a file of scores; ``MistakeError`` where it is not what the context takes it for."""
+    expected = "the scores of a finished run: remove the file to measure again"
+    stored = read_json(path, expected)
     try:
-        yield json.loads(path.read_text())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MistakeError(
-            f"{path}: {message_of(error)}; expected the scores of a finished run: remove the file to measure again"
-        ) from error
+        yield stored
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise MistakeError(f"{path}: {shortened_line(error, 200)}; expected {expected}") from error
 
 
 def count(row: Row, model: MTLSINet, run: StudyRun, device: torch.device) -> Forward:

@@ -28,8 +28,8 @@ class RunTimes:
 def times_of(out: Path) -> RunTimes | None:
     """What ``metrics.jsonl`` of the run folder ``out`` says; None where an older run left no times in it."""
     lines, _ = read_metrics(out)
-    training = [line["train_s"] for line in lines if "train_s" in line]
-    return RunTimes(training[-1], sum(line.get("evaluation_s", 0.0) for line in lines)) if training else None
+    training = [line["train_s"] for line in lines if line.get("train_s") is not None]
+    return RunTimes(training[-1], sum(line.get("evaluation_s") or 0.0 for line in lines)) if training else None
 
 
 def seconds_per_step(config: RunConfig) -> float:

@@ -5,7 +5,6 @@ Everything follows from the lines of ``metrics.jsonl``, so that a resumed run kn
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -16,8 +15,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from mtlsi import run_folder
+from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import Scores, write_scores
 from mtlsi.metrics.directions import figure_named
+from mtlsi.reading import read_json
 from mtlsi.tasks import TASKS
 
 BEST = "best"
@@ -124,9 +125,10 @@ def scores_in(line: Mapping[str, Any]) -> Scores:
 def kept_step(out: Path) -> int | None:
     """The step of the model in ``out``/best; None where there is none."""
     try:
-        return json.loads((out / BEST / run_folder.SCORES).read_text())["step"]
-    except (OSError, ValueError, KeyError):
+        step = read_json(out / BEST / run_folder.SCORES, "scores").get("step")
+    except MistakeError:
         return None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 def keep(model: nn.Module, state: Mapping[str, Tensor], scores: Scores, out: Path, **context: Any) -> None:

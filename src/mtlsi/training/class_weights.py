@@ -6,7 +6,6 @@ A run folder holds the weights in use in ``class_weights.json``, from which a re
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,9 @@ from torch import Tensor
 from mtlsi import kinds
 from mtlsi.config import FROM_SHARES, RunConfig
 from mtlsi.data.datasets import LabelledImages, open_dataset, spread
-from mtlsi.errors import MistakeError, message_of
+from mtlsi.errors import MistakeError
 from mtlsi.io import replace_text
+from mtlsi.reading import read_json, shortened_line
 from mtlsi.tasks import TASKS
 
 FILE = "class_weights.json"
@@ -119,13 +119,12 @@ def save(weights: ClassWeights, classes: Mapping[str, Sequence[str]], out: Path)
 
 def load(path: Path, classes: Mapping[str, Sequence[str]]) -> ClassWeights:
     """What ``save`` wrote; ``MistakeError`` where that is not there or lacks a class of ``classes``."""
+    expected = "the class weights that the run began with"
+    stored = read_json(path, expected)
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
         found = {task: tuple(float(stored[task][name]) for name in names) for task, names in classes.items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MistakeError(
-            f"{path}: {message_of(error)}; expected the class weights that the run began with"
-        ) from error
-    if not all(math.isfinite(number) for numbers in found.values() for number in numbers):
-        raise MistakeError(f"{path}: a weight that is no number; expected the class weights that the run began with")
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise MistakeError(f"{path}: {shortened_line(error, 200)}; expected {expected}") from error
+    if not all(number >= 0 for numbers in found.values() for number in numbers):
+        raise MistakeError(f"{path}: a weight below 0; expected {expected}")
     return found
