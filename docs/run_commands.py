@@ -180,7 +180,7 @@ def _save(path: Path, pixels: np.ndarray) -> None:
 def shortened(command: str) -> list[str]:
     """The arguments of ``mtlsi``, for a machine without a network and with little time."""
     text = re.sub(r"--backbone_weights \S+", "--backbone_weights none", command)
-    text = text.replace(" FILE ", " recipes/studies/scales_scenes.yaml ")
+    text = text.replace(" FILE ", " recipes/studies/rivals_scenes.yaml ")
     text = re.sub(r"\b(\d{3,4})x(\d{3,4})\b", lambda m: "x".join(str(int(side) // 4) for side in m.groups()), text)
     text = re.sub(r"(--sizes [^,\s]+,[^,\s]+)\S*", r"\1", text)  # two of them: each is compiled by itself
     verb, *rest = shlex.split(text)[1:]
@@ -194,7 +194,7 @@ def shortened(command: str) -> list[str]:
         rest[at : at + 2] = ["--train.iterations", "3"]
         extra = []
     elif verb == "train":
-        extra = list(SHORT_TRAINING)
+        extra = [*SHORT_TRAINING, *(() if given & {"--init", "--backbone_weights"} else ("--backbone_weights", "none"))]
     elif verb == "study" and given & {*OPTIONAL}:
         extra = list(APPENDED["study"])
     return [verb, *rest, *extra]
