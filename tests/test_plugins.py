@@ -163,7 +163,7 @@ def test_a_decoder_of_a_plugin_is_benchmarked_also_in_a_process_of_its_own(tmp_p
         "--model",
         "tiny",
         "--change",
-        '{"decoder": "one_convolution_of_a_plugin"}',
+        '{"decoder": "one_convolution_of_a_plugin", "backbone": "test_efficientnet"}',
         "--size",
         "64",
         "64",
