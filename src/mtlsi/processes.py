@@ -109,6 +109,7 @@ def join(*, cpu: bool = False) -> None:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     global _watch
     _watch = _Watch()
+    atexit.register(_watch.stop)  # a script of one's own need not call leave
 
 
 def _has_gpu() -> bool:
@@ -231,11 +232,17 @@ class _Watch:
     def __init__(self) -> None:
         self.store = dist.distributed_c10d._get_default_store()
         self.over = threading.Event()
-        threading.Thread(target=self._run, daemon=True).start()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        """Look no more. Python aborts where it ends while a thread is in a call of the store."""
+        self.over.set()
+        self.thread.join(10 * POLL_S)
 
     def leave(self, code: int) -> int:
         """Say that this process ends with ``code``, and wait for the others where they need it; the code of all of them."""
-        self.over.set()
+        self.stop()
         try:
             if code:
                 self.store.set("mtlsi/ended", str(code))
