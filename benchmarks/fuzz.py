@@ -19,12 +19,14 @@ import random
 import resource
 import select
 import signal
+import socket
 import sys
 import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,10 +35,13 @@ SECONDS, MEGABYTES = 10, 2048
 SHARES = {
     "jpg": 10, "png": 10, "webp": 5, "tif": 8, "bmp": 4, "gif": 4, "ppm": 4, "tga": 4, "avif": 3,
     "mat": 10, "mat73": 6, "npy": 10, "label_png": 4, "prepared": 8, "weights": 3, "dataset_yaml": 10, "recipe": 6,
-    "run_yaml": 6, "config_json": 3, "prepared_json": 8, "onnx": 8, "video": 3,
+    "run_yaml": 6, "config_json": 3, "prepared_json": 8, "onnx": 8, "video": 3, "scores": 5, "class_weights": 4,
+    "metrics": 3, "manifest": 5, "lock": 3,
 }  # fmt: skip
 """Of all cases, the parts of each kind."""
-TEXTS = ("dataset_yaml", "recipe", "run_yaml", "config_json", "prepared_json")
+LINES = ("scores", "class_weights", "metrics", "manifest", "lock")
+"""JSON that a run or a folder of results keeps."""
+TEXTS = ("dataset_yaml", "recipe", "run_yaml", "config_json", "prepared_json", *LINES)
 SNIPPETS = (
     b"null", b"[]", b"{}", b"-1", b"1e999", b".nan", b"NaN", b"9" * 400, b"0x" + b"f" * 300, b'""', b"[[[[", b"}}", b"true",
     b"../../etc/passwd", b"/etc/passwd", b"&a [*a]", b"*b", b"!!python/object/apply:os.system [id]", b"{a: 1, a: 2}",
@@ -83,9 +88,8 @@ def whole_files(folder: Path) -> dict[str, Path]:
     Image.fromarray(ramp).quantize(8).save(found["label_png"], bits=4)
     found["npy"] = folder / "whole.npy"
     np.save(found["npy"], ramp / np.float32(255))
-    return (
-        found | _matlab(folder, ramp) | _networks(folder) | _settings(folder) | _graph(folder) | _video(folder, photo)
-    )
+    found |= _matlab(folder, ramp) | _networks(folder) | _settings(folder) | _lines(folder)
+    return found | _graph(folder) | _video(folder, photo)
 
 
 def _matlab(folder: Path, ramp: Any) -> dict[str, Path]:
@@ -169,6 +173,34 @@ def _settings(folder: Path) -> dict[str, Path]:
     }
 
 
+def _lines(folder: Path) -> dict[str, Path]:
+    lines = [
+        {"step": 50, "loss": 3.5, "lr": 1e-3, "loss/depth": 1.5, "train_s": 12.5, "images_per_s": 30.0, "skipped": 0},
+        {"step": 50, "val/depth/RMSE": 0.75, "val/semseg/mIoU": None, "evaluation_s": 4.5, "evaluation_images": 20},
+        {"step": 100, "loss": 2.5, "gradient_norm/depth": 0.5, "balance/depth": 0.25, "train_s": 25.0},
+        {"step": 100, "val/depth/RMSE": 0.5, "val/semseg/mIoU": 12.5, "evaluation_s": 4.0, "evaluation_images": 20},
+    ]
+    results = [
+        {"results": f"a/{n}", "state": f"{n:016x}", "image": f"/photos/a/{n}.jpg", "files": []} for n in range(5)
+    ]
+    contents = {
+        "scores": (
+            "scores.json",
+            json.dumps({"step": 100, "scores": {"depth": {"RMSE": 0.5, "rel": 0.1}}, "images": 20}),
+        ),
+        "class_weights": ("class_weights.json", json.dumps({"semseg": {"wall": 0.5, "floor": 1.5}})),
+        "metrics": ("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines)),
+        "manifest": ("manifest.jsonl", "".join(json.dumps(line) + "\n" for line in results)),
+        "lock": (".lock", json.dumps({"pid": 2**22 + 1, "host": socket.gethostname(), "since": 1.5e9})),
+    }
+    found = {}
+    for kind, (name, content) in contents.items():
+        (folder / f"{kind}_run").mkdir()
+        found[kind] = folder / f"{kind}_run" / name
+        found[kind].write_text(content)
+    return found
+
+
 def _graph(folder: Path) -> dict[str, Path]:
     try:
         import numpy as np
@@ -250,15 +282,24 @@ def damaged(kind: str, number: int, content: bytes) -> bytes:
 
 def doors() -> dict[str, Callable[[Path], Any]]:
     """By kind, what opens a file."""
+    from mtlsi.config import RunConfig
     from mtlsi.data.readers.decoding import decode_indices, depth_metres, edges_npy, normals_npy
     from mtlsi.data.readers.folder_settings import read_settings
     from mtlsi.data.readers.prepared import Prepared, unpack
+    from mtlsi.drawing.plots import plot_curves
     from mtlsi.evaluation.boundary_files import read_map, read_truth
+    from mtlsi.evaluation.report import compare_single_task
+    from mtlsi.lock import HeldError, held
     from mtlsi.model.network import MTLSINet
     from mtlsi.prediction.camera import view_from_exif
     from mtlsi.prediction.images import read_image
-    from mtlsi.run_folder import load_config
+    from mtlsi.prediction.manifest import Manifest
+    from mtlsi.run_folder import load_config, progress_of, read_metrics
+    from mtlsi.studies.figures import headline_of, protocol_of
     from mtlsi.studies.settings import config_of, nested, read_mapping
+    from mtlsi.studies.times import times_of
+    from mtlsi.training import class_weights
+    from mtlsi.training.best import Best, kept_step
 
     def image(path: Path) -> None:
         view_from_exif(path, read_image(path).shape[:2])
@@ -290,6 +331,26 @@ def doors() -> dict[str, Callable[[Path], Any]]:
             for _ in clip.events():
                 pass
 
+    def scores(path: Path) -> None:
+        for read in (headline_of, kept_step, protocol_of):
+            _told(lambda read=read: read(path.parent))
+        compare_single_task({"depth": {"RMSE": 0.5}}, path)
+
+    def metrics(path: Path) -> None:
+        for read in (read_metrics, times_of, lambda out: progress_of(out, RunConfig())):
+            _told(lambda read=read: read(path.parent))
+        Best("delta", 0, {}, ("depth",), 20).remember(path.parent, 1000)
+        plot_curves(path, path.with_suffix(".svg"))
+
+    def manifest(path: Path) -> None:
+        opened = Manifest(path.parent)
+        for number in range(5):
+            opened.is_done(f"a/{number}", number)
+
+    def lock(path: Path) -> None:
+        with suppress(HeldError), held(path):
+            pass
+
     found: dict[str, Callable[[Path], Any]] = dict.fromkeys(
         ("jpg", "png", "webp", "tif", "bmp", "gif", "ppm", "tga", "avif"), image
     )
@@ -307,6 +368,11 @@ def doors() -> dict[str, Callable[[Path], Any]]:
         "prepared_json": lambda path: Prepared(path.parent),
         "onnx": graph,
         "video": video,
+        "scores": scores,
+        "class_weights": lambda path: class_weights.load(path, {"semseg": ("wall", "floor")}),
+        "metrics": metrics,
+        "manifest": manifest,
+        "lock": lock,
     }
 
 
