@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from dataclasses import replace
 from io import StringIO
 
@@ -64,6 +65,20 @@ def test_callbacks_are_called_and_change_nothing(tiny_run, tmp_path):
         assert losses["coarse/depth"] == line["loss/coarse/depth"]
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, tiny_run.out))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_callback_that_raises_leaves_no_loader_process_though_its_traceback_is_kept(two_steps, tmp_path):
+    class Broken:
+        def on_step(self, *_):
+            assert len(multiprocessing.active_children()) == before + 1
+            raise ZeroDivisionError
+
+    before = len(multiprocessing.active_children())
+    config = replace(two_steps, data=replace(two_steps.data, num_workers=1))
+    with pytest.raises(ZeroDivisionError) as kept:
+        mtlsi.train(config, tmp_path / "run", console=quiet(), callbacks=[Broken()])
+    assert kept.traceback
+    assert len(multiprocessing.active_children()) == before
 
 
 def test_an_object_that_is_never_called_is_refused(two_steps, tmp_path):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -98,11 +98,11 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         for note in [*run.notes, *renewed]:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
-    batches = iter(batches_from(position.step, run))
+    batches = fed(iter(batches_from(position.step, run)))  # begun now: torch draws a number of its own for it
     log, watch = Log(run.accelerator, out, options, console, position), Watch(run)
     scores: Scores = {}
     run.model.train()
-    with log.progress, stop.deferred():
+    with closing(batches), log.progress, stop.deferred():
         validation = Validation(run, log, told, stop)
         validation.make_up()
         stop.raise_if_asked()
@@ -126,8 +126,6 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
                     save(run, told)
             if stopping:
                 stop.raise_if_asked()
-    next(batches, None)  # exhausted: ends the loader processes now, not whenever the iterator is collected
-    del batches  # the same where the run ends early
     if not scores:
         scores = measure_finished(run, validation)
         stop.raise_if_asked()
@@ -168,6 +166,14 @@ def batches_from(step: int, run: TrainingRun) -> Iterable[dict[str, Tensor]]:
     return training_batches(
         run.train_set, config.data, sampler, seed=config.seed, pin_memory=on_gpu, transform=run.train_transform
     )
+
+
+def fed(batches: Iterator[dict[str, Tensor]]) -> Generator[dict[str, Tensor], None, None]:
+    """``batches`` until it is closed, which ends their loader processes though a traceback may still hold this.
+
+    At the end of Python they would be waited for, who take no notice of the first SIGTERM.
+    """
+    yield from batches
 
 
 def optimizer_step(run: TrainingRun, batches: Iterator[dict[str, Tensor]]) -> Step:
