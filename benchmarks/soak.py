@@ -7,8 +7,9 @@ Each part runs in a process of its own. The training is one of ``tiny`` on small
 memory, with checkpoints, evaluations and lines of metrics on the way. The predictions are those of one ``Predictor`` on
 photos of many sizes, in turn from one thread and from eight at once; each must be, bit for bit, what the photo gave alone.
 
-Memory is what the process and its loader processes hold, shared pages counted by their shares (PSS), and of these what they
-alone hold (USS), both from /proc (Linux). A line is fitted to the second half. Memory is flat where the upper end of the
+Memory is what the process and its loader processes alone hold (USS, from /proc: Linux). With the pages that they share, by
+their shares (PSS), it is kept too, but it also rises when another program ends that has the same libraries open, and RSS, of
+the process without its loaders. A line is fitted to the second half. Memory is flat where the upper end of the
 slope's 95 % interval, over 40,000 steps or calls, the length of the paper's trainings, comes to less than 32 MB. Samples of
 memory hang together, so their number is reduced by their correlation from one to the next before the interval is computed.
 Open files and threads are constant where the second half never has more than the first had at some time.
@@ -139,15 +140,15 @@ def verdict_of(watched: Watched) -> dict[str, Any]:
     """The slopes of the second half, and whether memory is flat and files and threads are constant."""
     half = len(watched.count) // 2
     slopes = {name: slope_of(watched.count[half:], getattr(watched, name)[half:]) for name in ("pss", "uss", "rss")}
-    growth = {name: LONG_RUN * (slope.value + slope.margin) for name, slope in slopes.items()}
+    growth = LONG_RUN * (slopes["uss"].value + slopes["uss"].margin)
     few = {
         name: max(getattr(watched, name)[half:]) <= max(getattr(watched, name)[:half]) for name in ("files", "threads")
     }
     return {
         "slope_bytes": {name: [slope.value, slope.margin] for name, slope in slopes.items()},
-        "flat": all(value < MOST_GROWTH for value in growth.values()),
+        "flat": growth < MOST_GROWTH,
         "constant": few,
-        "pss_mb": {"half": watched.pss[half] / 2**20, "end": watched.pss[-1] / 2**20, "most": max(watched.pss) / 2**20},
+        "uss_mb": {"half": watched.uss[half] / 2**20, "end": watched.uss[-1] / 2**20, "most": max(watched.uss) / 2**20},
         "files": [watched.files[half], watched.files[-1], max(watched.files)],
         "threads": [watched.threads[half], watched.threads[-1], max(watched.threads)],
     }
@@ -171,7 +172,7 @@ class Watcher:
         if step % self.every == 0:
             self.watched.look(step)
             if len(self.watched.count) % 20 == 0:
-                _say(f"step {step}: {self.watched.pss[-1] / 2**20:.1f} MB")
+                _say(f"step {step}: {self.watched.uss[-1] / 2**20:.1f} MB")
             if time.monotonic() > self.until:
                 raise TimeIsUpError
 
@@ -242,7 +243,7 @@ def soak_predictions(calls: int, seconds: float) -> dict[str, Any]:
             if time.monotonic() > begun + seconds:
                 break
             if len(watched.count) % 20 == 0:
-                _say(f"prediction {watched.count[-1]}: {watched.pss[-1] / 2**20:.1f} MB")
+                _say(f"prediction {watched.count[-1]}: {watched.uss[-1] / 2**20:.1f} MB")
     return _result(watched, begun, calls=watched.count[-1], threads_at_once=THREADS, differing_from_alone=other)
 
 
@@ -266,8 +267,8 @@ def _say(text: str) -> None:
 
 def line_of(name: str, result: dict[str, Any]) -> str:
     """The summary of a part."""
-    value, margin = result["slope_bytes"]["pss"]
-    memory, constant = result["pss_mb"], result["constant"]
+    value, margin = result["slope_bytes"]["uss"]
+    memory, constant = result["uss_mb"], result["constant"]
     number = result.get("steps", result.get("calls"))
     different = f", {result['differing_from_alone']} unlike alone" if "differing_from_alone" in result else ""
     flat, files, threads = ("flat" if result["flat"] else "GROWS", *(
