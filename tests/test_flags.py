@@ -86,6 +86,17 @@ def test_train_shows_the_sentence_of_every_setting(monkeypatch, capsys):
         assert sentence in told
 
 
+@pytest.mark.parametrize("command", [["predict"], ["train"], ["data", "derive"]])
+def test_the_flags_of_one_verb_are_those_among_all(command, capsys):
+    told = []
+    for parser in (build_parser(), build_parser(command[0])):
+        with pytest.raises(SystemExit):
+            parser.parse_args([*command, "--help"])
+        told.append(capsys.readouterr().out)
+        assert parser.format_help() == build_parser().format_help()
+    assert told[0] == told[1] != ""
+
+
 @pytest.mark.parametrize("tasks", ["depth,normals", "[depth,normals]", "depth, normals"])
 def test_tasks_and_precision_have_two_spellings_in_every_verb(tasks):
     predict = parse(PredictOptions, "a.jpg", "--tasks", tasks, "--dtype", "bf16")

@@ -106,6 +106,25 @@ def test_the_boundary_verb_needs_no_network(tmp_path):
     assert json.loads((tmp_path / "scores.json").read_text())["ods"] == 1
 
 
+NOT_FOR_A_PHOTO = (
+    "torch._dynamo", "torch._inductor", "torch.onnx", "torchvision", "torchvision.models", "torchvision.ops",
+    "sympy", "scipy", "matplotlib", "numba", "accelerate", "torchmetrics", "pandas", "h5py", "av", "gradio",
+    "onnx", "onnxruntime", "mtlsi.training", "mtlsi.evaluation", "mtlsi.data", "mtlsi.metrics", "mtlsi.exporting",
+)  # fmt: skip
+
+
+def test_a_photo_is_predicted_with_nothing_loaded_that_it_does_not_need(tmp_path):
+    Image.fromarray(np.full((96, 128, 3), 128, np.uint8)).save(tmp_path / "photo.png")
+    command = ["predict", str(tmp_path / "photo.png"), "--model", "nyud-mobilenetv2", "--out", str(tmp_path / "out")]
+    program = (
+        f"import sys; from mtlsi.cli import main; assert main({command}) == 0\n"
+        f"print([name for name in {NOT_FOR_A_PHOTO} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert (tmp_path / "out" / "photo_panel.png").is_file()
+
+
 ORDERS = (
     "import mtlsi",
     "from mtlsi import train, evaluate",

@@ -1,8 +1,8 @@
 """When Python looks for garbage: not while a command starts.
 
-What importing torch and building a network make, half a million objects, stays until the process ends. To search it for
-garbage, again and again while it grows and once more at the end, takes a fifth of the time of ``mtlsi predict`` for one
-photo. For a process that is our own; another program's is left as it is.
+What importing torch and building a network make, hundreds of thousands of objects, stays until the process ends. To search
+it for garbage, again and again while it grows and once more at the end, takes a fifth of the time to import torch. For a
+process that is our own; another program's is left as it is.
 """
 
 from __future__ import annotations
