@@ -18,6 +18,10 @@ else:
     torch = Later("torch")  # an exported model is drawn without it
 
 
+BAND = 256
+"""Rows that are coloured at a time."""
+
+
 def unit_length(x: Tensor, shortest: float) -> Tensor:
     """Vectors (b 3 h w) scaled to length 1; those shorter than ``shortest`` are divided by ``shortest``.
 
@@ -61,6 +65,16 @@ class Direction(Kind):
     def constant(self, values: Tensor) -> Tensor:
         """The mean direction."""
         return torch.nn.functional.normalize(values.mean(-1), dim=0)
+
+    def colours(
+        self, array: np.ndarray, limits: Limits | None = None, chosen: Sequence[Colour] | None = None
+    ) -> np.ndarray:
+        """In bands of rows: three channels of a large photo are much to copy."""
+        array = self.channels_last(array)
+        shown = np.empty((*array.shape[:2], 3), np.uint8)
+        for top in range(0, len(array), BAND):
+            shown[top : top + BAND] = super().colours(array[top : top + BAND], limits, chosen)
+        return shown
 
     def shades(self, array: np.ndarray, limits: Limits | None, chosen: Sequence[Colour] | None = None) -> np.ndarray:
         """x, y, z as red, green, blue."""
