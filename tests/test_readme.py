@@ -97,7 +97,7 @@ def test_a_quick_command_of_the_readme_does_its_work(command, stand_ins, monkeyp
             "mtlsi benchmark --model tiny --sizes 224x288,448x576",
             "benchmark --model tiny --sizes 56x72,112x144 --repeats 2",
         ),
-        ("mtlsi study FILE --out DIR --table", "study recipes/studies/scales_scenes.yaml --out DIR --table --seeds 0"),
+        ("mtlsi study FILE --out DIR --table", "study recipes/studies/rivals_scenes.yaml --out DIR --table --seeds 0"),
     ],
 )
 def test_what_is_long_is_shortened(command, expected):

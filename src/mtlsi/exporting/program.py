@@ -41,7 +41,7 @@ def whole_program(model: MTLSINet, tasks: Sequence[str]) -> ExportedProgram:
 
 
 def open_program(path: Path) -> Callable[[Tensor], dict[str, Tensor]]:
-    """What was saved, to be called; without the checks that newer torch adds.
+    """What has just been saved here, to be called; without the checks that newer torch adds. Never a file of others.
 
     Tracing notes more about sizes than any operation needs, that a number of windows is not 1 say, which it was not in the
     example.
