@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.fsdp  # noqa: F401: not once in every process
+import torch.distributed.tensor  # noqa: F401
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
+import small_backbones  # noqa: F401: registers them
 from mtlsi import processes
 from mtlsi.cli import main
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
@@ -47,7 +50,7 @@ ONE = RunConfig(
     ),
 )  # fmt: skip
 """The run of one process that several take the steps of."""
-VIT: dict[str, Any] = {"backbone": "vit_tiny_patch16_224", "channels": 8, "num_tokens": 8}
+VIT: dict[str, Any] = {"backbone": "vit_of_four_plain_blocks", "channels": 8, "num_tokens": 8}
 
 
 def with_train(config: RunConfig, **options: Any) -> RunConfig:
@@ -133,7 +136,7 @@ def trained(config: RunConfig, out: Path) -> dict[str, Any]:
 
 def trained_vit(config: RunConfig, out: Path) -> dict[str, Any]:
     """Its losses in two steps, the second of which sees weights that have moved, and some of the weights."""
-    few = ("blocks.11.mlp.fc2.weight", "blocks.0.attn.qkv.weight", "pos_embed", "pyramid.to_8.weight")
+    few = ("blocks.3.mlp.fc2.weight", "blocks.0.attn.qkv.weight", "pos_embed", "pyramid.to_8.weight")
     with in_float64():
         run = begun(config, out)
         losses, weights = steps(run, 2), run.network.state_dict()
@@ -295,6 +298,7 @@ def two(folder: Path, keep: Callable[[str, Any], None]) -> int:
 
 
 def killed(folder: Path, _: Any) -> int:
+    processes.PATIENCE_S = 2.0  # nobody answers for the one that is gone
     in_the_second(lambda: os.kill(os.getpid(), signal.SIGKILL))
     return from_command(SHARDED, folder / "run")
 

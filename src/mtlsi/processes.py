@@ -265,7 +265,8 @@ class _Watch:
         self._count("noticed", 1)
         self._wait(lambda: self._count("noticed") + done >= number(), PATIENCE_S)
         if index() == 0:
-            self._wait(lambda: self._count("gone") + done >= number() - 1, PATIENCE_S)
+            others = self._count("noticed") - 1  # one that was killed is not waited for again
+            self._wait(lambda: self._count("gone") >= others, PATIENCE_S)
         else:
             self._count("gone", 1)
 

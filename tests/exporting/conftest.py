@@ -29,7 +29,8 @@ def _shapes_are_not_checked() -> Iterator[None]:
 def tiny() -> MTLSINet:
     """Every part of the network, small, with weights that tell the tasks and the places apart."""
     torch.manual_seed(0)
-    model = create_model("tiny", dataset="nyud", input_size=(96, 128), num_tokens=4, window=2, colours=COLOURS)
+    sizes = {"backbone": "test_efficientnet", "num_tokens": 4, "window": 2}  # tracing takes most of the time
+    model = create_model("tiny", dataset="nyud", input_size=(96, 128), colours=COLOURS, **sizes)
     return awake(model)
 
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
-from timm.models import eva, register_model, swin_transformer, vision_transformer
 from torch import nn
 
+import small_backbones  # noqa: F401: registers them
 from mtlsi.exporting import compare
 from mtlsi.exporting.export import export
 from mtlsi.exporting.free_shapes import free_shapes
@@ -23,25 +23,7 @@ from mtlsi.options.using import ExportOptions
 from mtlsi.prediction.graph import GraphPredictor
 from mtlsi.prediction.predictor import Predictor
 
-FOUR_BLOCKS = {"embed_dim": 32, "depth": 4, "num_heads": 2}
 SIZE = (96, 128)
-
-
-@register_model
-def swin_of_five_blocks(pretrained=False, **options):
-    """One of them shifted; windows of 3, which do not divide maps of 24, 16 or 8 positions."""
-    sizes = {"depths": (2, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 2, 2, 4), "window_size": 3, "img_size": 96}
-    return swin_transformer.swin_tiny_patch4_window7_224(pretrained, **sizes | options)
-
-
-@register_model
-def vit_of_four_blocks(pretrained=False, **options):
-    return vision_transformer.vit_small_patch14_dinov2(pretrained, **FOUR_BLOCKS | {"img_size": 70} | options)
-
-
-@register_model
-def vit_of_four_turned_blocks(pretrained=False, **options):
-    return eva.vit_small_patch16_dinov3(pretrained, **FOUR_BLOCKS | options)
 
 
 def photo(height, width, seed=0):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
+from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from mtlsi.errors import MistakeError
@@ -38,7 +39,7 @@ from mtlsi.model.facts import check_facts
 from mtlsi.model.forms import as_stored
 from mtlsi.model.freezing import parts_of
 from mtlsi.model.fusion import ReplaceContext
-from mtlsi.model.stored import WEIGHTS, without_versions, write_settings
+from mtlsi.model.stored import OF_THE_HUB, WEIGHTS, without_versions, write_settings
 from mtlsi.nn.layout import resize_maps
 from mtlsi.nn.task_subset import shallow_copy
 from mtlsi.reading import shortened
@@ -213,13 +214,15 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         write_settings(self, save_directory)
 
     @classmethod
-    def _from_pretrained(cls, **kwargs: Any) -> MTLSINet:
-        with weights_within(check_tensor_file(Path(kwargs["model_id"]) / WEIGHTS)):
-            return super()._from_pretrained(**as_stored(without_versions(kwargs)))
-
-    @classmethod
-    def _load_as_pickle(cls, *_: Any, **__: Any) -> Any:
-        raise MistakeError("a model of pickled weights, which are never loaded; expected model.safetensors")
+    def _from_pretrained(  # Choice: not the mixin's, whose counting of the weights goes on while they are read
+        cls, *, model_id: str, strict: bool = True, map_location: str = "cpu", **kwargs: Any
+    ) -> MTLSINet:
+        settings = {name: value for name, value in without_versions(kwargs).items() if name not in OF_THE_HUB}
+        path = Path(model_id) / WEIGHTS
+        with weights_within(check_tensor_file(path)):
+            network = cls(**as_stored(settings))
+        load_model(network, path, strict=strict, device=map_location)
+        return network.eval()
 
     def _decoder_for(self, tasks: Iterable[str] | None) -> nn.Module:
         names = self._checked_tasks(tasks)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from safetensors import SafetensorError
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.model.foreign_weights import PICKLED, advice, advice_on_model
-from mtlsi.model.stored import CONFIG, WEIGHTS, check_settings
+from mtlsi.model.stored import CONFIG, OF_THE_HUB, WEIGHTS, check_settings
 from mtlsi.reading import shortened_line
 from mtlsi.weights import check_weights
 
@@ -62,8 +60,7 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
     try:
         check_settings(folder / CONFIG)
         check_weights(folder / WEIGHTS)
-        with redirect_stdout(io.StringIO()):  # the mixin prints where it loads from
-            model = load(str(folder), **kwargs)
+        model = load(str(folder), **kwargs)
     except MistakeError as error:  # config.json asks for what cannot be built
         raise MistakeError(f"model {source}: {shortened_line(error)}{advice(folder / WEIGHTS)}") from error
     except (RuntimeError, SafetensorError, TypeError, OSError, *ODD) as error:
@@ -71,10 +68,6 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
         more = advice_on_model(folder / WEIGHTS, error)
         raise MistakeError(f"model {source}: weights and config.json do not fit each other ({reason}){more}") from error
     return model.eval()
-
-
-OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-"""What ``from_pretrained`` can be asked of the hub, by the names that its library has for them."""
 
 
 def _fetched(name: str, asked: Mapping[str, Any]) -> Path:

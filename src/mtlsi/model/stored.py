@@ -21,6 +21,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
 """Of the folders written here. It rises where what is written can no longer be read by versions of before."""
 VERSIONS = ("format_version", "mtlsi_version")
+OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+"""What ``from_pretrained`` can be asked of the hub, by the names that its library has for them."""
 
 
 def write_settings(network: Any, folder: Path) -> None:
