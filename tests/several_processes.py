@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.fsdp  # noqa: F401: not once in every process
-import torch.distributed.tensor  # noqa: F401
+import torch.distributed.fsdp  # noqa: F401 (here once, not in every process)
+import torch.distributed.tensor
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
-import small_backbones  # noqa: F401: registers them
+import small_backbones  # noqa: F401 (registers them)
 from mtlsi import processes
 from mtlsi.cli import main
 from mtlsi.config import DataConfig, RunConfig, TrainConfig

@@ -14,7 +14,7 @@ from rich.console import Console
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from torch import nn
 
-import small_backbones  # noqa: F401: registers them
+import small_backbones  # noqa: F401 (registers them)
 from mtlsi.exporting import compare
 from mtlsi.exporting.export import export
 from mtlsi.exporting.free_shapes import free_shapes

@@ -3,40 +3,34 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-
-from mtlsi.metrics import MetricSettings, build_metric
-from mtlsi.tasks import TASKS
-
-PROGRAM = """
-import json, os, sys
-from pathlib import Path
-import torch
 import torch.distributed as dist
 
-rank, folder = int(sys.argv[1]), Path(sys.argv[2])
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+from forks import start_forks
 from mtlsi.metrics import MetricSettings, build_metric
 from mtlsi.tasks import TASKS
 
-settings = MetricSettings(num_classes=5, boundary_tolerance=0.05, num_thresholds=9)
-scores = {}
-for name, task in TASKS.items():
-    metric = build_metric(task, settings)
-    for batch in torch.load(folder / f"{name}-{rank}.pt"):
-        metric.update(*batch)
-    scores[name] = {key: float(value) for key, value in metric.compute().items()}
-    if name == "boundary":
-        scores |= metric.precision_recall().points()
-(folder / f"scores-{rank}.json").write_text(json.dumps(scores))
-dist.barrier()
-os._exit(0)  # gloo's threads now and then abort an orderly end, which says nothing about the scores
-"""
+SETTINGS = MetricSettings(num_classes=5, boundary_tolerance=0.05, num_thresholds=9)
+
+
+def score_share(folder: Path, rank: int) -> None:
+    """Into ``folder``, what a process of two finds the scores of all images to be."""
+    dist.init_process_group("gloo")
+    scores = {}
+    for name, task in TASKS.items():
+        metric = build_metric(task, SETTINGS)
+        for batch in torch.load(folder / f"{name}-{rank}.pt"):
+            metric.update(*batch)
+        scores[name] = {key: float(value) for key, value in metric.compute().items()}
+        if name == "boundary":
+            scores |= metric.precision_recall().points()
+    (folder / f"scores-{rank}.json").write_text(json.dumps(scores))
+    dist.barrier()
 
 
 def images(name, count, seed):
@@ -55,22 +49,22 @@ def images(name, count, seed):
     return torch.rand(shape, generator=draw), (torch.rand(shape, generator=draw) > 0.9).to(torch.uint8), valid
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+@pytest.mark.skipif(
+    not dist.is_available() or not hasattr(os, "fork"), reason="needs torch.distributed, and a system that forks"
+)
 def test_two_processes_with_uneven_batches_score_as_one(tmp_path):
     alone = {}
     for name, task in TASKS.items():
         shares = [[images(name, 3, 1), images(name, 1, 2)], [images(name, 2, 3)]]
         for rank, share in enumerate(shares):
             torch.save(share, tmp_path / f"{name}-{rank}.pt")
-        metric = build_metric(task, MetricSettings(num_classes=5, boundary_tolerance=0.05, num_thresholds=9))
+        metric = build_metric(task, SETTINGS)
         for batch in shares[1] + shares[0]:
             metric.update(*batch)
         alone[name] = {key: float(value) for key, value in metric.compute().items()}
         if name == "boundary":
             alone |= metric.precision_recall().points()
-    command = [sys.executable, "-c", PROGRAM]
-    running = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in (0, 1)]
-    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    start_forks(partial(score_share, tmp_path), 2, tmp_path)
     for rank in (0, 1):
         together = json.loads((tmp_path / f"scores-{rank}.json").read_text())
         assert together.keys() == alone.keys()

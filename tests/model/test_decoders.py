@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-import small_backbones  # noqa: F401: registers them
+import small_backbones  # noqa: F401 (registers them)
 from mtlsi.errors import MistakeError
 from mtlsi.model import decoders
 from mtlsi.model.build import create_model

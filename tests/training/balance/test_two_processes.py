@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from forks import start_forks
 from mtlsi.config import RunConfig
 from mtlsi.run_folder import load_config, save_config
 from mtlsi.training.loop import batches_from, optimizer_step
@@ -32,25 +33,25 @@ def take_two_steps(config: RunConfig, name: str, out: Path) -> dict[str, Any]:
     return {"gradients": gradients, "figures": figures, "weights": weights}
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
 def test_two_processes_go_as_one_with_twice_the_micro_batches(two_steps, tmp_path):
     pytest.importorskip("torchjd", reason="pip install 'mtlsi[balance]'")
     options = replace(two_steps.train, warmup=0, gradients_every=1, dwa_window=1)
     config = replace(two_steps, data=replace(two_steps.data, tasks=("depth", "normals")), train=options)
     save_config(config, tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    processes = []
-    for rank in "01":
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, **place, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, str(tmp_path)]
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True
+    )
     twice = replace(config, train=replace(options, accumulate=2))
     expected = {name: take_two_steps(twice, name, tmp_path / f"one-{name}") for name in NAMES}
-    for process in processes:
-        _, said = process.communicate(timeout=600)
-        assert process.returncode == 0, said
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
     for name, one in expected.items():
         for rank in "01":
             found = torch.load(tmp_path / f"{name}-{rank}.pt")
@@ -60,9 +61,13 @@ def test_two_processes_go_as_one_with_twice_the_micro_batches(two_steps, tmp_pat
                 assert found["weights"] == pytest.approx(one["weights"], rel=1e-3), name
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    for balance in NAMES:
-        result = take_two_steps(load_config(folder), balance, folder / balance)
-        torch.save(result, folder / f"{balance}-{os.environ['RANK']}.pt")
+def in_a_process(folder: Path, rank: int) -> None:
+    """What the test asks of each of two processes."""
+    for name in NAMES:
+        torch.save(take_two_steps(load_config(folder), name, folder / name), folder / f"{name}-{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":  # no gradient was computed here, after which torch cannot fork
+    folder = Path(sys.argv[1])
+    start_forks(partial(in_a_process, folder), 2, folder)
