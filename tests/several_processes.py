@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.fsdp  # noqa: F401 (here once, not in every process)
+import torch.distributed.fsdp
 import torch.distributed.tensor
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
