@@ -232,6 +232,7 @@ class _Watch:
     def __init__(self) -> None:
         self.store = dist.distributed_c10d._get_default_store()
         self.over = threading.Event()
+        self.has_noticed = False
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -245,6 +246,7 @@ class _Watch:
         self.stop()
         try:
             if code:
+                code = self._ended() or code  # what breaks off because another one ended ends as that one did
                 self.store.set("mtlsi/ended", str(code))
             elif index() == 0:
                 self._wait(lambda: self._ended() or self._count("done") == number() - 1)
@@ -262,7 +264,9 @@ class _Watch:
     def _part(self) -> None:
         """Wait until all know that the work has ended. The first process, which may keep the store, leaves last."""
         done = self._count("done")
-        self._count("noticed", 1)
+        if not self.has_noticed:  # the main thread and the watch may both come here
+            self.has_noticed = True
+            self._count("noticed", 1)
         self._wait(lambda: self._count("noticed") + done >= number(), PATIENCE_S)
         if index() == 0:
             others = self._count("noticed") - 1  # one that was killed is not waited for again
