@@ -1,6 +1,6 @@
 import pytest
 
-from mtlsi.errors import message_of
+from mtlsi.errors import MOST, MistakeError, clipped, message_of
 
 
 def raised_by(action):
@@ -17,3 +17,15 @@ def test_of_a_file_that_the_system_refuses_only_why_is_said(tmp_path):
 def test_a_key_and_several_lines_become_one_line_that_reads():
     assert message_of(raised_by(lambda: {}["scores"])) == "'scores' is missing"
     assert message_of(ValueError("first\n  second")) == "first second"
+
+
+def test_the_middle_of_a_long_message_is_left_out():
+    assert str(MistakeError("lr 'x'; expected a number")) == "lr 'x'; expected a number"
+    whole = f"lr {'1' * 10**6}; expected a number"
+    line = str(MistakeError(whole))
+    assert len(line) == MOST
+    assert line.startswith("lr 111")
+    assert line.endswith("1; expected a number")
+    assert clipped("abcdefghijklmnopqrstuvwxyz", 20) == "abcdefg ... stuvwxyz"
+    assert clipped("abcdefghijklmnopqrstuvwxyz", 21) == "abcdefgh ... stuvwxyz"
+    assert clipped("abc", 3) == "abc"

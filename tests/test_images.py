@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from rich.console import Console
 from torch import nn
 
@@ -168,6 +168,17 @@ def test_both_doors_refuse_too_many_pixels_and_floats(tmp_path, monkeypatch):
             door()
     with pytest.raises(MistakeError, match="floating-point numbers"):
         Predictor(Seeing(), device="cpu")(Image.fromarray(RGB[..., 0].astype(np.float32)))  # type: ignore[arg-type]
+
+
+def test_both_doors_name_an_image_that_memory_does_not_hold(tmp_path, monkeypatch):
+    def load(_):
+        raise MemoryError
+
+    file = folder_of(tmp_path, Image.fromarray(RGB), "a.png", (HEIGHT, WIDTH))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    for door in (lambda: Folder(tmp_path, "train")[0], lambda: seen_by_predictor(file)):
+        with pytest.raises(MistakeError, match=r"a\.png: takes more memory than there is; make it smaller, or give an"):
+            door()
 
 
 def test_labels_drawn_on_the_stored_pixels_of_a_turned_image_are_named(tmp_path):

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+MOST = 2000
+"""Characters of a message."""
+
 
 class MistakeError(ValueError):
     """Something the caller can put right: the message is one line with what was given, what was expected, what to do.
 
     The command line prints the message alone and leaves with exit code 2; any other exception is a fault of ours.
+    Of a message of more than ``MOST`` characters, which quotes a damaged file, the middle is left out.
     """
+
+    def __init__(self, message: object = ""):
+        super().__init__(clipped(str(message), MOST))
 
 
 class Stopped(KeyboardInterrupt):
@@ -33,6 +40,15 @@ def message_of(error: BaseException) -> str:
     if strerror := getattr(error, "strerror", None):  # also of FFmpeg's errors, which need not be the system's
         return strerror
     return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+
+
+def clipped(line: str, most: int) -> str:
+    """``line``, its middle left out where it has more than ``most`` characters."""
+    if len(line) <= most:
+        return line
+    left_out = " ... "
+    first = (most - len(left_out)) // 2
+    return f"{line[:first]}{left_out}{line[first + len(left_out) - most :]}"
 
 
 def check_choice(name: str, given: Any, choices: Collection[Any]) -> None:

@@ -110,6 +110,10 @@ def open_image(
     except UNREADABLE as error:
         reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
         raise MistakeError(f"{name}: not a whole image ({reason}); give an undamaged copy") from error
+    except MemoryError as error:  # a chunk may say that it has four gigabytes
+        raise MistakeError(
+            f"{name}: takes more memory than there is; make it smaller, or give an undamaged copy"
+        ) from error
 
 
 def peek_image(path: FilePath) -> Image.Image:

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from mtlsi.errors import MistakeError, message_of
+from mtlsi.errors import MistakeError, clipped, message_of
 
 MOST_BYTES = 512 * 2**20
 """Of one image or label: a map of 89 megapixels in float32 takes 356 MB."""
@@ -131,8 +131,7 @@ def check_relative(name: str) -> None:
 
 def shortened_line(error: Exception, most: int = 1000) -> str:
     """What an exception says, in one line, its middle left out where it is long."""
-    line = message_of(error)
-    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
+    return clipped(message_of(error), most)
 
 
 def shortened(value: Any, most: int = 60) -> str:
