@@ -1,0 +1,37 @@
+"""Processes that are this one once more: what they need is imported already."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+
+def start_forks(does: Callable[[int], None], number: int, folder: Path) -> None:
+    """Call ``does`` with its rank in each of ``number`` processes, which are announced as torch's launcher does it.
+
+    ``AssertionError`` with what they said in ``folder`` where one ends with another exit code than 0.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    started = {}
+    for rank in range(number):
+        told = folder / f"{rank}.err"
+        if not (process := os.fork()):
+            code = 1
+            try:
+                os.dup2(os.open(told, os.O_CREAT | os.O_WRONLY), 2)
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                does(rank)
+                code = 0
+            finally:
+                if code:
+                    told.write_text(traceback.format_exc())
+                os._exit(code)  # gloo's threads now and then abort an orderly end, which says nothing about the results
+        started[process] = told
+    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
+    assert codes == [0] * number, "\n".join(told.read_text() for told in started.values())
