@@ -214,9 +214,10 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         write_settings(self, save_directory)
 
     @classmethod
-    def _from_pretrained(  # Choice: not the mixin's, whose counting of the weights goes on while they are read
+    def _from_pretrained(
         cls, *, model_id: str, strict: bool = True, map_location: str = "cpu", **kwargs: Any
     ) -> MTLSINet:
+        # in the mixin's place: building has to stay within the budget, reading the file need not be watched
         settings = {name: value for name, value in without_versions(kwargs).items() if name not in OF_THE_HUB}
         path = Path(model_id) / WEIGHTS
         with weights_within(check_tensor_file(path)):
