@@ -232,7 +232,7 @@ class _Watch:
     def __init__(self) -> None:
         self.store = dist.distributed_c10d._get_default_store()
         self.over = threading.Event()
-        self.has_noticed = False
+        self.told: set[str] = set()
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -264,15 +264,19 @@ class _Watch:
     def _part(self) -> None:
         """Wait until all know that the work has ended. The first process, which may keep the store, leaves last."""
         done = self._count("done")
-        if not self.has_noticed:  # the main thread and the watch may both come here
-            self.has_noticed = True
-            self._count("noticed", 1)
+        self._tell("noticed")
         self._wait(lambda: self._count("noticed") + done >= number(), PATIENCE_S)
         if index() == 0:
             others = self._count("noticed") - 1  # one that was killed is not waited for again
             self._wait(lambda: self._count("gone") >= others, PATIENCE_S)
         else:
-            self._count("gone", 1)
+            self._tell("gone")
+
+    def _tell(self, name: str) -> None:
+        """Count this process among those that have ``name``, once: its main thread and its watch may both come here."""
+        if name not in self.told:
+            self.told.add(name)
+            self._count(name, 1)
 
     def _count(self, name: str, more: int = 0) -> int:
         return self.store.add(f"mtlsi/{name}", more)
