@@ -12,7 +12,9 @@ from pathlib import Path
 def start_forks(does: Callable[[int], None], number: int, folder: Path) -> None:
     """Call ``does`` with its rank in each of ``number`` processes, which are announced as torch's launcher does it.
 
-    ``AssertionError`` with what they said in ``folder`` where one ends with another exit code than 0.
+    To be called in a process of its own that has computed nothing yet: threads that have worked are not forked, nor the
+    locks that they hold opened. ``AssertionError`` with what they said in ``folder`` where one ends with another exit
+    code than 0.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
