@@ -9,6 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def free_port() -> str:
+    """Where processes can meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def announce(rank: int, number: int, port: str) -> None:
+    """Tell this process what torch's launcher would."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
 def start_forks(does: Callable[[int], None], number: int, folder: Path) -> None:
     """Call ``does`` with its rank in each of ``number`` processes, which are announced as torch's launcher does it.
 
@@ -16,9 +29,7 @@ def start_forks(does: Callable[[int], None], number: int, folder: Path) -> None:
     locks that they hold opened. ``AssertionError`` with what they said in ``folder`` where one ends with another exit
     code than 0.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = free_port()
     started = {}
     for rank in range(number):
         told = folder / f"{rank}.err"
@@ -26,8 +37,7 @@ def start_forks(does: Callable[[int], None], number: int, folder: Path) -> None:
             code = 1
             try:
                 os.dup2(os.open(told, os.O_CREAT | os.O_WRONLY), 2)
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                announce(rank, number, port)
                 does(rank)
                 code = 0
             finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 import small_backbones  # noqa: F401 (registers them)
+from forks import announce, free_port
 from mtlsi import processes
 from mtlsi.cli import main
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
@@ -315,16 +315,12 @@ GROUPS = {"one": (one, 1), "two": (two, 2), "killed": (killed, 2), "four": (four
 
 def start(name: str, folder: Path) -> list[int] | None:
     """Fork the group ``name`` and wait for it: its exit codes; None in each of its processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    number, started = GROUPS[name][1], []
+    number, started, port = GROUPS[name][1], [], free_port()
     (folder / name).mkdir()
-    for rank in map(str, range(number)):
+    for rank in range(number):
         if not (process := os.fork()):
             if number > 1:
-                os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(number)}
-                os.environ |= {"LOCAL_WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                announce(rank, number, port)
             for stream, ending in ((1, "out"), (2, "err")):
                 os.dup2(os.open(folder / name / f"{rank}.{ending}", os.O_CREAT | os.O_WRONLY), stream)
             return None

@@ -27,15 +27,16 @@ class Thinned:
 
     def __init__(self, size_hw: tuple[int, int], box: Box):
         self.rows, self.columns = _steps(size_hw, box)
-        self.height, self.top, self.filled, self.kept = size_hw[0], 0, 0, np.empty(0)
+        self.height, self.top, self.kept = size_hw[0], 0, np.empty(0)
 
     def add(self, band: np.ndarray) -> None:
         """Take what belongs to it of the next rows."""
         part = band[-self.top % self.rows :: self.rows, :: self.columns]
         if self.top == 0:
             self.kept = np.empty((-(-self.height // self.rows), *part.shape[1:]), part.dtype)
-        self.kept[self.filled : self.filled + len(part)] = part
-        self.top, self.filled = self.top + len(band), self.filled + len(part)
+        filled = -(-self.top // self.rows)
+        self.kept[filled : filled + len(part)] = part
+        self.top += len(band)
 
     def array(self) -> np.ndarray:
         """What was taken."""

@@ -223,7 +223,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         with weights_within(check_tensor_file(path)):
             network = cls(**as_stored(settings))
         load_model(network, path, strict=strict, device=map_location)
-        return network.eval()
+        return network
 
     def _decoder_for(self, tasks: Iterable[str] | None) -> nn.Module:
         names = self._checked_tasks(tasks)

@@ -56,7 +56,6 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
         raise MistakeError(_not_found(name))
     else:
         folder = _fetched(str(name), asked)
-    kwargs.setdefault("strict", True)
     try:
         check_settings(folder / CONFIG)
         check_weights(folder / WEIGHTS)
