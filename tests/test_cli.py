@@ -383,7 +383,7 @@ def test_stopping_is_no_crash(monkeypatch, capsys):
 
 
 def test_data_check_says_what_is_there_and_its_exit_code_whether_it_is_sound(nyud_root, tmp_path, capsys):
-    arguments = ["data", "check", str(nyud_root), "--workers", "1", "--json", str(tmp_path / "report.json")]
+    arguments = ["data", "check", str(nyud_root), "--workers", "0", "--json", str(tmp_path / "report.json")]
     assert main(arguments) == 0
     assert "nothing is wrong" in capsys.readouterr().out
     (nyud_root / "depth/0003.png").write_bytes(b"")
@@ -406,7 +406,7 @@ def test_data_derive_and_prepare_make_what_training_reads(nyud_root, tmp_path, c
     ("arguments", "told"),
     [
         (("data", "check", "nowhere"), "nowhere: no such folder"),
-        (("data", "check", ".", "--workers", "0"), "--workers 0; expected 1 or more"),
+        (("data", "check", ".", "--workers", "-1"), "--workers -1; expected 0 or more"),
         (
             ("data", "derive", ".", "--out", "x", "--normals", "--focal", "1", "1"),
             "--focal and --centre belong together",

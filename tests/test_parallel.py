@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -20,6 +24,28 @@ def refuse_seven(index: int) -> int:
     return index
 
 
+def end_at_seven(index: int) -> int:
+    if index == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return index
+
+
+PARENT_WITH_THREADS = """
+import sys
+from rich.console import Console
+from mtlsi.parallel import for_each
+import torch
+
+def total(index):
+    return int(torch.ones(1 << 20).mul(2).sum()) + index
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    expected = [total(index) for index in range(4)]
+    assert list(for_each(total, 4, title="", num_workers=2, console=Console(stderr=True))) == expected
+"""
+
+
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_results_come_in_order_from_as_many_processes_as_asked(num_workers):
     said = Console(file=StringIO())
@@ -34,3 +60,14 @@ def test_results_come_in_order_from_as_many_processes_as_asked(num_workers):
 def test_a_mistake_is_handed_on(num_workers):
     with pytest.raises(MistakeError, match="seven"):
         list(for_each(refuse_seven, 30, title="", num_workers=num_workers, console=Console(file=StringIO())))
+
+
+def test_a_process_that_is_killed_is_told_in_a_line():
+    with pytest.raises(MistakeError, match=r"^reading: a process ended unexpectedly.*fewer workers than 2$"):
+        list(for_each(end_at_seven, 30, title="reading", num_workers=2, console=Console(file=StringIO())))
+
+
+def test_workers_compute_beside_a_parent_whose_threads_have_run(tmp_path: Path):
+    """A worker that was forked from such a parent waits forever for the parent's threads."""
+    (tmp_path / "parent.py").write_text(PARENT_WITH_THREADS)
+    subprocess.run([sys.executable, tmp_path / "parent.py"], check=True, timeout=120, stderr=subprocess.PIPE)

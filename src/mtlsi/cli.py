@@ -319,8 +319,8 @@ def _data_prepare(options: PrepareOptions) -> int:
 
 
 def _check_workers(num_workers: int) -> None:
-    if num_workers < 1:
-        raise MistakeError(f"--workers {num_workers}; expected 1 or more")
+    if num_workers < 0:
+        raise MistakeError(f"--workers {num_workers}; expected 0 or more")
 
 
 Verb = tuple[type, Callable[[Any], int], str]

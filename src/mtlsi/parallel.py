@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from typing import TypeVar
 
+import torch
 from rich.console import Console
 from rich.progress import track
+
+from mtlsi.errors import MistakeError
 
 Result = TypeVar("Result")
 
@@ -17,10 +23,31 @@ def for_each(
 ) -> Iterator[Result]:
     """``function(index)`` for every index below ``count``, in order; ``num_workers`` processes, or 0: this one.
 
-    ``function`` must be picklable. What it raises in a worker is raised here, and pending work is dropped.
+    ``function`` must be picklable. What it raises in a worker is raised here, and pending work is dropped; a worker that
+    is killed raises ``MistakeError``. Each worker computes on one thread.
     """
     if not num_workers:
         yield from map(function, track(range(count), title, console=console))
         return
-    with ProcessPoolExecutor(num_workers) as pool:
-        yield from track(pool.map(function, range(count), chunksize=4), title, count, console=console)
+    processes = _fresh_processes(function.__module__)
+    with ProcessPoolExecutor(num_workers, processes, torch.set_num_threads, (1,)) as pool:
+        try:
+            yield from track(pool.map(function, range(count), chunksize=4), title, count, console=console)
+        except BrokenProcessPool as error:
+            raise MistakeError(
+                f"{title}: a process ended unexpectedly; the system kills one when memory runs out: ask for fewer workers "
+                f"than {num_workers}"
+            ) from error
+
+
+def _fresh_processes(module: str) -> BaseContext:
+    """How to start processes that inherit no threads, with ``module`` imported once for all where that can be done.
+
+    A process that is merely forked has the locks of its parent's threads, but not the threads: one with the parent's
+    OpenMP threads waits forever in its first parallel loop.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    processes = get_context("forkserver")
+    processes.set_forkserver_preload([module])
+    return processes

@@ -88,14 +88,14 @@ def test_what_is_wrong_is_named(nyud_root, what, message, untouched):
 
     spoil(nyud_root, what)
     untouched()
-    report = check(nyud_root, num_workers=1, console=silent())
+    report = check(nyud_root, num_workers=0, console=silent())
     assert [problem for problem in report.problems if re.search(message, problem)], report.problems
     assert "wrong: " in said(report)
 
 
 def test_an_image_in_no_split_is_a_note_and_no_problem(nyud_root):
     (nyud_root / "gt_sets/val.txt").write_text("0003\n")
-    report = check(nyud_root, num_workers=1, console=silent())
+    report = check(nyud_root, num_workers=0, console=silent())
     assert report.problems == []
     assert report.notes == ["1 images are in none of these splits, such as 0004"]
 
@@ -103,7 +103,7 @@ def test_an_image_in_no_split_is_a_note_and_no_problem(nyud_root):
 def test_absent_tasks_are_reported_and_left_out(nyud_root):
     for path in (nyud_root / "segmentation").iterdir():
         path.unlink()
-    report = check(nyud_root, num_workers=1, console=silent())
+    report = check(nyud_root, num_workers=0, console=silent())
     assert set(report.left_out) == {"semseg", "boundary"}
     assert {count.task for count in report.counts} == {"image", "depth", "normals"}
     assert "left out: semseg" in said(report)
@@ -112,7 +112,7 @@ def test_absent_tasks_are_reported_and_left_out(nyud_root):
 def test_many_problems_are_cut_on_the_screen_and_whole_in_the_file(nyud_root, tmp_path):
     names = ["0003", *(f"{i:04d}" for i in range(5, 40))]
     (nyud_root / "gt_sets/val.txt").write_text("\n".join(names))
-    report = check(nyud_root, num_workers=1, console=silent())
+    report = check(nyud_root, num_workers=0, console=silent())
     assert len(report.problems) >= 35
     assert f"and {len(report.problems) - 20} more problems" in said(report)
     write_report(report, tmp_path / "report.json")

@@ -19,7 +19,7 @@ CAMERA = Camera((50.0, 51.0), (32.0, 24.0))
 
 
 def run(root, out, wanted):
-    return derive(root, out, wanted, num_workers=1, console=Console(file=StringIO()))
+    return derive(root, out, wanted, num_workers=0, console=Console(file=StringIO()))
 
 
 def test_every_image_gets_the_labels_that_its_others_say(nyud_root, tmp_path, untouched):
@@ -100,7 +100,7 @@ def test_normals_take_the_camera_of_ones_own_data_set_unless_another_is_given(ow
     np.testing.assert_allclose(normals_in(tmp_path / "given"), given, atol=0.01)
     assert np.abs(given - own).max() > 0.1
 
-    command = ["data", "derive", str(own_root), "--normals", "--out", str(tmp_path / "command"), "--workers", "1"]
+    command = ["data", "derive", str(own_root), "--normals", "--out", str(tmp_path / "command"), "--workers", "0"]
     assert main(command) == 0
     assert "camera: focal 50 51, centre 20.5 14, of" in capsys.readouterr().out
     np.testing.assert_array_equal(normals_in(tmp_path / "command"), normals_in(tmp_path / "own"))

@@ -19,7 +19,7 @@ from mtlsi.tasks import TASKS
 
 
 def run(root, out, **options):
-    prepare(root, out, num_workers=1, console=Console(file=StringIO()), **options)
+    prepare(root, out, num_workers=0, console=Console(file=StringIO()), **options)
 
 
 def assert_alike(sample, expected):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from mtlsi.data.datasets import camera_of, colours_of, open_folder, splits_of
@@ -34,7 +33,6 @@ class _Packer:
     def __call__(self, index: int) -> int:
         path = image_path(self.out, self.dataset.name(index))
         if not path.exists():
-            torch.set_num_threads(1)
             sample, jpeg = self.dataset[index], None
             source = self.dataset.path(IMAGE, index)
             if self.size_hw is not None:

@@ -18,7 +18,7 @@ class CheckOptions:
     json_path: Path | None = None
     """Also write the report to this file."""
     num_workers: int = field(default_factory=num_cpus)
-    """Processes."""
+    """Processes; 0: this one alone."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class DeriveOptions:
     depth_step_m: float | None = None
     """Quantisation step of the depth in metres, where it is coarse."""
     num_workers: int = field(default_factory=num_cpus)
-    """Processes."""
+    """Processes; 0: this one alone."""
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,4 @@ class PrepareOptions:
     size_hw: Size | None = None
     """Resize everything to this."""
     num_workers: int = field(default_factory=num_cpus)
-    """Processes."""
+    """Processes; 0: this one alone."""
