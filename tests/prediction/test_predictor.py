@@ -18,11 +18,10 @@ from torch import nn
 
 from by_colour import ByColour, predictor
 from mtlsi.errors import MistakeError
-from mtlsi.kinds import decode
 from mtlsi.model.build import create_model
+from mtlsi.model.network import MTLSINet
 from mtlsi.prediction import predictor as predict
 from mtlsi.prediction.images import read_image
-from mtlsi.prediction.maps import Maps
 from mtlsi.prediction.predictor import Predictor, find_device, fit_size
 
 # ---- predicting
@@ -121,6 +120,19 @@ def test_devices_and_dtypes_by_name_or_as_torchs_own(photo):
     assert predictor()(photo, "depth, normals").keys() == {"depth", "normals"}
 
 
+def test_a_model_by_its_name_or_its_folder(photo, tmp_path):
+    torch.manual_seed(0)
+    model = create_model("tiny", dataset="nyud")
+    model.save_pretrained(tmp_path / "model")
+    for name in (tmp_path / "model", str(tmp_path / "model")):
+        found, expected = Predictor(name, device="cpu")(photo), Predictor(model, device="cpu")(photo)
+        for task in model.tasks:
+            np.testing.assert_array_equal(found[task], expected[task])
+    assert Predictor("scenes", device="cpu").tasks == MTLSINet.from_pretrained("scenes").tasks
+    with pytest.raises(MistakeError, match="model 'nyudd' is not a folder, not packaged"):
+        Predictor("nyudd")
+
+
 def test_only_the_tasks_asked_for_are_computed(photo):
     assert list(predictor()(photo, ["normals", "depth"])) == ["normals", "depth"]
     with pytest.raises(MistakeError, match="unknown task 'parsing'; expected some of semseg, depth"):
@@ -143,22 +155,6 @@ def test_the_network_sees_the_training_area_in_the_images_shape():
     model = ByColour()
     Predictor(model, device="cpu", working_size=(20, 80))(np.zeros((100, 100, 3), np.uint8))  # type: ignore[arg-type]
     assert model.seen.shape == (1, 3, 40, 40)
-
-
-@pytest.mark.parametrize("band", [1, 7 * 5 * 41, 10**9])
-def test_rows_in_bands_equal_one_resize(band, monkeypatch):
-    raw = torch.randn(1, 5, 13, 17, generator=torch.Generator().manual_seed(0))
-    whole = F.interpolate(raw.double(), (37, 41), mode="bilinear")
-    monkeypatch.setattr(predict, "BAND_VALUES", band)
-    sizes = []
-    monkeypatch.setattr(predict, "decode", lambda task, part: (sizes.append(part.numel()), decode(task, part))[1])
-    maps = Maps(
-        37, {task: partial(predict._bands, task, raw[:, :n], (37, 41)) for task, n in (("semseg", 5), ("normals", 3))}
-    )
-    np.testing.assert_array_equal(maps["semseg"], whole.argmax(1)[0].numpy())
-    assert max(sizes) <= max(band, 5 * 41)
-    unit = whole[:, :3] / whole[:, :3].norm(dim=1, keepdim=True)
-    np.testing.assert_allclose(maps["normals"], unit[0].permute(1, 2, 0), atol=1e-4)
 
 
 # ---- many predictions
@@ -303,8 +299,6 @@ def test_reading_names_what_is_wrong(tmp_path, photo, monkeypatch):
 
 @pytest.mark.parametrize("dataset", ["nyud", "pascal"])
 def test_the_network_predicts_a_photo(dataset, photo):
-    from mtlsi.model.build import create_model
-
     torch.manual_seed(0)
     model = create_model("tiny", dataset=dataset, input_size=(64, 96))
     prediction = Predictor(model, device="cpu")(photo)
@@ -332,7 +326,6 @@ def test_what_makes_it_faster_leaves_the_predictions_as_they_are(photo, options,
 
     The graph is as the compiler gets it and runs under torch's own operations: the C++ of a hundred kernels takes minutes.
     """
-    from mtlsi.model.build import create_model
     from mtlsi.nn.normalise import normalise
 
     compiled = []
@@ -357,8 +350,6 @@ def test_what_makes_it_faster_leaves_the_predictions_as_they_are(photo, options,
 
 @pytest.mark.parametrize("faster", [True, False])
 def test_linear_layers_are_convolutions_only_where_these_are_faster(photo, monkeypatch, faster):
-    from mtlsi.model.build import create_model
-
     torch.manual_seed(0)
     model = create_model("swin_tiny", tasks=("depth",), input_size=(64, 96), num_tokens=16).eval()
     monkeypatch.setattr(predict, "convolutions_are_faster", lambda: False)

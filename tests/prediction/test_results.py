@@ -6,8 +6,7 @@ from PIL import Image
 
 from by_colour import CLASSES, predictor
 from mtlsi.errors import MistakeError
-from mtlsi.prediction import predictor as predict
-from mtlsi.prediction import results
+from mtlsi.prediction import full_size, results
 from mtlsi.prediction.results import endings_of, save_prediction
 
 
@@ -31,7 +30,7 @@ def test_files_hold_exactly_what_was_predicted(tmp_path, photo):
 def test_a_large_photo_is_written_in_bands_with_the_same_bytes(tmp_path, photo, monkeypatch, write):
     large = np.tile(photo, (12, 10, 1))  # 1152 x 1280: drawings look at every second row and column
     used = predictor()
-    monkeypatch.setattr(predict, "BAND_VALUES", 3 * 1280 * 101)
+    monkeypatch.setattr(full_size, "BAND_VALUES", 3 * 1280 * 101)
     save_prediction(used(large), large, tmp_path / "whole", "b/room", CLASSES, write=write, focal_px=900)
     monkeypatch.setattr(results, "LARGE", 1)
     save_prediction(used.maps(large), large, tmp_path / "bands", "b/room", CLASSES, write=write, focal_px=900)

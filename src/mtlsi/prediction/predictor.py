@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from hashlib import blake2b
@@ -15,7 +15,6 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from mtlsi.config import PRECISIONS
@@ -23,13 +22,13 @@ from mtlsi.device import find_device, prepare_process
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.convolve_linears import convolutions_are_faster, convolve_linears, has_linears
 from mtlsi.kernels.fold_norms import fold_norms
-from mtlsi.kinds import decode
 from mtlsi.kinds.colouring import Colour
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.network import MTLSINet, Output
 from mtlsi.nn.normalise import normalise
 from mtlsi.nn.task_subset import shallow_copy
 from mtlsi.prediction.camera import Camera, TrainingCamera, multiplied
+from mtlsi.prediction.full_size import bands
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.prediction.maps import Maps
 from mtlsi.tasks import check_tasks
@@ -37,14 +36,14 @@ from mtlsi.tasks import check_tasks
 Size = tuple[int, int]
 """Height and width, in pixels."""
 DTYPES: dict[str, torch.dtype] = {spelling: getattr(torch, name) for spelling, name in PRECISIONS.items()}
-BAND_VALUES = 2**24
-"""Values of one task's raw output held at full size at a time (64 MB)."""
 LONGEST_SIDE = 4
 """The longer side of the network's input is at most this many times that of its training size."""
 
 
 class Predictor:
     """Predicts every task on one image of any size: ``Predictor(model)("photo.jpg")``.
+
+    ``model`` is a network, or what ``MTLSINet.from_pretrained`` opens: the name or the folder of one.
 
     Choice: the image is resized, its shape kept, to the area of the images that the network was trained on
     (``model.input_size``, or ``working_size`` (height, width) in its place): objects then have
@@ -58,12 +57,12 @@ class Predictor:
     network to ``torch.compile``, which takes a minute for every new image shape: for video, not for photo albums.
     Allocator and denormals are set for the whole process: see ``prepare_process``.
     Raises ``MistakeError`` for a device that is not there, an unknown dtype, a machine that cannot compile, and for a camera
-    where the model does not know that of its training.
+    where the model does not know that of its training; as ``MTLSINet.from_pretrained`` for a name.
     """
 
     def __init__(
         self,
-        model: MTLSINet,
+        model: MTLSINet | str | Path,
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
@@ -77,6 +76,7 @@ class Predictor:
             raise MistakeError(f"working size {working_size}; expected a height and a width in pixels, such as 448 576")
         self.device = find_device(device)
         prepare_process()
+        model = MTLSINet.from_pretrained(model) if isinstance(model, str | Path) else model
         self.dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
         self.working_size = working_size or model.input_size
         self.camera = camera if isinstance(camera, Camera | None) else Camera(focal_px=camera)
@@ -149,7 +149,7 @@ class Predictor:
         size_hw = pixels.shape[0], pixels.shape[1]
         with torch.inference_mode():
             raw = self._raw(pixels, names)
-        found = Maps(size_hw[0], {task: partial(_bands, task, raw[task], size_hw) for task in names})
+        found = Maps(size_hw[0], {task: partial(bands, task, raw[task], size_hw) for task in names})
         return found if self.camera is None else self._in_metres(found, size_hw, image)
 
     def _in_metres(self, found: Maps, size_hw: Size, image: ImageLike) -> Mapping[str, np.ndarray]:
@@ -261,38 +261,3 @@ def fit_size(size_hw: tuple[int, ...], working_size: Size) -> Size:
     rounded = (STRIDES[0] * round(x * scale / STRIDES[0]) if x * scale >= 64 else round(x * scale) for x in size_hw)
     height, width = (max(1, side) for side in rounded)
     return height, width
-
-
-def _bands(task: str, raw: torch.Tensor, size_hw: Size) -> Iterator[np.ndarray]:
-    """``raw (1 c h w)`` resized, then decoded; in bands of rows, so that forty maps never stand at full size."""
-    channels, (height, width) = raw.shape[1], size_hw
-    rows = max(1, BAND_VALUES // (channels * width))
-    shrinks = height * width <= raw.shape[2] * raw.shape[3]
-    with torch.inference_mode():
-        raw = raw if shrinks else raw.contiguous(memory_format=torch.channels_last)  # more than twice as fast here
-    if shrinks or rows >= height:
-        with torch.inference_mode():
-            whole = decode(task, F.interpolate(raw, size_hw, mode="bilinear", antialias=shrinks))
-        yield _to_numpy(whole)
-        return
-    for top in range(0, height, rows):
-        with torch.inference_mode():  # not while whoever asked does something else
-            band = decode(task, _rows_of(raw, size_hw, top, min(top + rows, height)))
-        yield _to_numpy(band)
-
-
-def _rows_of(raw: torch.Tensor, size_hw: Size, top: int, bottom: int) -> torch.Tensor:
-    """Rows ``top`` to ``bottom`` of ``raw`` after bilinear resizing to ``size_hw``, and only those."""
-    height, width = size_hw
-    source = (torch.arange(top, bottom, device=raw.device) + 0.5) * (raw.shape[2] / height) - 0.5
-    source = source.clamp(0, raw.shape[2] - 1)
-    above = source.long()
-    below = (above + 1).clamp(max=raw.shape[2] - 1)
-    mixed = torch.lerp(raw[:, :, above], raw[:, :, below], (source - above).view(-1, 1).to(raw))
-    return F.interpolate(mixed, (bottom - top, width), mode="bilinear")
-
-
-def _to_numpy(decoded: torch.Tensor) -> np.ndarray:
-    """``(1 H W)`` or ``(1 3 H W)`` as ``(H W)`` or ``(H W 3)``."""
-    array = decoded[0].cpu().numpy()
-    return np.ascontiguousarray(array.transpose(1, 2, 0)) if array.ndim == 3 else array

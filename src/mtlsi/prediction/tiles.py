@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class TiledPredictor(Predictor):
     Raises ``MistakeError`` for what is neither, and, when called, for more tiles than an image has room for.
     """
 
-    def __init__(self, model: MTLSINet, tiles: str | Size = "auto", **options: Any):
+    def __init__(self, model: MTLSINet | str | Path, tiles: str | Size = "auto", **options: Any):
         super().__init__(model, **options)
         self.tiles = read_tiles(tiles) if isinstance(tiles, str) else check_tiles(tiles)
 
