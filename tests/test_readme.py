@@ -94,7 +94,7 @@ def test_a_quick_command_of_the_readme_does_its_work(command, stand_ins, monkeyp
         ("mtlsi predict photo.jpg --points", "predict photo.jpg --points"),
         ("mtlsi train --resume runs/a", "train --resume runs/a --train.iterations 3"),
         (
-            "mtlsi benchmark --model tiny --sizes 224x288,448x576",
+            "mtlsi benchmark --model swin_tiny --sizes 224x288,448x576,640x832",
             "benchmark --model tiny --sizes 56x72,112x144 --repeats 2",
         ),
         ("mtlsi study FILE --out DIR --table", "study recipes/studies/rivals_scenes.yaml --out DIR --table --seeds 0"),
