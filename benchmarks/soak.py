@@ -9,9 +9,11 @@ photos of many sizes, in turn from one thread and from eight at once; each must 
 
 Memory is what the process and its loader processes alone hold (USS, from /proc: Linux). With the pages that they share, by
 their shares (PSS), it is kept too, but it also rises when another program ends that has the same libraries open, and RSS, of
-the process without its loaders. A line is fitted to the second half. Memory is flat where the upper end of the
-slope's 95 % interval, over 40,000 steps or calls, the length of the paper's trainings, comes to less than 32 MB. Samples of
-memory hang together, so their number is reduced by their correlation from one to the next before the interval is computed.
+the process without its loaders. What the process itself has asked the C library for and not given back (glibc's
+``mallinfo2``) is kept as well: where that stays and memory rises, the allocator holds what nobody uses. A line is fitted to
+the second half. Memory is flat where the upper end of the slope's 95 % interval, over 40,000 steps or calls, the length of
+the paper's trainings, comes to less than 32 MB. Samples of memory hang together, so their number is reduced by their
+correlation from one to the next before the interval is computed.
 Open files and threads are constant where the second half never has more than the first had at some time.
 Exit code 1 where one of these does not hold.
 """
@@ -19,6 +21,7 @@ Exit code 1 where one of these does not hold.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -46,6 +49,8 @@ NUM_SAMPLES = 400
 CHECKPOINTS = 20
 """Of the training; as many evaluations."""
 THREADS = 8
+MEMORY = ("pss", "uss", "rss", "in_use")
+"""The kinds of memory to which a line is fitted."""
 
 
 @dataclass
@@ -59,6 +64,8 @@ class Watched:
     uss: list[int] = field(default_factory=list)
     rss: list[int] = field(default_factory=list)
     """Bytes; of the process itself, without its loaders."""
+    in_use: list[int] = field(default_factory=list)
+    """Bytes that the process itself has from the C library."""
     files: list[int] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
 
@@ -70,6 +77,7 @@ class Watched:
         self.pss.append(sum(values.get("Pss", 0) for values in maps))
         self.uss.append(sum(values.get("Private_Clean", 0) + values.get("Private_Dirty", 0) for values in maps))
         self.rss.append(maps[0].get("Rss", 0))
+        self.in_use.append(_in_use())
         self.files.append(sum(len(_listed(f"/proc/{process}/fd")) for process in processes))
         self.threads.append(sum(len(_listed(f"/proc/{process}/task")) for process in processes))
 
@@ -98,6 +106,27 @@ def _rollup(process: int) -> dict[str, int]:
     except OSError:
         return {}
     return {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's ``struct mallinfo2``: the sums over all of its arenas."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def _in_use() -> int:
+    """Bytes of this process's allocations; 0 with a C library that does not tell."""
+    ask = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if ask is None:
+        return 0
+    ask.restype = _MallInfo
+    told = ask()
+    return told.uordblks + told.hblkhd
 
 
 # ---- the fit
@@ -139,7 +168,7 @@ def _quantile(freedom: float) -> float:
 def verdict_of(watched: Watched) -> dict[str, Any]:
     """The slopes of the second half, and whether memory is flat and files and threads are constant."""
     half = len(watched.count) // 2
-    slopes = {name: slope_of(watched.count[half:], getattr(watched, name)[half:]) for name in ("pss", "uss", "rss")}
+    slopes = {name: slope_of(watched.count[half:], getattr(watched, name)[half:]) for name in MEMORY}
     growth = LONG_RUN * (slopes["uss"].value + slopes["uss"].margin)
     few = {
         name: max(getattr(watched, name)[half:]) <= max(getattr(watched, name)[:half]) for name in ("files", "threads")
@@ -267,7 +296,7 @@ def _say(text: str) -> None:
 
 def line_of(name: str, result: dict[str, Any]) -> str:
     """The summary of a part."""
-    value, margin = result["slope_bytes"]["uss"]
+    (value, margin), (used, about) = (result["slope_bytes"][kind] for kind in ("uss", "in_use"))
     memory, constant = result["uss_mb"], result["constant"]
     number = result.get("steps", result.get("calls"))
     different = f", {result['differing_from_alone']} unlike alone" if "differing_from_alone" in result else ""
@@ -276,9 +305,9 @@ def line_of(name: str, result: dict[str, Any]) -> str:
     ))  # fmt: skip
     return (
         f"{name}: {number:,} in {result['seconds'] / 60:.0f} min, {memory['half']:.1f} MB at half, {memory['end']:.1f} MB "
-        f"at the end, {value:+.1f} +- {margin:.1f} bytes each ({flat}); open files {result['files'][1]} of at most "
-        f"{result['files'][2]} ({files}), threads {result['threads'][1]} of at most {result['threads'][2]} "
-        f"({threads}){different}"
+        f"at the end, {value:+.1f} +- {margin:.1f} bytes each ({flat}), in use {used:+.1f} +- {about:.1f}; open files "
+        f"{result['files'][1]} of at most {result['files'][2]} ({files}), threads {result['threads'][1]} of at most "
+        f"{result['threads'][2]} ({threads}){different}"
     )
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import shutil
 from dataclasses import replace
 from io import StringIO
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -173,6 +178,18 @@ def test_the_curves_are_drawn_at_every_evaluation_with_the_best_step_so_far(conf
     drawn = with_scores(monkeypatch, RMSE)
     train(config, tmp_path / "run", console=quiet())
     assert drawn == [("curves.png", best) for best in (2, 4, 4, 4)]
+
+
+def test_a_drawing_leaves_nothing_in_memory(tiny_run, tmp_path):
+    shutil.copy(tiny_run.out / "metrics.jsonl", tmp_path)
+    evaluated: Any = SimpleNamespace(run=SimpleNamespace(out=tmp_path), best=None)
+    gc.disable()  # nothing else looks for garbage meanwhile
+    try:
+        validation.Validation.draw_curves(evaluated)
+        assert (tmp_path / "curves.png").is_file()
+        assert not [one for one in gc.get_objects() if type(one) is Figure]
+    finally:
+        gc.enable()
 
 
 def test_a_score_that_never_was_defined_keeps_nothing(config, tmp_path, monkeypatch):
