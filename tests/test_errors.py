@@ -17,6 +17,8 @@ def test_of_a_file_that_the_system_refuses_only_why_is_said(tmp_path):
 def test_a_key_and_several_lines_become_one_line_that_reads():
     assert message_of(raised_by(lambda: {}["scores"])) == "'scores' is missing"
     assert message_of(ValueError("first\n  second")) == "first second"
+    assert message_of(ValueError("first\n  second"), 9) == "fi ... nd"
+    assert len(message_of(ValueError("x" * 5000))) == 1000
 
 
 def test_the_middle_of_a_long_message_is_left_out():

@@ -33,13 +33,16 @@ class Stopped(KeyboardInterrupt):
         return 128 + self.signal
 
 
-def message_of(error: BaseException) -> str:
-    """What another exception says, in one line; of a file that the system refuses only why, for ours names it already."""
+def message_of(error: BaseException, most: int = 1000) -> str:
+    """What another exception says, in one line of at most ``most`` characters, its middle left out where it has more.
+
+    Of a file that the system refuses only why, for ours names it already.
+    """
     if isinstance(error, FileNotFoundError):
         return "no such file or directory"
     if strerror := getattr(error, "strerror", None):  # also of FFmpeg's errors, which need not be the system's
         return strerror
-    return f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return clipped(f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split()), most)
 
 
 def clipped(line: str, most: int) -> str:

@@ -97,7 +97,7 @@ def join(*, cpu: bool = False) -> None:
             state = accelerate.PartialState(cpu=cpu or not _has_gpu())
         except (ValueError, RuntimeError) as error:
             raise MistakeError(
-                f"the {wanted} processes that the environment announces cannot meet ({message_of(error)[:200]}); "
+                f"the {wanted} processes that the environment announces cannot meet ({message_of(error, 200)}); "
                 "start them with torchrun, as docs/many_machines.md has it"
             ) from error
     if state.num_processes != wanted:

@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from mtlsi.errors import MistakeError, clipped, message_of
+from mtlsi.errors import MistakeError, message_of
 
 MOST_BYTES = 512 * 2**20
 """Of one image or label: a map of 89 megapixels in float32 takes 356 MB."""
@@ -60,7 +60,7 @@ def read_json(path: Path, expected: str, *, finite: bool = True) -> dict[str, An
     except MistakeError as error:
         raise MistakeError(f"{error}; expected {expected}" if "expected" not in str(error) else str(error)) from error
     except (OSError, ValueError) as error:
-        raise MistakeError(f"{path}: cannot be read ({message_of(error)[:200]}); expected {expected}") from error
+        raise MistakeError(f"{path}: cannot be read ({message_of(error, 200)}); expected {expected}") from error
     if not isinstance(found, dict):
         raise MistakeError(f"{path}: holds {type(found).__name__}; expected {expected}")
     return found
@@ -127,11 +127,6 @@ def check_relative(name: str) -> None:
         raise MistakeError(f"name {shortened(name)}; expected one below a folder, such as kitchen/0003")
     if ".." in re.split(r"[/\\]", name):
         raise MistakeError(f"name {shortened(name)} leads out of its folder; expected one without ..")
-
-
-def shortened_line(error: Exception, most: int = 1000) -> str:
-    """What an exception says, in one line, its middle left out where it is long."""
-    return clipped(message_of(error), most)
 
 
 def shortened(value: Any, most: int = 60) -> str:

@@ -44,7 +44,7 @@ def read_header(name: str, file: BinaryIO, num_bytes: int) -> dict[str, Any]:
     try:
         header = parse_json(file.read(length))
     except ValueError as error:
-        raise MistakeError(f"{name}: not a whole safetensors file ({message_of(error)[:100]})") from error
+        raise MistakeError(f"{name}: not a whole safetensors file ({message_of(error, 100)})") from error
     if not isinstance(header, dict):
         raise MistakeError(f"{name}: a header without names; give an undamaged copy")
     return header

@@ -103,7 +103,7 @@ def parse_yaml(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise yaml.YAMLError(f"cannot be read ({message_of(error)[:100]})") from error
+        raise yaml.YAMLError(f"cannot be read ({message_of(error, 100)})") from error
 
 
 def _check_events(text: str) -> None:
@@ -136,7 +136,7 @@ def _check_events(text: str) -> None:
                 )
                 raise yaml.MarkedYAMLError(None, None, problem, event.start_mark)
     except (ValueError, RecursionError) as error:
-        raise yaml.YAMLError(f"cannot be read ({message_of(error)[:100]})") from error
+        raise yaml.YAMLError(f"cannot be read ({message_of(error, 100)})") from error
 
 
 def where_in_yaml(error: yaml.YAMLError) -> str:

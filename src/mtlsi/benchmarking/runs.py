@@ -223,7 +223,7 @@ class Measured:
                     backbone()
                 except DID_NOT_WORK as error:
                     breaks.pop(mode, None)
-                    reason = message_of(error)[:300]
+                    reason = message_of(error, 300)
                     self.failed.append({"mode": mode, "batch": batch, "reason": f"{type(error).__name__}: {reason}"})
                     continue
                 calls |= {(mode, "backbone"): backbone, (mode, "whole"): whole}

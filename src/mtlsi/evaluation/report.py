@@ -15,12 +15,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import check_writable, replace_text
 from mtlsi.metrics.boundary.curve import BoundaryCurve
 from mtlsi.metrics.boundary.protocols import Protocol
 from mtlsi.metrics.delta import delta_m
-from mtlsi.reading import read_json, shortened_line
+from mtlsi.reading import read_json
 from mtlsi.tasks import NYUD_RANGE_M, TASKS
 
 Scores = dict[str, dict[str, float]]
@@ -238,7 +238,7 @@ def compare_single_task(scores: Scores, path: Path) -> float:
         single = headline(stored["scores"]) if "scores" in stored else stored
         single = {task: float(value) for task, value in single.items()}
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise MistakeError(f"{path}: {shortened_line(error, 200)}; expected {expected}") from error
+        raise MistakeError(f"{path}: {message_of(error, 200)}; expected {expected}") from error
     return delta_m(headline(scores), single)
 
 

@@ -120,7 +120,7 @@ def _run(session: Any, tasks: Sequence[str], images: np.ndarray) -> dict[str, np
         return dict(zip(tasks, session.run(list(tasks), {"image": images}), strict=True))
     except Exception as error:  # onnxruntime's own exceptions share no base but this
         raise MistakeError(
-            f"the exported graph does not run for images {images.shape} ({message_of(error)[:200]}); nothing was written: "
+            f"the exported graph does not run for images {images.shape} ({message_of(error, 200)}); nothing was written: "
             "expected a backbone whose shapes follow the image's: of convolutions, Swin or a ViT; export another model"
         ) from error
 

@@ -81,6 +81,6 @@ def trace(network: nn.Module, example: Tensor, sides: tuple[int, int] = (2, 3)) 
             return torch.export.export(network, (example,), dynamic_shapes=(free,), strict=False)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise MistakeError(
-            f"this network cannot be traced for images of any size ({message_of(error)[:200]}); expected a backbone of "
+            f"this network cannot be traced for images of any size ({message_of(error, 200)}); expected a backbone of "
             "convolutions, Swin or a ViT, and a decoder whose shapes follow the image's: export another model"
         ) from error

@@ -125,7 +125,7 @@ class Backbone(nn.Module):
         try:
             pretrained = timm.create_model(self.name, features_only=True, pretrained=True, **self.options)
         except (OSError, RuntimeError) as error:  # no network, or a network that timm has no weights for
-            reason = message_of(error)[:200]
+            reason = message_of(error, 200)
             raise MistakeError(
                 f"no pretrained weights for {self.name} ({reason}); connect to the network or give a .safetensors file"
             ) from error

@@ -114,7 +114,7 @@ def _refusal(error: HfHubHTTPError) -> str:
         return f"the hub does not accept the token; {LOGIN}"
     if status == 403:
         return f"you may not do that there; {LOGIN} of somebody who may write"
-    return f"the hub answered {status or message_of(error)[:200]}; try again later"
+    return f"the hub answered {status or message_of(error, 200)}; try again later"
 
 
 NO_WAY: tuple[type[Exception], ...] = (ConnectionError, TimeoutError, HfHubHTTPError.__mro__[1])

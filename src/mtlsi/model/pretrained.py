@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.model.foreign_weights import PICKLED, advice, advice_on_model
 from mtlsi.model.stored import CONFIG, OF_THE_HUB, WEIGHTS, check_settings
-from mtlsi.reading import shortened_line
 from mtlsi.weights import check_weights
 
 ODD = (AttributeError, LookupError, ArithmeticError, UnicodeError, AssertionError, RecursionError)
@@ -61,9 +60,9 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
         check_weights(folder / WEIGHTS)
         model = load(str(folder), **kwargs)
     except MistakeError as error:  # config.json asks for what cannot be built
-        raise MistakeError(f"model {source}: {shortened_line(error)}{advice(folder / WEIGHTS)}") from error
+        raise MistakeError(f"model {source}: {message_of(error)}{advice(folder / WEIGHTS)}") from error
     except (RuntimeError, SafetensorError, TypeError, OSError, *ODD) as error:
-        reason = message_of(error)[:200]
+        reason = message_of(error, 200)
         more = advice_on_model(folder / WEIGHTS, error)
         raise MistakeError(f"model {source}: weights and config.json do not fit each other ({reason}){more}") from error
     return model.eval()

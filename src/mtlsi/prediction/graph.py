@@ -45,7 +45,7 @@ class GraphPredictor:
             self._read_facts(facts)
         except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise MistakeError(
-                f"{path}: what it says of its tasks is broken ({message_of(error)[:200]}); export it again"
+                f"{path}: what it says of its tasks is broken ({message_of(error, 200)}); export it again"
             ) from error
         self.identity = blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
 
@@ -85,7 +85,7 @@ class GraphPredictor:
         try:
             results = self.session.run(list(names), {"image": np.ascontiguousarray(pixels)[None]})
         except Exception as error:  # onnxruntime's own exceptions share no base but this
-            raise MistakeError(f"the graph does not run ({message_of(error)[:200]}); export it again") from error
+            raise MistakeError(f"the graph does not run ({message_of(error, 200)}); export it again") from error
         predictions = {task: np.asarray(result)[0] for task, result in zip(names, results, strict=True)}
         for task, array in predictions.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -117,9 +117,7 @@ def open_session(path: FilePath, num_threads: int | None = None) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base but this
-        raise MistakeError(
-            f"{path}: onnxruntime cannot read it ({message_of(error)[:200]}); export it again"
-        ) from error
+        raise MistakeError(f"{path}: onnxruntime cannot read it ({message_of(error, 200)}); export it again") from error
 
 
 def predictor_from_command(options: PredictOptions) -> GraphPredictor:

@@ -209,7 +209,7 @@ def compiled(network: Callable[..., Output], device: torch.device) -> Callable[.
         try:
             return optimised(*images, **options)
         except TorchDynamoException as error:
-            reason = message_of(error)[:200]
+            reason = message_of(error, 200)
             raise MistakeError(f"this machine cannot compile ({reason}); predict without compile") from error
 
     return call

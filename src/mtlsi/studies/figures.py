@@ -16,10 +16,10 @@ from rich.console import Console
 from mtlsi.benchmarking.parts import count_flops
 from mtlsi.benchmarking.runs import Forward, forward_of, random_images
 from mtlsi.device import find_device
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.metrics import delta_m
 from mtlsi.model.network import MTLSINet
-from mtlsi.reading import read_json, shortened_line
+from mtlsi.reading import read_json
 from mtlsi.run_folder import load_config
 from mtlsi.studies.plan import Plan, StudyRun
 from mtlsi.studies.runs import FINISHED, state_of
@@ -143,7 +143,7 @@ def reading(path: Path) -> Iterator[Any]:
     try:
         yield stored
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise MistakeError(f"{path}: {shortened_line(error, 200)}; expected {expected}") from error
+        raise MistakeError(f"{path}: {message_of(error, 200)}; expected {expected}") from error
 
 
 def count(row: Row, model: MTLSINet, run: StudyRun, device: torch.device) -> Forward:

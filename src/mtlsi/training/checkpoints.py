@@ -212,7 +212,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             raise DamagedError(f"{path.name} has more than {MOST_JSON_BYTES} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path.name} cannot be read: {message_of(error)[:100]}") from error
+        raise DamagedError(f"{path.name} cannot be read: {message_of(error, 100)}") from error
     if not isinstance(content, dict):
         raise DamagedError(f"{path.name} is no JSON object")
     return content
@@ -232,7 +232,7 @@ def read_tensors(path: Path, expected: Tensors) -> dict[str, Tensor]:
                     raise MistakeError(f"{path}: {name} has the shape {shape}; expected {list(like.shape)}")
             found = {name: file.get_tensor(name) for name in expected}
     except SafetensorError as error:
-        raise MistakeError(f"{path}: {message_of(error)[:200]}; expected a file that mtlsi wrote") from error
+        raise MistakeError(f"{path}: {message_of(error, 200)}; expected a file that mtlsi wrote") from error
     for name, like in expected.items():
         if found[name].dtype != like.dtype:
             raise MistakeError(f"{path}: {name} is {found[name].dtype}; expected {like.dtype}")
@@ -245,7 +245,7 @@ def names_in(path: Path) -> list[str]:
         with safe_open(path, "pt") as file:
             return list(file.keys())
     except SafetensorError as error:
-        raise MistakeError(f"{path}: {message_of(error)[:200]}; expected a file that mtlsi wrote") from error
+        raise MistakeError(f"{path}: {message_of(error, 200)}; expected a file that mtlsi wrote") from error
 
 
 def check_names(path: Path, found: Iterator[str] | list[str], expected: Tensors) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor
 from mtlsi import kinds
 from mtlsi.config import FROM_SHARES, RunConfig
 from mtlsi.data.datasets import LabelledImages, open_dataset, spread
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import replace_text
-from mtlsi.reading import read_json, shortened_line
+from mtlsi.reading import read_json
 from mtlsi.tasks import TASKS
 
 FILE = "class_weights.json"
@@ -124,7 +124,7 @@ def load(path: Path, classes: Mapping[str, Sequence[str]]) -> ClassWeights:
     try:
         found = {task: tuple(float(stored[task][name]) for name in names) for task, names in classes.items()}
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise MistakeError(f"{path}: {shortened_line(error, 200)}; expected {expected}") from error
+        raise MistakeError(f"{path}: {message_of(error, 200)}; expected {expected}") from error
     if not all(number >= 0 for numbers in found.values() for number in numbers):
         raise MistakeError(f"{path}: a weight below 0; expected {expected}")
     return found

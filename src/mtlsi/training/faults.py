@@ -46,7 +46,7 @@ def told_plainly(out: Path) -> Iterator[None]:
         if isinstance(error, MistakeError) or "DataLoader worker (pid" not in str(error):
             raise
         raise MistakeError(
-            f"a loader process ended unexpectedly ({message_of(error)[:160]}); the system kills one when memory runs out: "
+            f"a loader process ended unexpectedly ({message_of(error, 160)}); the system kills one when memory runs out: "
             f"lower data.num_workers in config.yaml if it comes again; {whole_state(out)}"
         ) from error
 

@@ -126,7 +126,7 @@ def read_index(root: Path) -> dict:
     try:
         _check_index(index)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise MistakeError(f"{path}: {message_of(error)[:200]}; run mtlsi data prepare again") from error
+        raise MistakeError(f"{path}: {message_of(error, 200)}; run mtlsi data prepare again") from error
     return index
 
 
