@@ -4,7 +4,8 @@
 
 Every model sees an image as ``mtlsi predict`` shows it, at its own size, and is scored at that size, boundaries by the
 default protocol. Times are those of whole predictions, from pixels to arrays, models in turn; the shortest counts, for
-other work on the machine only adds. CPU time beside wall time says how busy the machine was.
+other work on the machine only adds. CPU time beside wall time says how busy the machine was. Before each the machine rests:
+onnxruntime's threads look out for work for a while after a prediction, and take the time of whatever is next.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mtlsi.prediction.graph import GraphPredictor
 from mtlsi.tasks import TASKS, num_channels
 from mtlsi.timing import describe_machine
 
+REST_S = 0.2
 Model = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
@@ -88,6 +90,7 @@ def time_in_turn(models: Mapping[str, Model], pixels: np.ndarray, repeats: int) 
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for _ in range(1 + repeats):
         for name, model in models.items():
+            time.sleep(REST_S)
             wall, cpu = time.perf_counter(), time.process_time()
             model(pixels)
             taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))

@@ -143,6 +143,29 @@ def test_8_bits_stay_near(tiny, network):
     assert compare.difference("normals", normals[0], expected["normals"])[0] < 0.3
 
 
+def test_8_bits_are_compared_on_the_images_that_they_are_for(folder, network, tmp_path, monkeypatch):
+    from mtlsi.exporting import int8
+
+    monkeypatch.setattr(graphs, "network_graph", lambda *_: network)
+    monkeypatch.setattr(int8, "in_8_bits", lambda network, **_: network)
+    for name in ("a", "b"):
+        Image.fromarray(photo(64, 96, ord(name))).save(tmp_path / f"{name}.png")
+    out, said, compared = tmp_path / "m.onnx", StringIO(), []
+    plain = compare.under_pytorch
+    monkeypatch.setattr(
+        compare, "under_pytorch", lambda model, images, *how: compared.append(images) or plain(model, images, *how)
+    )
+    options = ExportOptions(str(folder), out=out, dtype="int8", images=[tmp_path / "a.png", tmp_path / "b.png"])
+    export(options, console=Console(file=said, width=120))
+    assert "on images given" in said.getvalue()
+    assert [images.shape[0] for images in compared] == [1, 2, 1]
+    for image, name in zip([x for images in compared for x in images], "abab", strict=True):
+        small = Image.fromarray(photo(64, 96, ord(name))).resize(
+            (image.shape[1], image.shape[0]), Image.Resampling.BILINEAR
+        )
+        np.testing.assert_array_equal(image, np.asarray(small))
+
+
 def test_a_graph_that_differs_is_not_written(folder, network, tmp_path, monkeypatch):
     network = copy.deepcopy(network)
     for tensor in network.graph.initializer:

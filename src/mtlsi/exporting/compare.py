@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -59,17 +60,20 @@ def shown_size(image_hw: tuple[int, int], working_size: tuple[int, int]) -> tupl
     return height, width
 
 
-def sample_images(working_size: tuple[int, int], multiple: int) -> list[np.ndarray]:
-    """Three batches (b H W 3) uint8 of smooth random colours: at the working size, wide and odd, and tall; two in one batch.
+def sample_images(working_size: tuple[int, int], multiple: int, photos: Sequence[np.ndarray] = ()) -> list[np.ndarray]:
+    """Three batches (b H W 3) uint8 at the working size, wide and odd, and tall; two in one batch.
 
-    Their sides are multiples of ``multiple``.
+    Of ``photos`` (H W 3), by turns and stretched, or of smooth random colours. Their sides are multiples of ``multiple``.
     """
     height, width = working_size
     sizes = [(1, height, width), (2, height * 5 // 8 + 3, width + 31), (1, height * 3 // 2 + 1, width // 2 + 7)]
     sizes = [(batch, *(multiple * -(-side // multiple) for side in (h, w))) for batch, h, w in sizes]
-    draw = torch.Generator().manual_seed(0)
-    made = []
+    draw, turns, made = torch.Generator().manual_seed(0), cycle(photos), []
     for batch, h, w in sizes:
+        if photos:
+            some = [Image.fromarray(next(turns)).resize((w, h), Image.Resampling.BILINEAR) for _ in range(batch)]
+            made.append(np.stack([np.asarray(one) for one in some]))
+            continue
         coarse = torch.rand(batch, 3, 7, 9, generator=draw)
         smooth = F.interpolate(coarse, (h, w), mode="bicubic").clamp(0, 1)
         made.append((smooth * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy())

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def export(options: ExportOptions, *, console: Console | None = None) -> Path:
     """Write the model as a file for other runtimes; gives its path.
 
     ONNX: see ``mtlsi.exporting.frame``. Program: see ``mtlsi.exporting.program``. Differences to PyTorch at three sizes are
-    printed. Raises ``MistakeError`` for what cannot be exported and where a difference is too large; no file is left then.
+    printed; in 8 bits on some of the images given, for the scales fit those. Raises ``MistakeError`` for what cannot be
+    exported and where a difference is too large; no file is left then.
     """
     console = console or Console()
     check(options)
@@ -153,9 +155,11 @@ def _compare(
     """Print how far the file's predictions are from PyTorch's; ``MistakeError`` where that is too far."""
     resizes = options.format == "onnx" and options.resize
     multiple = 1 if resizes else {"onnx": STRIDES[0], "program": STRIDES[-1]}[options.format]
-    table = Table("task", "mean difference", "largest", "in", title=f"{options.dtype} against PyTorch, at three sizes")
+    photos = list(islice(_calibrating(options.images, options.out), 4)) if options.images else []
+    title = f"{options.dtype} against PyTorch, at three sizes" + (", on images given" if photos else "")
+    table = Table("task", "mean difference", "largest", "in", title=title)
     worst: dict[str, tuple[float, float]] = dict.fromkeys(tasks, (0.0, 0.0))
-    for images in compare.sample_images(working_size, multiple):
+    for images in compare.sample_images(working_size, multiple, photos):
         sides = (images.shape[1], images.shape[2])
         shown = compare.shown_size(sides, working_size) if resizes else sides
         ours, theirs = predict(images), compare.under_pytorch(model, images, tasks, shown)
