@@ -219,9 +219,8 @@ def run(arguments: Sequence[str], folder: Path, timeout_s: float = 1200) -> tupl
             for line in process.stdout or ():
                 said += line
                 if "http" in line:
-                    process.send_signal(signal.SIGINT)
                     break
-            said += process.communicate(timeout=timeout_s)[0]
+            said += stopped(process)
             return (0 if process.returncode in (0, 130) and "http" in said else 1), _last(said)
         try:
             said = process.communicate(timeout=timeout_s)[0]
@@ -229,6 +228,18 @@ def run(arguments: Sequence[str], folder: Path, timeout_s: float = 1200) -> tupl
             process.kill()
             return 124, f"took more than {timeout_s:.0f} s"
     return process.returncode, _last(said)
+
+
+def stopped(process: subprocess.Popen[str]) -> str:
+    """What a server still says after Ctrl-C, which it may not hear before it has begun to listen for it."""
+    for _ in range(12):
+        process.send_signal(signal.SIGINT)
+        try:
+            return process.communicate(timeout=5)[0]
+        except subprocess.TimeoutExpired:
+            continue
+    process.kill()
+    return process.communicate()[0]
 
 
 def _last(said: str) -> str:

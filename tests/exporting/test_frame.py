@@ -86,3 +86,45 @@ def test_a_raw_map_is_resized_and_decoded_as_under_pytorch(task, channels, size,
         assert (found != expected).mean() < 0.01  # ties, to rounding
     else:
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("coarse", [(3, 4), (7, 15)])
+@pytest.mark.parametrize(
+    ("shown", "size"),
+    [((28, 60), (50, 75)), ((28, 60), (6, 9)), ((28, 60), (300, 14)), ((4, 60), (33, 61)), ((28, 4), (61, 5))],
+)
+@pytest.mark.parametrize("channels", [4, 300])
+def test_the_best_class_is_that_of_all_scores_resized(plain, coarse, shown, size, channels):
+    """Few regions, and as many as places; images smaller than the map, narrower, of maps of one row or one column."""
+    drawn = torch.randn(2, channels, *coarse, generator=torch.Generator().manual_seed(1))
+    raw = F.interpolate(drawn, (7, 15), mode="bicubic")
+    raw = F.pad(raw, (0, 1, 0, 1))
+    names = {"shown_hw": np.array(shown), "image_hw": np.array(size), "batch_size": np.array([2])}
+    graph = frame.finish("semseg", channels, plain=plain)
+    (found,) = run(graph, ["semseg"], **{frame.raw_name("semseg"): raw.numpy()}, **names)
+    height, width = shown[0] // 4, shown[1] // 4
+    cut = raw[:, :, :height, :width].double()
+    expected = (
+        F.interpolate(cut, size, mode="bilinear", antialias=size[0] * size[1] <= height * width).argmax(1).numpy()
+    )
+    assert found.shape == expected.shape
+    assert (found != expected).mean() < 0.003  # ties, to rounding
+
+
+def test_a_plain_graph_has_no_size_that_only_numbers_tell():
+    kinds = {
+        plain: {node.op_type for node in nodes_of(frame.finish("semseg", 4, plain=plain).graph)}
+        for plain in (True, False)
+    }
+    assert "NonZero" in kinds[False]
+    assert not kinds[True] & {"NonZero", "GatherND", "ScatterND"}
+
+
+def nodes_of(graph):
+    """All of a graph's operations, those of its branches too."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from nodes_of(attribute.g)

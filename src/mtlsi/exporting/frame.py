@@ -5,9 +5,9 @@
     y = decode(resize(network(x)))      bilinear, to the image's size
 
 Written in ONNX's own text, which has no functions of torch in it. The maps of classes, many channels, have them last here:
-resizing and choosing the best then take a quarter of the time. Maps of one to three channels have them first, which takes
-half or less. No operation names axes to resize or to pad: onnxruntime's optimiser moves the axes of some operations, and
-the names would stay behind.
+resizing and choosing the best then take a quarter of the time, and most places of a photo need neither. Maps of one to three
+channels have them first, which takes half or less. No operation names axes to resize or to pad: onnxruntime's optimiser
+moves the axes of some operations, and the names would stay behind.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mtlsi.kinds.distance import Distance
 from mtlsi.kinds.strength import Strength
 from mtlsi.kinds.value import Value
 from mtlsi.nn.normalise import MEAN, STD
+from mtlsi.prediction.full_size import MOST_CHANGES
 from mtlsi.prediction.predictor import LONGEST_SIDE
 from mtlsi.tasks import class_dtype
 
@@ -92,8 +93,11 @@ def raw_name(task: str) -> str:
     return f"network_{task}"
 
 
-def finish(task: str, num_channels: int) -> ModelProto:
-    """A task's raw output (b c y x) -> its prediction at the image's size, as ``mtlsi.Predictor`` gives it."""
+def finish(task: str, num_channels: int, *, plain: bool = False) -> ModelProto:
+    """A task's raw output (b c y x) -> its prediction at the image's size, as ``mtlsi.Predictor`` gives it.
+
+    ``plain``: by few and common operations, none of whose results has a size that only the numbers tell.
+    """
     return _parsed(f"""{HEADER}
         finish (float[batch, {num_channels}, y, x] {raw_name(task)}, int64[2] shown_hw, int64[2] image_hw,
                 int64[1] batch_size)
@@ -103,7 +107,7 @@ def finish(task: str, num_channels: int) -> ModelProto:
         {{
             {task}_grid = Div (shown_hw, {task}_stride)
             {task}_cut = Slice ({raw_name(task)}, {task}_start, {task}_grid, {task}_axes)
-            {_decoding(task, num_channels)}
+            {_decoding(task, num_channels, plain)}
         }}""")
 
 
@@ -117,11 +121,11 @@ def _parsed(text: str) -> ModelProto:
     return made
 
 
-def _decoding(task: str, num_channels: int) -> str:
+def _decoding(task: str, num_channels: int, plain: bool) -> str:
     """From the raw map ``TASK_cut`` (b c y x) to the output; the same arithmetic as the kind's ``decode``."""
     kind = kinds.of(task)
     if kind.task.kind == "classes":
-        return _best_class(task, num_channels)
+        return _best_class(task, num_channels, plain)
     whole = _enlarged(task, f"{task}_cut", num_channels)
     one = f"{task}_one = Squeeze ({task}_whole, {task}_second)\n"
     last = f"{task}_last = Transpose <perm=[0, 2, 3, 1]> ({task}_whole)\n"
@@ -149,13 +153,124 @@ def _decoding(task: str, num_channels: int) -> str:
     raise MistakeError(f"{task}: of kind {kind.task.kind}, which cannot be exported; leave it out with --tasks")
 
 
-def _best_class(task: str, num_channels: int) -> str:
+def _best_class(task: str, num_channels: int, plain: bool) -> str:
     to = onnx.TensorProto.UINT8 if class_dtype(num_channels) == "uint8" else onnx.TensorProto.INT32
+    if plain:
+        chosen = f"""
+            {_enlarged(task, f"{task}_scores", num_channels, last=True)}
+            {task}_best = ArgMax <axis=3, keepdims=0> ({task}_whole)"""
+    else:
+        chosen = _best_between(task, num_channels)
     return f"""
-            {task}_cut_last = Transpose <perm=[0, 2, 3, 1]> ({task}_cut)
-            {_enlarged(task, f"{task}_cut_last", num_channels, last=True)}
-            {task}_best = ArgMax <axis=3, keepdims=0> ({task}_whole)
+            {task}_scores = Transpose <perm=[0, 2, 3, 1]> ({task}_cut)
+            {chosen}
             {task} = Cast <to={to}> ({task}_best)"""
+
+
+def _best_between(task: str, num_channels: int) -> str:
+    """As ``mtlsi.prediction.full_size``: scores are worked out only between places of different classes.
+
+    Not where the image is smaller than the map, nor where the class changes at three places of ten: there that takes longer.
+    """
+    all_scores = f"""= {task}_all () => (int64[batch, height, width] {task}_all_best)
+        {{
+            {_enlarged(task, f"{task}_scores", num_channels, last=True)}
+            {task}_all_best = ArgMax <axis=3, keepdims=0> ({task}_whole)
+        }}"""
+    some_scores = f"""= {task}_some () => (int64[batch, height, width] {task}_some_best)
+        {{
+            {_neighbours(task, "row", 0)}
+            {_neighbours(task, "column", 1)}
+            {task}_left = Gather <axis=2> ({task}_own, {task}_column_low)
+            {task}_right = Gather <axis=2> ({task}_own, {task}_column_high)
+            {task}_across = Equal ({task}_left, {task}_right)
+            {task}_upper = Gather <axis=1> ({task}_left, {task}_row_low)
+            {task}_lower = Gather <axis=1> ({task}_left, {task}_row_high)
+            {task}_down = Equal ({task}_upper, {task}_lower)
+            {task}_upper_across = Gather <axis=1> ({task}_across, {task}_row_low)
+            {task}_lower_across = Gather <axis=1> ({task}_across, {task}_row_high)
+            {task}_both_across = And ({task}_upper_across, {task}_lower_across)
+            {task}_agree = And ({task}_down, {task}_both_across)
+            {task}_differ = Not ({task}_agree)
+            {task}_found = NonZero ({task}_differ)
+            {task}_places = Transpose <perm=[1, 0]> ({task}_found)
+            {task}_of_image, {task}_of_row, {task}_of_column = Split <axis=1, num_outputs=3> ({task}_places)
+            {task}_above = Gather ({task}_row_low, {task}_of_row)
+            {task}_below = Gather ({task}_row_high, {task}_of_row)
+            {task}_at_above = Concat <axis=1> ({task}_of_image, {task}_above, {task}_of_column)
+            {task}_at_below = Concat <axis=1> ({task}_of_image, {task}_below, {task}_of_column)
+            {task}_num_channels = Constant <value_ints=[{num_channels}]> ()
+            {task}_wide_shape = Concat <axis=0> (batch_size, {task}_row_count, {task}_column_side, {task}_num_channels)
+            {task}_wide = {RESIZE} ({task}_scores, , , {task}_wide_shape)
+            {task}_scores_above = GatherND ({task}_wide, {task}_at_above)
+            {task}_scores_below = GatherND ({task}_wide, {task}_at_below)
+            {task}_weight = Gather ({task}_row_weight, {task}_of_row)
+            {task}_step = Sub ({task}_scores_below, {task}_scores_above)
+            {task}_part = Mul ({task}_step, {task}_weight)
+            {task}_between = Add ({task}_scores_above, {task}_part)
+            {task}_chosen = ArgMax <axis=1, keepdims=0> ({task}_between)
+            {task}_some_best = ScatterND ({task}_upper, {task}_places, {task}_chosen)
+        }}"""
+    return f"""
+            {task}_own = ArgMax <axis=3, keepdims=0> ({task}_scores)
+            {_changes(task, "rows", 0)}
+            {_changes(task, "columns", 1)}
+            {task}_changes = Add ({task}_rows_changes, {task}_columns_changes)
+            {task}_most_changes = Constant <value_float={MOST_CHANGES}> ()
+            {task}_changes_often = GreaterOrEqual ({task}_changes, {task}_most_changes)
+            {task}_image_pixels = ReduceProd <keepdims=0> (image_hw)
+            {task}_map_places = ReduceProd <keepdims=0> ({task}_grid)
+            {task}_image_is_less = LessOrEqual ({task}_image_pixels, {task}_map_places)
+            {task}_is_for_all = Or ({task}_changes_often, {task}_image_is_less)
+            {task}_best = If ({task}_is_for_all) <then_branch {all_scores}, else_branch {some_scores}>"""
+
+
+def _changes(task: str, axis: str, number: int) -> str:
+    """In which share of the map's places the class is another one in the next row or column."""
+    name = f"{task}_{axis}"
+    return f"""
+            {name}_number = Constant <value_int={number}> ()
+            {name}_first = Constant <value_int=0> ()
+            {name}_one = Constant <value_int=1> ()
+            {name}_count = Gather ({task}_grid, {name}_number)
+            {name}_last = Sub ({name}_count, {name}_one)
+            {name}_places = Range ({name}_first, {name}_count, {name}_one)
+            {name}_after = Add ({name}_places, {name}_one)
+            {name}_next = Min ({name}_after, {name}_last)
+            {name}_neighbours = Gather <axis={number + 1}> ({task}_own, {name}_next)
+            {name}_same = Equal ({task}_own, {name}_neighbours)
+            {name}_other = Not ({name}_same)
+            {name}_ones = Cast <to=1> ({name}_other)
+            {name}_changes = ReduceMean <keepdims=0> ({name}_ones)"""
+
+
+def _neighbours(task: str, axis: str, number: int) -> str:
+    """For every row or column of the image, the two of the map between which it lies, and the weight of the second."""
+    name = f"{task}_{axis}"
+    return f"""
+            {name}_number = Constant <value_ints=[{number}]> ()
+            {name}_zero = Constant <value_int=0> ()
+            {name}_one = Constant <value_int=1> ()
+            {name}_half = Constant <value_float=0.5> ()
+            {name}_side = Gather (image_hw, {name}_number)
+            {name}_count = Gather ({task}_grid, {name}_number)
+            {name}_stop = Squeeze ({name}_side)
+            {name}_indices = Range ({name}_zero, {name}_stop, {name}_one)
+            {name}_last = Sub ({name}_count, {name}_one)
+            {name}_counted = Cast <to=1> ({name}_count)
+            {name}_sided = Cast <to=1> ({name}_side)
+            {name}_ratio = Div ({name}_counted, {name}_sided)
+            {name}_floats = Cast <to=1> ({name}_indices)
+            {name}_centres = Add ({name}_floats, {name}_half)
+            {name}_scaled = Mul ({name}_centres, {name}_ratio)
+            {name}_moved = Sub ({name}_scaled, {name}_half)
+            {name}_within = Relu ({name}_moved)
+            {name}_floor = Floor ({name}_within)
+            {name}_weight = Sub ({name}_within, {name}_floor)
+            {name}_whole = Cast <to=7> ({name}_floor)
+            {name}_low = Min ({name}_whole, {name}_last)
+            {name}_next = Add ({name}_low, {name}_one)
+            {name}_high = Min ({name}_next, {name}_last)"""
 
 
 def _enlarged(task: str, source: str, num_channels: int, *, last: bool = False) -> str:

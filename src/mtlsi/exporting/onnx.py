@@ -56,7 +56,8 @@ def network_graph(model: MTLSINet, tasks: Sequence[str], dtype: torch.dtype) -> 
 def whole_graph(network: ModelProto, tasks: Sequence[str], channels: Sequence[int], working_size: Any) -> ModelProto:
     """``network`` between the two parts of ``frame``; see there."""
     before = frame.prepare(working_size)
-    after = [frame.finish(task, count) for task, count in zip(tasks, channels, strict=True)]
+    plain = working_size is None  # for runtimes of few operations
+    after = [frame.finish(task, count, plain=plain) for task, count in zip(tasks, channels, strict=True)]
     parts = [before.graph, network.graph, *(part.graph for part in after)]
     graph = helper.make_graph(
         [node for part in parts for node in part.node],

@@ -14,6 +14,11 @@ from mtlsi import kinds
 
 BAND_VALUES = 2**24
 """Values of one task's raw output held at full size at a time (64 MB)."""
+MOST_CHANGES = 0.3
+"""Of a map of classes from one place to the next, in either direction: with more of them all scores are worked out.
+
+Choice: here both ways take as long. A trained network has about a third of that.
+"""
 
 
 def bands(task: str, raw: Tensor, size_hw: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -37,15 +42,12 @@ def bands(task: str, raw: Tensor, size_hw: tuple[int, int]) -> Iterator[np.ndarr
 
 
 def _is_of_few_regions(task: str, raw: Tensor) -> bool:
-    """Whether it is a map of classes that seldom change from one place to the next.
-
-    Choice: at three changes in ten places both ways of resizing take as long. A trained network has about one.
-    """
+    """Whether it is a map of classes that seldom change from one place to the next."""
     if kinds.of(task).task.kind != "classes" or min(raw.shape[2:]) < 2:
         return False
     best = kinds.decode(task, raw)[0]
     changes = [(best.diff(dim=axis) != 0).float().mean() for axis in (0, 1)]
-    return bool(sum(changes) < 0.3)
+    return bool(sum(changes) < MOST_CHANGES)
 
 
 class _Line(NamedTuple):
