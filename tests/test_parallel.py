@@ -46,6 +46,15 @@ if __name__ == "__main__":
 """
 
 
+SCRIPT = """
+import math
+from rich.console import Console
+from mtlsi.parallel import for_each
+
+assert list(for_each(math.factorial, 4, title="", num_workers=2, console=Console(stderr=True))) == [1, 1, 2, 6]
+"""
+
+
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_results_come_in_order_from_as_many_processes_as_asked(num_workers):
     said = Console(file=StringIO())
@@ -65,6 +74,13 @@ def test_a_mistake_is_handed_on(num_workers):
 def test_a_process_that_is_killed_is_told_in_a_line():
     with pytest.raises(MistakeError, match=r"^reading: a process ended unexpectedly.*fewer workers than 2$"):
         list(for_each(end_at_seven, 30, title="reading", num_workers=2, console=Console(file=StringIO())))
+
+
+@pytest.mark.parametrize("from_a_pipe", [False, True])
+def test_a_script_needs_no_guard_and_no_file(tmp_path: Path, from_a_pipe: bool):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    given = [] if from_a_pipe else [tmp_path / "script.py"]
+    subprocess.run([sys.executable, *given], input=SCRIPT, text=True, check=True, timeout=120, stderr=subprocess.PIPE)
 
 
 def test_workers_compute_beside_a_parent_whose_threads_have_run(tmp_path: Path):

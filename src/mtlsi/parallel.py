@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
+from types import ModuleType
 from typing import TypeVar
 
 import torch
@@ -32,7 +36,9 @@ def for_each(
     processes = _fresh_processes(function.__module__)
     with ProcessPoolExecutor(num_workers, processes, torch.set_num_threads, (1,)) as pool:
         try:
-            yield from track(pool.map(function, range(count), chunksize=4), title, count, console=console)
+            with _script_left_out(function):
+                results = pool.map(function, range(count), chunksize=4)
+            yield from track(results, title, count, console=console)
         except BrokenProcessPool as error:
             raise MistakeError(
                 f"{title}: a process ended unexpectedly; the system kills one when memory runs out: ask for fewer workers "
@@ -51,3 +57,18 @@ def _fresh_processes(module: str) -> BaseContext:
     processes = get_context("forkserver")
     processes.set_forkserver_preload([module])
     return processes
+
+
+@contextmanager
+def _script_left_out(function: Callable[[int], object]) -> Iterator[None]:
+    """Processes that are started meanwhile do not run the person's own script, unless ``function`` comes from it.
+
+    A script would else need ``if __name__ == "__main__":``, and one that came from a pipe is not there to be run again.
+    """
+    script = sys.modules["__main__"]
+    if b"__main__" not in pickle.dumps(function):
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
