@@ -51,6 +51,14 @@ def test_the_sizes_of_photographs_are_the_predictors(size):
     assert shown_size(size, (336, 448)) == fit_size(size, (336, 448))
 
 
+def test_no_constant_is_divided():
+    """OpenVINO 2026.4 turned the division around: the network was shown 172x228 pixels in place of 336x448."""
+    graph = frame.prepare((336, 448)).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    assert constants
+    assert not [node for node in graph.node if node.op_type == "Div" and node.input[0] in constants]
+
+
 def test_an_image_is_taken_as_it_is_without_resizing():
     pixels = photo(36, 64)
     images, shown = run(frame.prepare(None), [frame.IMAGES, "shown_hw"], image=pixels[None])

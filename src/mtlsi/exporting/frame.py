@@ -7,7 +7,8 @@
 Written in ONNX's own text, which has no functions of torch in it. The maps of classes, many channels, have them last here:
 resizing and choosing the best then take a quarter of the time, and most places of a photo need neither. Maps of one to three
 channels have them first, which takes half or less. No operation names axes to resize or to pad: onnxruntime's optimiser
-moves the axes of some operations, and the names would stay behind.
+moves the axes of some operations, and the names would stay behind. Nothing divides a constant: OpenVINO 2026.4 then divides
+by it, and says nothing.
 """
 
 from __future__ import annotations
@@ -51,12 +52,12 @@ def prepare(working_size: tuple[int, int] | None) -> ModelProto:
         sized = f"""
             sides = Cast <to=11> (image_hw)
             pixels = ReduceProd <keepdims=1> (sides)
-            ratio = Div (area, pixels)
+            ratio = Div (pixels, area)
             by_area = Sqrt (ratio)
             longer = ReduceMax <keepdims=1> (sides)
-            by_longer = Div (longest, longer)
-            scale = Min (by_area, by_longer)
-            wanted = Mul (sides, scale)
+            by_longer = Div (longer, longest)
+            reduced_by = Max (by_area, by_longer)
+            wanted = Div (sides, reduced_by)
             cells = Div (wanted, four)
             whole_cells = Round (cells)
             at_least_one = Max (whole_cells, one)
