@@ -1,34 +1,18 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
+import time
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from indexed_work import end_at_seven, refuse_seven, square_and_process, take_a_while
 from mtlsi.errors import MistakeError
 from mtlsi.parallel import for_each
-
-
-def square_and_process(index: int) -> tuple[int, int]:
-    return index**2, os.getpid()
-
-
-def refuse_seven(index: int) -> int:
-    if index == 7:
-        raise MistakeError("seven")
-    return index
-
-
-def end_at_seven(index: int) -> int:
-    if index == 7:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return index
-
 
 PARENT_WITH_THREADS = """
 import sys
@@ -71,8 +55,20 @@ def test_a_mistake_is_handed_on(num_workers):
         list(for_each(refuse_seven, 30, title="", num_workers=num_workers, console=Console(file=StringIO())))
 
 
+def test_what_is_not_asked_for_is_not_worked_out():
+    results, begun = (
+        for_each(take_a_while, 60, title="", num_workers=1, console=Console(file=StringIO())),
+        time.monotonic(),
+    )
+    assert next(results) == 0
+    results.close()
+    assert time.monotonic() - begun < 15  # all of them take 18 seconds, those of the chunks that have begun 4
+
+
 def test_a_process_that_is_killed_is_told_in_a_line():
-    with pytest.raises(MistakeError, match=r"^reading: a process ended unexpectedly.*fewer workers than 2$"):
+    with pytest.raises(
+        MistakeError, match=r"^reading: one of 2 worker processes ended unexpectedly.*ask for fewer, or for 0$"
+    ):
         list(for_each(end_at_seven, 30, title="reading", num_workers=2, console=Console(file=StringIO())))
 
 

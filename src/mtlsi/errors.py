@@ -41,7 +41,7 @@ def message_of(error: BaseException, most: int = 1000) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file or directory"
     if strerror := getattr(error, "strerror", None):  # also of FFmpeg's errors, which need not be the system's
-        return strerror
+        return clipped(" ".join(strerror.split()), most)
     return clipped(f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split()), most)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
+from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
 from typing import TypeVar
 
@@ -20,6 +21,8 @@ from rich.progress import track
 from mtlsi.errors import MistakeError
 
 Result = TypeVar("Result")
+STARTING = threading.Lock()
+"""Held while processes are started."""
 
 
 def for_each(
@@ -27,8 +30,9 @@ def for_each(
 ) -> Iterator[Result]:
     """``function(index)`` for every index below ``count``, in order; ``num_workers`` processes, or 0: this one.
 
-    ``function`` must be picklable. What it raises in a worker is raised here, and pending work is dropped; a worker that
-    is killed raises ``MistakeError``. Each worker computes on one thread.
+    ``function`` must be picklable. What it raises in a worker is raised here; a worker that is killed or cannot start raises
+    ``MistakeError``. Pending work is dropped then, and where the results are not all asked for. Each worker computes on one
+    thread.
     """
     if not num_workers:
         yield from map(function, track(range(count), title, console=console))
@@ -41,16 +45,18 @@ def for_each(
             yield from track(results, title, count, console=console)
         except BrokenProcessPool as error:
             raise MistakeError(
-                f"{title}: a process ended unexpectedly; the system kills one when memory runs out: ask for fewer workers "
-                f"than {num_workers}"
+                f"{title}: one of {num_workers} worker processes ended unexpectedly: it could not start, which is told "
+                "above, or was killed, as happens when memory runs out; ask for fewer, or for 0"
             ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _fresh_processes(module: str) -> BaseContext:
-    """How to start processes that inherit no threads, with ``module`` imported once for all where that can be done.
+    """How to start processes that are not forked from this one, with ``module`` imported once for all where possible.
 
-    A process that is merely forked has the locks of its parent's threads, but not the threads: one with the parent's
-    OpenMP threads waits forever in its first parallel loop.
+    A fork has the locks of its parent's threads, but not the threads: where the parent's OpenMP threads have worked it waits
+    forever in its first parallel loop.
     """
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
@@ -63,12 +69,13 @@ def _fresh_processes(module: str) -> BaseContext:
 def _script_left_out(function: Callable[[int], object]) -> Iterator[None]:
     """Processes that are started meanwhile do not run the person's own script, unless ``function`` comes from it.
 
-    A script would else need ``if __name__ == "__main__":``, and one that came from a pipe is not there to be run again.
+    A script would otherwise need ``if __name__ == "__main__":``, and one that came from a pipe cannot be run again.
     """
-    script = sys.modules["__main__"]
-    if b"__main__" not in pickle.dumps(function):
-        sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
+    with STARTING:
+        script = sys.modules["__main__"]
+        if b"__main__" not in bytes(ForkingPickler.dumps(function)):
+            sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = script

@@ -17,9 +17,12 @@ COLOURS = {"semseg": [(6 * i, 255 - i, i) for i in range(40)]}
 """Not the package's own."""
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _shapes_are_not_checked() -> Iterator[None]:
-    """Tracing: a check of two sizes would ask of symbols whether they are equal, and hold the graph to the answer."""
+    """Tracing: a check of two sizes would ask of symbols whether they are equal, and hold the graph to the answer.
+
+    For each module anew: once another package's module came between two, pytest does not set a package's fixture up again.
+    """
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -7,12 +7,14 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import helper
 from PIL import Image
 
 from mtlsi import decode
 from mtlsi.exporting import frame
 from mtlsi.exporting.compare import shown_size
 from mtlsi.nn.normalise import normalise
+from mtlsi.prediction.full_size import MOST_CHANGES
 from mtlsi.prediction.predictor import fit_size
 from mtlsi.tasks import TASKS, Task
 
@@ -97,22 +99,26 @@ def test_a_raw_map_is_resized_and_decoded_as_under_pytorch(task, channels, size,
 
 
 @pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("coarse", [(3, 4), (7, 15)])
+@pytest.mark.parametrize("coarse", [(2, 2), (17, 31)])
 @pytest.mark.parametrize(
     ("shown", "size"),
-    [((28, 60), (50, 75)), ((28, 60), (6, 9)), ((28, 60), (300, 14)), ((4, 60), (33, 61)), ((28, 4), (61, 5))],
+    [((68, 124), (90, 101)), ((68, 124), (6, 9)), ((68, 124), (300, 14)), ((4, 124), (33, 61)), ((68, 4), (61, 5))],
 )
 @pytest.mark.parametrize("channels", [4, 300])
 def test_the_best_class_is_that_of_all_scores_resized(plain, coarse, shown, size, channels):
-    """Few regions, and as many as places; images smaller than the map, narrower, of maps of one row or one column."""
+    """Of few regions, and of as many as places; images smaller than the map, narrower; maps of one row or one column."""
+    height, width = shown[0] // 4, shown[1] // 4
+    if plain and size[0] * size[1] <= height * width:
+        pytest.skip("plain graphs are for larger images")
     drawn = torch.randn(2, channels, *coarse, generator=torch.Generator().manual_seed(1))
-    raw = F.interpolate(drawn, (7, 15), mode="bicubic")
-    raw = F.pad(raw, (0, 1, 0, 1))
+    raw = F.pad(F.interpolate(drawn, (17, 31), mode="bicubic"), (0, 1, 0, 1))
     names = {"shown_hw": np.array(shown), "image_hw": np.array(size), "batch_size": np.array([2])}
     graph = frame.finish("semseg", channels, plain=plain)
     (found,) = run(graph, ["semseg"], **{frame.raw_name("semseg"): raw.numpy()}, **names)
-    height, width = shown[0] // 4, shown[1] // 4
     cut = raw[:, :, :height, :width].double()
+    if min(height, width) > 1:
+        changes = [(cut.argmax(1).diff(dim=axis) != 0).double().mean() for axis in (1, 2)]
+        assert (sum(changes) < MOST_CHANGES) == (coarse == (2, 2))
     expected = (
         F.interpolate(cut, size, mode="bilinear", antialias=size[0] * size[1] <= height * width).argmax(1).numpy()
     )
@@ -120,13 +126,31 @@ def test_the_best_class_is_that_of_all_scores_resized(plain, coarse, shown, size
     assert (found != expected).mean() < 0.003  # ties, to rounding
 
 
-def test_a_plain_graph_has_no_size_that_only_numbers_tell():
-    kinds = {
-        plain: {node.op_type for node in nodes_of(frame.finish("semseg", 4, plain=plain).graph)}
-        for plain in (True, False)
-    }
-    assert "NonZero" in kinds[False]
-    assert not kinds[True] & {"NonZero", "GatherND", "ScatterND"}
+@pytest.mark.parametrize(("task", "channels"), [("semseg", 4), ("depth", 1), ("normals", 3), ("saliency", 2)])
+def test_a_plain_graph_has_no_branch_no_antialiasing_and_no_shape_of_data(task, channels):
+    plain, whole = (list(nodes_of(frame.finish(task, channels, plain=plain).graph)) for plain in (True, False))
+    kinds = {node.op_type for node in plain}
+    assert not kinds & {"If", "NonZero", "GatherND", "ScatterND"}
+    assert "If" in {node.op_type for node in whole}
+    assert not [node for node in plain if any(attribute.name == "antialias" for attribute in node.attribute)]
+
+
+def test_tasks_whose_names_are_those_of_anothers_inner_results_stand_side_by_side(monkeypatch):
+    tasks = ("hand", "hand_left", "hand_cut", "hand_row_low")
+    for name in tasks:
+        monkeypatch.setitem(TASKS, name, Task(name, kind="classes"))
+    parts = [frame.finish(name, 3).graph for name in tasks]
+    raw = {frame.raw_name(name): np.random.default_rng(0).random((1, 3, 8, 8), np.float32) for name in tasks}
+    inputs = {value.name: value for part in parts for value in part.input}
+    graph = helper.make_graph(
+        [node for part in parts for node in part.node], "all", list(inputs.values()),
+        [value for part in parts for value in part.output], [tensor for part in parts for tensor in part.initializer],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", frame.OPSET)], ir_version=frame.IR_VERSION)
+    sizes = {"shown_hw": np.array([32, 32]), "image_hw": np.array([50, 60]), "batch_size": np.array([1])}
+    found = run(made, list(tasks), **raw, **sizes)
+    for one in found[1:]:
+        np.testing.assert_array_equal(one, found[0])
 
 
 def nodes_of(graph):

@@ -10,9 +10,11 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from mtlsi.errors import MistakeError, Stopped
 from mtlsi.model.network import MTLSINet
 from mtlsi.training import checkpoints
 from mtlsi.training.loop import resume, train
+from mtlsi.training.stopping import StopRequest
 
 needs_signals = pytest.mark.skipif(os.name == "nt", reason="no such signals there")
 
@@ -285,3 +288,11 @@ def test_a_gradient_that_is_not_finite_names_its_task(three_steps, tmp_path, mon
     monkeypatch.setattr(MultiTaskLoss, "per_task", per_task)
     with pytest.raises(MistakeError, match="the gradient of normals is not finite at step 1"):
         train(three_steps, tmp_path / "run", console=quiet())
+
+
+def test_a_signal_waits_where_python_would_drop_what_it_raises():
+    """In the callback of a weak reference, which may run at any moment, with a traceback and without a stop."""
+    with StopRequest() as stop:
+        stop._came(signal.SIGTERM, SimpleNamespace(f_code=weakref.WeakSet.remove.__code__))  # type: ignore[arg-type]
+        with pytest.raises(Stopped):
+            stop.raise_if_asked()

@@ -14,7 +14,7 @@ by it, and says nothing.
 from __future__ import annotations
 
 import onnx
-from onnx import ModelProto, parser
+from onnx import ModelProto, compose, parser
 
 from mtlsi import kinds
 from mtlsi.errors import MistakeError
@@ -97,9 +97,9 @@ def raw_name(task: str) -> str:
 def finish(task: str, num_channels: int, *, plain: bool = False) -> ModelProto:
     """A task's raw output (b c y x) -> its prediction at the image's size, as ``mtlsi.Predictor`` gives it.
 
-    ``plain``: by few and common operations, none of whose results has a size that only the numbers tell.
+    ``plain``: by few and common operations, without branches and shapes that depend on data, for images larger than the map.
     """
-    return _parsed(f"""{HEADER}
+    made = _parsed(f"""{HEADER}
         finish (float[batch, {num_channels}, y, x] {raw_name(task)}, int64[2] shown_hw, int64[2] image_hw,
                 int64[1] batch_size)
             => ({_output_type(task, num_channels)} {task})
@@ -110,6 +110,8 @@ def finish(task: str, num_channels: int, *, plain: bool = False) -> ModelProto:
             {task}_cut = Slice ({raw_name(task)}, {task}_start, {task}_grid, {task}_axes)
             {_decoding(task, num_channels, plain)}
         }}""")
+    # no task's name has a slash: without one, hand_left could be a task or an inner result of hand
+    return compose.add_prefix(made, f"{task}/", rename_inputs=False, rename_outputs=False)
 
 
 def _parsed(text: str) -> ModelProto:
@@ -127,7 +129,7 @@ def _decoding(task: str, num_channels: int, plain: bool) -> str:
     kind = kinds.of(task)
     if kind.task.kind == "classes":
         return _best_class(task, num_channels, plain)
-    whole = _enlarged(task, f"{task}_cut", num_channels)
+    whole = _enlarged(task, f"{task}_cut", num_channels, plain=plain)
     one = f"{task}_one = Squeeze ({task}_whole, {task}_second)\n"
     last = f"{task}_last = Transpose <perm=[0, 2, 3, 1]> ({task}_whole)\n"
     if isinstance(kind, Strength):
@@ -136,7 +138,7 @@ def _decoding(task: str, num_channels: int, plain: bool) -> str:
             {task}_no = Slice ({task}_cut, {task}_first, {task}_second, {task}_second)
             {task}_yes = Slice ({task}_cut, {task}_second, {task}_third, {task}_second)
             {task}_logit = Sub ({task}_yes, {task}_no)
-            {_enlarged(task, f"{task}_logit", 1)}"""
+            {_enlarged(task, f"{task}_logit", 1, plain=plain)}"""
         return whole + one + f"{task} = Sigmoid ({task}_one)"
     if isinstance(kind, Distance):
         return whole + one + f"{task} = Relu ({task}_one)"
@@ -158,7 +160,7 @@ def _best_class(task: str, num_channels: int, plain: bool) -> str:
     to = onnx.TensorProto.UINT8 if class_dtype(num_channels) == "uint8" else onnx.TensorProto.INT32
     if plain:
         chosen = f"""
-            {_enlarged(task, f"{task}_scores", num_channels, last=True)}
+            {_enlarged(task, f"{task}_scores", num_channels, last=True, plain=True)}
             {task}_best = ArgMax <axis=3, keepdims=0> ({task}_whole)"""
     else:
         chosen = _best_between(task, num_channels)
@@ -171,7 +173,7 @@ def _best_class(task: str, num_channels: int, plain: bool) -> str:
 def _best_between(task: str, num_channels: int) -> str:
     """As ``mtlsi.prediction.full_size``: scores are worked out only between places of different classes.
 
-    Not where the image is smaller than the map, nor where the class changes at three places of ten: there that takes longer.
+    Not where the image is smaller than the map, nor where the class changes often (``MOST_CHANGES``): that takes longer.
     """
     all_scores = f"""= {task}_all () => (int64[batch, height, width] {task}_all_best)
         {{
@@ -274,16 +276,21 @@ def _neighbours(task: str, axis: str, number: int) -> str:
             {name}_high = Min ({name}_next, {name}_last)"""
 
 
-def _enlarged(task: str, source: str, num_channels: int, *, last: bool = False) -> str:
-    """``TASK_whole``: the map at the image's size, antialiased where the image is smaller than the map."""
+def _enlarged(task: str, source: str, num_channels: int, *, last: bool = False, plain: bool = False) -> str:
+    """``TASK_whole``: the map at the image's size; unless ``plain``, antialiased where the image is smaller than the map."""
     axes = f"height, width, {num_channels}" if last else f"{num_channels}, height, width"
     sides = f"image_hw, {task}_channels" if last else f"{task}_channels, image_hw"
     branch = f"""= {task}_%s () => (float[batch, {axes}] {task}_%s_out)
         {{ {task}_%s_out = %s ({source}, , , {task}_shape) }}"""
     reduced, enlarged = (branch % (name, name, name, way) for name, way in (("less", REDUCE), ("more", RESIZE)))
-    return f"""
+    shape = f"""
             {task}_channels = Constant <value_ints=[{num_channels}]> ()
-            {task}_shape = Concat <axis=0> (batch_size, {sides})
+            {task}_shape = Concat <axis=0> (batch_size, {sides})"""
+    if plain:
+        return f"""{shape}
+            {task}_whole = {RESIZE} ({source}, , , {task}_shape)
+            """
+    return f"""{shape}
             {task}_asked = ReduceProd <keepdims=0> (image_hw)
             {task}_made = ReduceProd <keepdims=0> ({task}_grid)
             {task}_is_less = LessOrEqual ({task}_asked, {task}_made)

@@ -101,7 +101,7 @@ class ExportOptions:
     size_hw: Size | None = None
     """Area at which the network sees an image, as a height and a width; by default the model's own."""
     resize: bool = True
-    """Take images at the network's own size, sides multiples of 4, and use plain operations: for runtimes of few of them."""
+    """Take images at the network's own size, sides multiples of 4, by plain operations: for runtimes that support few."""
     plugin: tuple[str, ...] = field(default=(), metadata=REPEATED)
     """A module of your own to import first: FILE.py or a dotted name; may be repeated. Importing runs its code."""
 

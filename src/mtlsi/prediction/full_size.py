@@ -13,11 +13,12 @@ from torch import Tensor
 from mtlsi import kinds
 
 BAND_VALUES = 2**24
-"""Values of one task's raw output held at full size at a time (64 MB)."""
+"""Values of one task's raw output made at full size at a time (64 MB), of which two are held for classes."""
 MOST_CHANGES = 0.3
-"""Of a map of classes from one place to the next, in either direction: with more of them all scores are worked out.
+"""The share of a map's places whose class differs from the next row's, plus that for columns; from here on scores are worked
+out everywhere.
 
-Choice: here both ways take as long. A trained network has about a third of that.
+Choice: here both ways take as long. A trained network's maps have about a third of it.
 """
 
 
@@ -88,7 +89,7 @@ class _Best:
     """A map of class scores, of which only the best one's class is wanted.
 
     A score between four is their weighted mean. Where one class is the best at all four it is so between them, too, and no
-    score need be worked out: in photographs that is five sixths of the pixels.
+    score need be worked out: in photographs of rooms that is six sevenths of the pixels.
     """
 
     def __init__(self, task: str, raw: Tensor, size_hw: tuple[int, int]):
@@ -108,7 +109,7 @@ class _Best:
         scores = self.scores[first : int(line.high[-1]) + 1]
         wide = torch.lerp(scores[:, self.columns.low], scores[:, self.columns.high], self.columns.weight[:, None])
         low, high = wide[line.low[row] - first, column], wide[line.high[row] - first, column]
-        best[row, column] = self._decode(torch.lerp(low, high, line.weight[row, None]))
+        best[row, column] = self._decode(low.lerp_(high, line.weight[row, None]))
         return best[None]
 
     def _decode(self, scores: Tensor) -> Tensor:

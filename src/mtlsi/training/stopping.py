@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _weakrefset
 import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,14 +94,19 @@ class StopRequest:
             where = f"stopped after step {steps[0]}" if steps else "stopped before the first checkpoint"
             raise Stopped(stop.signal, f"{where}; go on with mtlsi train --resume {out}") from None
 
-    def _came(self, number: int, _: FrameType | None) -> None:
+    def _came(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a loader process, before it sets its own handlers
             return
         if self.signal is not None:
             end_at_once(number)
         self.signal = number
-        if self._raises:
+        if self._raises and not _swallows(frame):
             raise Stopped(number)
+
+
+def _swallows(frame: FrameType | None) -> bool:
+    """Whether Python drops, with a traceback, what is raised there: in the callbacks of weak references."""
+    return frame is not None and frame.f_code.co_filename in (weakref.__file__, _weakrefset.__file__)
 
 
 def end_at_once(number: int) -> None:

@@ -108,7 +108,7 @@ class Validation:
         best = self.best.best if self.best is not None else None
         metrics, picture = self.run.out / run_folder.METRICS, self.run.out / "curves.png"
         plot_curves(metrics, picture, best_step=None if best is None else best.step)
-        gc.collect()  # a figure's parts refer to one another: megabytes, which else pile up from evaluation to evaluation
+        gc.collect()  # a figure's parts refer to one another: megabytes, which otherwise pile up
 
     def _keep(self, scores: Scores) -> None:
         run, best = self.run, self.best
