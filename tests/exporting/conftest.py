@@ -21,7 +21,7 @@ COLOURS = {"semseg": [(6 * i, 255 - i, i) for i in range(40)]}
 def _shapes_are_not_checked() -> Iterator[None]:
     """Tracing: a check of two sizes would ask of symbols whether they are equal, and hold the graph to the answer.
 
-    For each module anew: once another package's module came between two, pytest does not set a package's fixture up again.
+    For each module anew: set up for the package it was once not in force in modules that came after another package's.
     """
     jaxtyping.config.update("jaxtyping_disable", True)
     yield

@@ -35,20 +35,21 @@ def bands(task: str, raw: Tensor, size_hw: tuple[int, int]) -> Iterator[np.ndarr
         return
     rows = max(1, BAND_VALUES // (channels * width))
     with torch.inference_mode():
-        enlarged = (_Best if _is_of_few_regions(task, raw) else _Enlarged)(task, raw, size_hw)
+        best = _of_few_regions(task, raw)
+        enlarged = _Enlarged(task, raw, size_hw) if best is None else _Best(task, raw, best, size_hw)
     for top in range(0, height, rows):
         with torch.inference_mode():  # not while whoever asked does something else
             band = enlarged.rows(top, min(top + rows, height))
         yield _to_numpy(band)
 
 
-def _is_of_few_regions(task: str, raw: Tensor) -> bool:
-    """Whether it is a map of classes that seldom change from one place to the next."""
+def _of_few_regions(task: str, raw: Tensor) -> Tensor | None:
+    """The map's best classes (h w), if it is one of classes and these seldom change from one place to the next."""
     if kinds.of(task).task.kind != "classes" or min(raw.shape[2:]) < 2:
-        return False
+        return None
     best = kinds.decode(task, raw)[0]
     changes = [(best.diff(dim=axis) != 0).float().mean() for axis in (0, 1)]
-    return bool(sum(changes) < MOST_CHANGES)
+    return best if sum(changes) < MOST_CHANGES else None
 
 
 class _Line(NamedTuple):
@@ -92,11 +93,10 @@ class _Best:
     score need be worked out: in photographs of rooms that is six sevenths of the pixels.
     """
 
-    def __init__(self, task: str, raw: Tensor, size_hw: tuple[int, int]):
+    def __init__(self, task: str, raw: Tensor, best: Tensor, size_hw: tuple[int, int]):
         self.task, self.height = task, size_hw[0]
         self.scores = raw[0].permute(1, 2, 0).contiguous()  # (h w c): a place's scores lie side by side
         self.columns = _between(0, size_hw[1], size_hw[1], raw.shape[3], raw)
-        best = self._decode(self.scores)
         self.left = best[:, self.columns.low]
         self.differs = self.left != best[:, self.columns.high]
 
@@ -109,12 +109,8 @@ class _Best:
         scores = self.scores[first : int(line.high[-1]) + 1]
         wide = torch.lerp(scores[:, self.columns.low], scores[:, self.columns.high], self.columns.weight[:, None])
         low, high = wide[line.low[row] - first, column], wide[line.high[row] - first, column]
-        best[row, column] = self._decode(low.lerp_(high, line.weight[row, None]))
+        best[row, column] = kinds.decode(self.task, low.lerp_(high, line.weight[row, None]))
         return best[None]
-
-    def _decode(self, scores: Tensor) -> Tensor:
-        """(... c) -> (...)"""
-        return kinds.decode(self.task, scores.reshape(-1, scores.shape[-1])).reshape(scores.shape[:-1])
 
 
 def _to_numpy(decoded: Tensor) -> np.ndarray:
