@@ -142,6 +142,10 @@ class TrainConfig:
     """The backbone's batch norms use their stored statistics: for small batches."""
     recompute: bool = False
     """Activation checkpointing: keep few activations and recompute the others in the backward pass."""
+    cuda_graph: bool = True
+    """On a GPU, record a step's forward and backward pass once and replay it, which spares a small network most of a step's
+    time. Where it cannot be, the step goes as without: with several processes, accumulate, recompute, balance, or modules
+    and criteria of one's own."""
     shard: bool = False
     """Share weights, gradients, moving average and the optimizer's moments out among the processes, so that each keeps a
     part of them (FSDP2): for networks too large for one device. One process goes on as without it."""

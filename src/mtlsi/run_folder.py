@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError, message_of
@@ -56,11 +57,15 @@ class MovingAverage:
         """Take in the module's present weights."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates)) if self.decay else 0.0
-        for name, tensor in module.state_dict().items():
-            if tensor.is_floating_point():
-                self.state[name].lerp_(tensor, 1 - decay)
-            else:
-                self.state[name].copy_(tensor)
+        present = module.state_dict()
+        for name in (name for name, tensor in present.items() if not tensor.is_floating_point()):
+            self.state[name].copy_(present[name])
+        # one call for many tensors, a single kernel on a GPU; shares of sharded weights and whole buffers do not mix
+        floats = [name for name, tensor in present.items() if tensor.is_floating_point()]
+        for form in {type(present[name]) for name in floats}:
+            names = [name for name in floats if type(present[name]) is form]
+            average = get_ema_multi_avg_fn(decay)
+            average([self.state[name] for name in names], [present[name] for name in names], self.num_updates)
 
     @contextmanager
     def lent_to(self, module: nn.Module) -> Iterator[None]:

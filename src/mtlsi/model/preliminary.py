@@ -82,6 +82,6 @@ class PreliminaryDecoder(TaskPyramid):
         if self.deep_supervision == "all" or not torch.is_grad_enabled():
             return features
         passes = [self.deep_supervision == "areas" and not TASKS[task].thin for task in self.predict.of_task]
-        return torch.where(
-            torch.tensor(passes, device=features.device)[:, None, None, None], features, features.detach()
-        )
+        # filled where they are: what is copied to a GPU from a list is waited for, and cannot be recorded as a graph
+        flags = torch.cat([torch.full((1, 1, 1, 1), flag, device=features.device) for flag in passes])
+        return torch.where(flags, features, features.detach())

@@ -28,7 +28,7 @@ FAILURES = (
 )  # fmt: skip
 """What a run may end with while the others go on."""
 FINISHED, STARTED, NEW = "finished", "started", "new"
-NO_MATTER = ("data.num_workers", "data.in_memory")
+NO_MATTER = ("data.num_workers", "data.in_memory", "train.cuda_graph")
 """Settings on which no result depends."""
 
 

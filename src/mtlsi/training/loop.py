@@ -35,7 +35,7 @@ from mtlsi.training.changes import changed
 from mtlsi.training.faults import told_plainly
 from mtlsi.training.log import Log, Step
 from mtlsi.training.not_finite import Watch, all_finite
-from mtlsi.training.passes import forward_backward, losses_again
+from mtlsi.training.passes import losses_again
 from mtlsi.training.setup import TrainingRun, Transform, assemble, learning_rate_factor, settle
 from mtlsi.training.shared_maps import TaskGradients
 from mtlsi.training.stopping import StopRequest
@@ -191,7 +191,7 @@ def optimizer_step(run: TrainingRun, batches: Iterator[dict[str, Tensor]]) -> St
     whole = WholeBatch(run, seen)
     for index, batch in enumerate(seen):
         with whole.meeting(index):
-            losses.append(forward_backward(run, batch, whole, gradients))
+            losses.append(run.passes(run, batch, whole, gradients))
     norm, collected = None, run.balance is None or run.balance.collect(seeds[0])
     if collected:
         norm = sharding.whole(accelerator.clip_grad_norm_(run.model.parameters(), options.clip_norm))

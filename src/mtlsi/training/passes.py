@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +12,11 @@ from torch import Tensor
 from mtlsi.kernels.recompute import FrozenStatistics
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.network import Output
-from mtlsi.training.setup import TrainingRun
 from mtlsi.training.shared_maps import TaskGradients, shared_maps
 from mtlsi.training.whole_batch import WholeBatch
+
+if TYPE_CHECKING:
+    from mtlsi.training.setup import TrainingRun
 
 
 def forward_backward(

@@ -13,9 +13,9 @@ from mtlsi.errors import MistakeError
 
 FREE = (
     "data.in_memory", "data.num_val", "data.num_workers", "data.root", "plugins",
-    "train.best_by", "train.checkpoint_every", "train.evaluate_every", "train.evaluate_images", "train.final_images",
-    "train.gradients_every", "train.iterations", "train.keep_checkpoints", "train.log_every", "train.patience",
-    "train.skip_not_finite", "train.tracker",
+    "train.best_by", "train.checkpoint_every", "train.cuda_graph", "train.evaluate_every", "train.evaluate_images",
+    "train.final_images", "train.gradients_every", "train.iterations", "train.keep_checkpoints", "train.log_every",
+    "train.patience", "train.skip_not_finite", "train.tracker",
 )  # fmt: skip
 """Settings that no step's weights depend on, or that a person may change on purpose: how long, how often, where.
 

@@ -43,7 +43,9 @@ from mtlsi.training.balance.base import Balance
 from mtlsi.training.balance.build import build_balance
 from mtlsi.training.best import Best
 from mtlsi.training.class_weights import weights_for
+from mtlsi.training.cuda_graph import RecordedPasses
 from mtlsi.training.faults import alone_in
+from mtlsi.training.passes import forward_backward
 from mtlsi.training.same_settings import differing, flat, told
 from mtlsi.training.spread import check_facts, note_on_spread
 
@@ -79,6 +81,8 @@ class TrainingRun:
     """What makes one gradient of the tasks' losses; None: the criterion's total."""
     taken_over: Mapping[str, str] = field(default_factory=dict)
     """By task, what the model that the run starts from brought."""
+    passes: Callable[..., dict[str, Tensor]] = forward_backward
+    """Takes a micro-batch forward and backward."""
     notes: tuple[str, ...] = ()
     """What a person should know of how the run begins."""
 
@@ -201,6 +205,7 @@ def assemble(
         config, out, accelerator, train_set, val_set, network, model, loss, optimizer, scheduler, average, position,
         train_transform, metrics, balance, taken_over,
     )  # fmt: skip
+    run.passes = RecordedPasses(run, console or Console(stderr=True))
     if checkpoint is not None:
         run_state.load(run, checkpoint)
         go_on_from(position.step, optimizer, scheduler, options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from mtlsi import processes
 from mtlsi.losses import MultiTaskLoss, Whole
 from mtlsi.model.network import Output
 from mtlsi.training import sharding
-from mtlsi.training.setup import TrainingRun
+
+if TYPE_CHECKING:
+    from mtlsi.training.setup import TrainingRun
 
 
 class WholeBatch:
