@@ -38,7 +38,7 @@ class Told:
 
     def __init__(self, run, batch, _whole):
         self.run, self.size, self.replayed = run, batch["image"].shape, 0
-        self.state = cuda_graph.state_of(run)
+        self.state = cuda_graph.State(run)
         Told.made.append(self)
 
     def fits(self, batch):

@@ -43,19 +43,32 @@ def can_record(run: TrainingRun) -> bool:
     return options.cuda_graph and is_alone and is_ours and run.balance is None and not options.recompute
 
 
-def state_of(run: TrainingRun) -> tuple[Any, ...]:
-    """What a callback may change of the run and a recording holds as it was.
+class State:
+    """What a callback may change of a run and a recording holds as it was.
 
     Where weights lie and which of them are trained, which modules are in training mode, and the losses' weights.
     """
-    criterion = run.criterion
-    assert isinstance(criterion, MultiTaskLoss)
-    return (
-        [(parameter.data_ptr(), parameter.requires_grad) for parameter in run.network.parameters()],
-        [module.training for module in run.network.modules()],
-        dict(criterion.weights),
-        criterion.coarse_weight,
-    )
+
+    def __init__(self, run: TrainingRun):
+        assert isinstance(run.criterion, MultiTaskLoss)
+        self.parameters, self.modules = (
+            list(run.network.parameters()),
+            list(run.network.modules()),
+        )  # walking takes time
+        self.criterion = run.criterion
+        self.recorded = self._now()
+
+    def is_as_recorded(self) -> bool:
+        """Whether nothing has changed since this was made."""
+        return self._now() == self.recorded
+
+    def _now(self) -> tuple[Any, ...]:
+        return (
+            [(parameter.data_ptr(), parameter.requires_grad) for parameter in self.parameters],
+            [module.training for module in self.modules],
+            dict(self.criterion.weights),
+            self.criterion.coarse_weight,
+        )
 
 
 class RecordedPasses:
@@ -76,7 +89,7 @@ class RecordedPasses:
     ) -> dict[str, Tensor]:
         if not self.records or gradients is not None:
             return forward_backward(run, batch, whole, gradients)
-        if self.recording is not None and self.recording.state != state_of(run):
+        if self.recording is not None and not self.recording.state.is_as_recorded():
             self.recording, self.num_passes = None, 0
         if self.recording is None:
             self.num_passes += 1
@@ -106,7 +119,7 @@ class Recording:
 
     def __init__(self, run: TrainingRun, batch: Mapping[str, Tensor], whole: WholeBatch):
         """Nothing is computed yet. Raises ``RuntimeError`` where a kernel cannot be recorded."""
-        self.state = state_of(run)
+        self.state = State(run)
         self.inputs = {name: x.clone() for name, x in batch.items()}
         self.graph = torch.cuda.CUDAGraph()
         run.optimizer.zero_grad(set_to_none=True)  # so that a replay writes the gradients and does not add to them
