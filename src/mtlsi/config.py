@@ -121,7 +121,8 @@ class TrainConfig:
     """Loss weight by task, where it should differ from the field's; those of tasks that are not trained have no say."""
     class_weights: dict[str, Any] | str = field(default_factory=dict)
     """By task with classes, what its classes weigh in the loss: weights by class name, those not named 1, or from_shares,
-    the rarer the more (see mtlsi.training.class_weights); from_shares alone: in every such task."""
+    the rarer the more (see mtlsi.training.class_weights); from_shares alone: in every such task. Those of tasks that are not
+    trained have no say."""
     balance: str = "fixed"
     """How the tasks' losses become one gradient: fixed (by loss_weights), or from there on uncertainty, dwa, famo, upgrad,
     pcgrad, cagrad, nash_mtl; the last four need pip install 'mtlsi[balance]'. See docs/balancing.md."""

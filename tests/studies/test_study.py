@@ -270,7 +270,7 @@ def test_a_variant_that_cannot_be_built_is_told_before_anything_is_trained(tmp_p
         ({"data.name": "nyud", "data.root": str(tmp_path / "nowhere")}, "nowhere"),
         ({"backbone_weights": str(tmp_path / "none.safetensors")}, r"none\.safetensors"),
         ({"train.tracker": "abacus"}, "abacus"),
-        ({"train.class_weights.semseg": "from_shares"}, "no such task with classes"),
+        ({"train.class_weights.depth": "from_shares"}, "no such task with classes"),
     ):
         file = write(tmp_path, variants={"heads": HEADS, "bad": change})
         with pytest.raises(MistakeError, match=f"variant bad(?:| cannot be trained): .*{told}") as mistake:

@@ -90,7 +90,8 @@ def test_given_weights_are_those_of_their_classes_and_others_are_1(room_folder):
     ("given", "told"),
     [
         ({"semseg": {"cupboard": 2}}, "train.class_weights.semseg.cupboard: no such class; expected some of wall"),
-        ({"depth": "from_shares"}, "train.class_weights.depth: no such task with classes; expected semseg"),
+        ({"semseq": "from_shares"}, "train.class_weights.semseq: no such task with classes; expected some of semseg"),
+        ({"depth": "from_shares"}, "train.class_weights.depth: no such task with classes; expected some of semseg"),
     ],
 )
 def test_unknown_names_are_told(room_folder, given, told):
@@ -115,11 +116,13 @@ def test_values_that_are_no_weights_are_told(given, told):
         TrainConfig(class_weights=given).check()
 
 
-def test_without_tasks_of_classes_there_is_nothing_to_weigh(room_folder):
-    config = config_of(room_folder, "from_shares")
+@pytest.mark.parametrize(
+    "given", ["from_shares", {"semseg": "from_shares"}, {"semseg": {"wall": 2}, "parsing": "from_shares"}]
+)
+def test_weights_of_classes_that_are_not_trained_have_no_say(room_folder, given):
+    config = config_of(room_folder, given)
     config = replace(config, data=replace(config.data, tasks="depth"))
-    with pytest.raises(MistakeError, match="no task that is trained has classes"):
-        weights_for(config, open_dataset(config.data, "train"))
+    assert weights_for(config, open_dataset(config.data, "train")) == {}
 
 
 def test_a_folder_without_labels_of_a_task_says_so(room_folder):

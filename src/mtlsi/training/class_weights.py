@@ -36,23 +36,22 @@ ClassWeights = dict[str, tuple[float, ...]]
 def wanted_by_task(given: Mapping[str, Any] | str, classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """``train.class_weights`` by task: ``from_shares``, or weights by class name.
 
-    ``classes``: the names of the classes of each task that is trained and has them. Raises ``MistakeError`` for a task or a
-    class that is not among them.
+    ``classes``: the names of the classes of each task that is trained and has them. A recipe's weights serve any of its
+    tasks: those of tasks that have classes and are not trained here have no say. Raises ``MistakeError`` for a task without
+    classes, an unknown one, and a class that is not among those of its task.
     """
     if isinstance(given, str):
-        if not classes:
-            raise MistakeError(f"train.class_weights {given}: no task that is trained has classes; leave it out")
         return dict.fromkeys(classes, given)
     for task, weights in given.items():
-        if task not in classes:
-            known = ", ".join(classes) or "none: no task that is trained has classes"
-            raise MistakeError(f"train.class_weights.{task}: no such task with classes; expected {known}")
-        for name in weights if isinstance(weights, Mapping) else ():
+        if task not in TASKS or TASKS[task].kind != "classes":
+            known = ", ".join(name for name, record in TASKS.items() if record.kind == "classes")
+            raise MistakeError(f"train.class_weights.{task}: no such task with classes; expected some of {known}")
+        for name in weights if task in classes and isinstance(weights, Mapping) else ():
             if name not in classes[task]:
                 raise MistakeError(
                     f"train.class_weights.{task}.{name}: no such class; expected some of {', '.join(classes[task])}"
                 )
-    return dict(given)
+    return {task: weights for task, weights in given.items() if task in classes}
 
 
 def weights_for(config: RunConfig, dataset: LabelledImages, stored: Path | None = None) -> ClassWeights:
