@@ -26,6 +26,7 @@ from mtlsi.model.freezing import parts_of
 from mtlsi.model.inherit import describe
 from mtlsi.plugins import import_plugins
 from mtlsi.timing import synchronise
+from mtlsi.training.cuda_graph import WARM_UP, can_record
 from mtlsi.training.loop import batches_from, optimizer_step
 from mtlsi.training.setup import TrainingRun, assemble, check_tracker, settle
 from mtlsi.training.validation import measure
@@ -141,6 +142,8 @@ def measured(run: TrainingRun) -> Costs:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     idle = 1 + 2 * run.config.data.num_workers  # the loader has prepared two batches per worker by the first step's end
+    if can_record(run):
+        idle = max(idle, WARM_UP + 1)  # the steps before the first that is replayed, and the one that is recorded
     taken: list[float] = []
     batches = iter(batches_from(0, run))
     run.model.train()
