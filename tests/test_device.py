@@ -86,6 +86,7 @@ def denormals_left(program: str) -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CAN_FLUSH, reason="this CPU cannot flush denormals, or its OpenMP cannot stop its workers")
 @pytest.mark.parametrize(
     "doing",

@@ -152,6 +152,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_train_and_evaluate_are_functions_whatever_was_imported_before():
     command = [sys.executable, "-c", IN_EVERY_ORDER, json.dumps(ORDERS)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -58,6 +58,7 @@ def exported(folder, network, tmp_path_factory):
     return out, said.getvalue()
 
 
+@pytest.mark.slow
 def test_any_batch_and_size_is_predicted_as_the_predictor_does(tiny, exported):
     session = onnxruntime.InferenceSession(exported[0])
     predictor = Predictor(tiny, device="cpu")

@@ -3,6 +3,7 @@ from __future__ import annotations
 from io import StringIO
 
 import numpy as np
+import pytest
 import torch
 from rich.console import Console
 
@@ -12,6 +13,7 @@ from mtlsi.model.build import create_model
 from mtlsi.options.using import ExportOptions
 
 
+@pytest.mark.slow
 def test_a_program_runs_at_other_sizes(tmp_path):
     """A network without interaction on timm's smallest backbone, which is traced in seconds."""
     torch.manual_seed(0)

@@ -86,9 +86,9 @@ def test_rotary_embeddings_are_timms(norm, indexing):
 @pytest.mark.parametrize(
     ("backbone", "tasks"),
     [
-        ("swin_of_five_blocks", "semseg,depth"),
+        pytest.param("swin_of_five_blocks", "semseg,depth", marks=pytest.mark.slow),
         ("vit_of_four_blocks", "normals"),
-        ("vit_of_four_turned_blocks", "normals,boundary"),
+        pytest.param("vit_of_four_turned_blocks", "normals,boundary", marks=pytest.mark.slow),
     ],
 )
 def test_any_batch_and_size_is_predicted_as_the_predictor_does(backbone, tasks, tmp_path):
@@ -111,6 +111,7 @@ def test_any_batch_and_size_is_predicted_as_the_predictor_does(backbone, tasks, 
         assert compare.difference(task, array, expected[task])[0] < 5e-3, task
 
 
+@pytest.mark.slow
 def test_a_program_of_a_transformer_runs_at_other_sizes(tmp_path):
     model = model_with("vit_of_four_turned_blocks")
     out = exported(model, tmp_path, format="program", tasks="depth")

@@ -115,7 +115,12 @@ def test_contract(decoder, preset, tmp_path):
 
 @pytest.mark.parametrize(
     ("decoder", "tasks"),
-    [*((decoder, None) for decoder in BUILT_IN), ("mtlsi", ("depth", "boundary")), ("one_convolution", ("depth",))],
+    [
+        ("mtlsi", None),
+        *(pytest.param(decoder, None, marks=pytest.mark.slow) for decoder in BUILT_IN if decoder != "mtlsi"),
+        pytest.param("mtlsi", ("depth", "boundary"), marks=pytest.mark.slow),
+        ("one_convolution", ("depth",)),
+    ],
 )
 def test_every_decoder_exports_whole_and_in_part_with_a_free_batch(decoder, tasks):
     model = built("tiny", decoder, backbone="test_efficientnet").eval().for_tasks(tasks)  # quickly traced

@@ -148,6 +148,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_visit_from_upload_to_download(model_folder, photo, tmp_path):
     predictor = Predictor(MTLSINet.from_pretrained(model_folder), device="cpu")
     expected = predictor(photo)

@@ -44,6 +44,7 @@ def ask(address: str, path: Path, together: Barrier) -> tuple[dict, list[int]]:
     return job.result()[0], places
 
 
+@pytest.mark.slow
 def test_each_of_ten_people_is_queued_and_has_the_own_photo_predicted(tmp_path, monkeypatch):
     create_model("tiny", tasks=TASKS, input_size=(64, 64)).save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)

@@ -320,7 +320,9 @@ def test_predictions_go_to_the_images_size_in_one_step_where_their_grid_fits(pho
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
-@pytest.mark.parametrize("options", [{}, {"compile": True}, {"dtype": "bfloat16"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"compile": True}, marks=pytest.mark.slow), {"dtype": "bfloat16"}], ids=str
+)
 def test_what_makes_it_faster_leaves_the_predictions_as_they_are(photo, options, monkeypatch):
     """Folded norms, compiled, in bf16: against the model's own raw outputs, upsampled in float64.
 

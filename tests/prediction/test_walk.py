@@ -116,6 +116,7 @@ def test_a_folder_that_goes_away_meanwhile_is_named(tree, monkeypatch):
     assert notes.failed == [(tree / "in/b/d", "Permission denied")]
 
 
+@pytest.mark.slow
 def test_a_large_folder_is_read_in_blocks_and_a_deep_tree_to_its_end(tmp_path, monkeypatch):
     names = [f"{number}.jpg" for number in range(40)]
     touch(*(tmp_path / "in" / name for name in names))

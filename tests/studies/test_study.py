@@ -319,6 +319,7 @@ def test_a_study_without_any_finished_run_has_no_table(finished, tmp_path):
 # ---- equal training time
 
 
+@pytest.mark.slow
 def test_a_variant_may_take_as_many_steps_as_another_ones_time_allows(tmp_path, monkeypatch):
     file = write(tmp_path, variants={"timed": {**HEADS, "iterations_by_time_of": "heads"}, "heads": HEADS})
     early = study(file, tmp_path / "out", only=["timed"], console=quiet())

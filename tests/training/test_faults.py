@@ -143,6 +143,7 @@ def test_a_second_signal_ends_at_once():
     assert done.stderr == "mtlsi: stopped at once, without a checkpoint of the last steps\n"
 
 
+@pytest.mark.slow
 @needs_signals
 def test_a_run_that_is_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path):
     path = Path(__file__).parents[2] / "benchmarks" / "faults.py"

@@ -266,6 +266,7 @@ def test_a_folder_in_use_is_refused_and_a_stale_lock_is_not(three_steps, cut, tm
     assert not (cut / LOCK).exists()
 
 
+@pytest.mark.slow
 def test_scores_that_a_killed_run_did_not_write_are_made_up_for(three_steps, tmp_path):
     config = with_train(three_steps, evaluate_every=1, checkpoint_every=2)
     train(config, tmp_path / "whole", console=quiet())

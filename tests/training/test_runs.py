@@ -165,6 +165,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_a_run_killed_at_the_worst_moment_ends_with_the_very_weights_of_an_unbroken_one(tiny_run, tmp_path, capsys):
     out = tmp_path / "run"

@@ -23,6 +23,7 @@ from mtlsi.run_folder import read_metrics
 from mtlsi.training.loop import resume
 from several_processes import CUT_AT, NUM_STEPS, alike, in_float64, normed, norms
 
+pytestmark = pytest.mark.slow
 NEAR = {"rtol": 1e-6, "atol": 1e-8}
 
 
