@@ -145,8 +145,9 @@ class TrainConfig:
     """Activation checkpointing: keep few activations and recompute the others in the backward pass."""
     cuda_graph: bool = True
     """On a GPU, record a step's forward and backward pass once and replay it, which spares a small network most of a step's
-    time. Where it cannot be, the step goes as without: with several processes, accumulate, recompute, balance, or modules
-    and criteria of one's own."""
+    time. Where it cannot be, the run says why and its steps go as without: with several processes, accumulate, recompute,
+    balance, modules and criteria of one's own, and callbacks that may change the run. The recording keeps the memory of a
+    step to itself: evaluations and gradients_every need theirs beside it."""
     shard: bool = False
     """Share weights, gradients, moving average and the optimizer's moments out among the processes, so that each keeps a
     part of them (FSDP2): for networks too large for one device. One process goes on as without it."""

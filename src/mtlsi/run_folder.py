@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -60,11 +61,13 @@ class MovingAverage:
         present = module.state_dict()
         for name in (name for name, tensor in present.items() if not tensor.is_floating_point()):
             self.state[name].copy_(present[name])
-        # one call for many tensors, a single kernel on a GPU; shares of sharded weights and whole buffers do not mix
-        floats = [name for name, tensor in present.items() if tensor.is_floating_point()]
-        for form in {type(present[name]) for name in floats}:
-            names = [name for name in floats if type(present[name]) is form]
-            average = get_ema_multi_avg_fn(decay)
+        # one call for many tensors, a few kernels on a GPU; shares of sharded weights and whole buffers do not mix
+        alike: dict[Any, list[str]] = defaultdict(list)
+        for name, tensor in present.items():
+            if tensor.is_floating_point():
+                alike[type(tensor), tensor.dtype].append(name)
+        average = get_ema_multi_avg_fn(decay)
+        for names in alike.values():
             average([self.state[name] for name in names], [present[name] for name in names], self.num_updates)
 
     @contextmanager

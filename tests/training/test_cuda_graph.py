@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from io import StringIO
 from types import SimpleNamespace
@@ -10,9 +11,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from mtlsi.errors import MistakeError
 from mtlsi.losses import MultiTaskLoss
-from mtlsi.training import cuda_graph
-from mtlsi.training.cuda_graph import WARM_UP, RecordedPasses, can_record
+from mtlsi.training import cuda_graph, loop
+from mtlsi.training.cuda_graph import WARM_UP, RecordedPasses, notes_on_recording, obstacle
 from mtlsi.training.loop import batches_from, optimizer_step, train
 from mtlsi.training.passes import forward_backward
 from mtlsi.training.setup import assemble, settle
@@ -38,7 +40,6 @@ class Told:
 
     def __init__(self, run, batch, _whole):
         self.run, self.size, self.replayed = run, batch["image"].shape, 0
-        self.state = cuda_graph.State(run)
         Told.made.append(self)
 
     def fits(self, batch):
@@ -52,7 +53,7 @@ class Told:
 @pytest.fixture
 def told(monkeypatch):
     Told.made = []
-    monkeypatch.setattr(cuda_graph, "can_record", lambda _: True)
+    monkeypatch.setattr(cuda_graph, "obstacle", lambda _: "")
     monkeypatch.setattr(cuda_graph, "Recording", Told)
     return Told.made
 
@@ -65,22 +66,29 @@ def recorded(run, said=None) -> RecordedPasses:
 # ---- which runs
 
 
+def hooked():
+    module = nn.Identity()
+    module.register_forward_hook(lambda *_: None)
+    return module
+
+
 @pytest.mark.parametrize(
-    ("change", "records"),
+    ("change", "told"),
     [
-        ({}, True),
-        ({"device": "cpu"}, False),
-        ({"train": {"cuda_graph": False}}, False),
-        ({"train": {"accumulate": 2}}, False),
-        ({"train": {"recompute": True}}, False),
-        ({"balance": "any"}, False),
-        ({"processes": 2}, False),
-        ({"criterion": type("Mine", (MultiTaskLoss,), {})(("depth",))}, False),
-        ({"module": Own()}, False),
+        ({}, ""),
+        ({"device": "cpu"}, "cpu is no CUDA device"),
+        ({"train": {"cuda_graph": False}}, "train.cuda_graph is off"),
+        ({"train": {"accumulate": 2}}, "train.accumulate adds up"),
+        ({"train": {"recompute": True}}, "train.recompute"),
+        ({"train": {"balance": "famo"}, "balance": "famo"}, "train.balance famo goes by task"),
+        ({"processes": 2}, "several processes meet in it"),
+        ({"criterion": type("Mine", (MultiTaskLoss,), {})(("depth",))}, "the criterion is one of your own"),
+        ({"module": Own()}, "Own is a module of your own"),
+        ({"module": hooked()}, "a module has hooks"),
     ],
     ids=str,
 )
-def test_one_process_on_a_gpu_that_does_the_same_in_every_step_is_recorded(run, monkeypatch, change, records):
+def test_one_process_on_a_gpu_that_does_the_same_in_every_step_is_recorded(run, monkeypatch, change, told):
     config = replace(run.config, train=replace(run.config.train, **change.get("train", {})))
     changed: Any = SimpleNamespace(
         config=config,
@@ -90,7 +98,11 @@ def test_one_process_on_a_gpu_that_does_the_same_in_every_step_is_recorded(run, 
         balance=change.get("balance"),
     )
     monkeypatch.setattr(cuda_graph.processes, "number", lambda: change.get("processes", 1))
-    assert can_record(changed) is records
+    assert obstacle(changed) == told
+    notes = notes_on_recording(changed, obstacle(changed))  # where there is a choice, it is told
+    assert [note.endswith(told) for note in notes] == [True] * (
+        told not in ("", "train.cuda_graph is off", "cpu is no CUDA device")
+    )
 
 
 # ---- when
@@ -118,29 +130,23 @@ def test_a_step_that_measures_gradients_and_a_batch_of_another_size_go_as_withou
     assert told[0].replayed == 2
 
 
-def raise_weight(run):
-    run.criterion.weights["depth"] *= 2
+class Reads:
+    def __init__(self, only_reads):
+        self.only_reads = only_reads
+
+    def on_step(self, *_):
+        pass
 
 
-def freeze_one(run):
-    next(p for p in run.network.parameters() if p.requires_grad).requires_grad_(False)
-
-
-def stop_norms(run):
-    next(m for m in run.network.modules() if isinstance(m, nn.BatchNorm2d)).eval()
-
-
-@pytest.mark.parametrize("change", [raise_weight, freeze_one, stop_norms])
-def test_a_run_that_a_callback_changed_is_recorded_anew(run, told, change):
-    recorded(run)
-    batches = iter(batches_from(0, run))
-    for _ in range(WARM_UP + 2):
-        optimizer_step(run, batches)
-    change(run)
-    for step in range(1, WARM_UP + 3):
-        optimizer_step(run, batches)
-        assert len(told) == 1 + (step > WARM_UP)
-    assert [one.replayed for one in told] == [2, 2]
+@pytest.mark.parametrize(("only_reads", "num_recordings"), [(True, 1), (False, 0)])
+def test_a_run_is_recorded_where_its_callbacks_say_that_they_only_read(
+    tiny_config, tmp_path, told, monkeypatch, only_reads, num_recordings
+):
+    monkeypatch.setattr(loop, "obstacle", lambda _: "")
+    config = replace(tiny_config, train=replace(tiny_config.train, evaluate_every=0))
+    train(config, tmp_path / "run", callbacks=[Reads(True), Reads(only_reads)])
+    assert len(told) == num_recordings
+    assert sum(one.replayed for one in told) == num_recordings * (config.train.iterations - WARM_UP)
 
 
 def test_a_refused_recording_is_told_and_training_goes_on_to_the_same_weights(tiny_config, tmp_path, monkeypatch):
@@ -148,19 +154,61 @@ def test_a_refused_recording_is_told_and_training_goes_on_to_the_same_weights(ti
         def __init__(self, run, *_):
             for parameter in run.network.parameters():
                 parameter.grad = torch.ones_like(parameter)  # left behind half-way
-            raise RuntimeError("operation not permitted when stream is capturing\nlonger")
+            try:
+                raise RuntimeError("operation not permitted when stream is capturing\nlonger")
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")  # as torch ends it
 
     monkeypatch.setattr(cuda_graph, "Recording", Refused)
     config, said = replace(tiny_config, train=replace(tiny_config.train, evaluate_every=0)), StringIO()
     train(config, tmp_path / "without", console=Console(file=StringIO()))
-    monkeypatch.setattr(cuda_graph, "can_record", lambda _: True)
+    monkeypatch.setattr(cuda_graph, "obstacle", lambda _: "")
     train(config, tmp_path / "refused", console=Console(file=said, width=400))
     assert said.getvalue().count("cannot be recorded as a CUDA graph here (operation not permitted") == 1
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("without", "refused")]
     assert weights[0] == weights[1]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that records graphs")
+def test_a_refused_recording_after_which_nothing_can_be_drawn_ends_the_run(run, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("refused")
+
+    rand = torch.rand
+
+    def draw(*size, **how):
+        if "device" in how:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+        return rand(*size, **how)
+
+    monkeypatch.setattr(cuda_graph, "obstacle", lambda _: "")
+    monkeypatch.setattr(cuda_graph, "Recording", refuse)
+    recorded(run)
+    batches = iter(batches_from(0, run))
+    for _ in range(WARM_UP):
+        optimizer_step(run, batches)
+    monkeypatch.setattr(torch, "rand", draw)
+    with pytest.raises(MistakeError, match=r"here \(refused\); give --train.cuda_graph false"):
+        optimizer_step(run, batches)
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that records graphs")
+
+
+@needs_gpu
+def test_a_run_that_is_recorded_has_the_losses_of_one_that_is_not(tiny_config, tmp_path):
+    """With random draws, evaluations, and steps that measure gradients in between."""
+    found = []
+    for graph in (False, True):
+        options = {"iterations": 8, "evaluate_every": 3, "gradients_every": 5, "lr": 1e-4, "cuda_graph": graph}
+        model = {"backbone": "convnext_atto", "drop_path": 0.3}
+        config = replace(tiny_config, model=model, train=replace(tiny_config.train, **options))
+        train(config, tmp_path / str(graph))
+        lines = (tmp_path / str(graph) / "metrics.jsonl").read_text().splitlines()
+        found.append(torch.tensor([line["loss"] for line in map(json.loads, lines) if "loss" in line]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=0)
+
+
+@needs_gpu
 def test_a_replay_gives_the_losses_and_the_gradients_of_the_passes_themselves(run):
     run.model.train()
     said = StringIO()

@@ -25,6 +25,8 @@ class StudyProgress:
     finished runs of its variant, or of all finished runs where its variant has none; evaluations included.
     """
 
+    only_reads = True
+
     def __init__(self, runs: Sequence[StudyRun], finished: Sequence[StudyRun], console: Console):
         self.console, self.waiting = console, [run for run in runs if run not in finished]
         self.num_runs, self.num_ended = len(runs), len(finished)

@@ -29,7 +29,7 @@ FAILURES = (
 """What a run may end with while the others go on."""
 FINISHED, STARTED, NEW = "finished", "started", "new"
 NO_MATTER = ("data.num_workers", "data.in_memory", "train.cuda_graph")
-"""Settings on which no result depends."""
+"""Settings on which no result depends, but for rounding on a GPU."""
 
 
 def state_of(run: StudyRun) -> str:

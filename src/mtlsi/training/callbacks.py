@@ -23,6 +23,10 @@ class Callbacks:
     - ``on_evaluation(step, scores, run)``: after each evaluation. ``scores``: ``{task: {figure: value}}``.
     - ``on_save(step, folder, run)``: when the state and the model are whole in the run folder ``folder``.
 
+    With an attribute ``only_reads`` that is true a callback says that it changes nothing of the run. Where all do, a GPU
+    replays a recording of the step (``train.cuda_graph``), which would not follow such a change. A recorded step writes its
+    gradients where the one before had them: clone one that you keep.
+
     ``step`` counts finished optimizer steps. ``run`` is the ``TrainingRun``: network, optimizer, data, configuration.
     All processes of a distributed run call them; ``run.accelerator.is_main_process`` is true in one of them.
     Raises ``MistakeError`` for an object that has none of the methods.
@@ -33,6 +37,7 @@ class Callbacks:
         for callback in self.callbacks:
             if not any(hasattr(callback, name) for name in METHODS):
                 raise MistakeError(f"callback {callback!r} has no method that is called; expected {', '.join(METHODS)}")
+        self.only_read = all(getattr(callback, "only_reads", False) for callback in self.callbacks)
 
     def on_step(self, step: int, losses: dict[str, Tensor], run: TrainingRun) -> None:
         """After an optimizer step."""

@@ -1,20 +1,20 @@
 """A run's forward and backward pass recorded on a GPU as one CUDA graph: thousands of small kernels start at one call.
 
 A step of a small network is some thousands of kernels of a few microseconds. Python takes longer to start each of them
-than the GPU to run it; a graph starts them all by itself, in the same order and with the same results.
+than the GPU to run it; a graph starts them all by itself, the same operations in the same order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from mtlsi import processes
-from mtlsi.errors import message_of
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.training.passes import forward_backward
 from mtlsi.training.shared_maps import TaskGradients
@@ -29,58 +29,47 @@ OURS = ("mtlsi", "timm", "torch")
 """Packages whose modules compute the same in every step."""
 
 
-def can_record(run: TrainingRun) -> bool:
-    """Whether a recording of one step's passes stands for later ones.
+def obstacle(run: TrainingRun) -> str:
+    """Why a recording of one step's passes would not stand for every later one's; empty where it does.
 
-    It repeats what the GPU did and runs no Python again: modules and criteria of a person's own, which may do another thing
-    each time, are not recorded. Nor are passes that meet other processes, add up or go by task.
+    It repeats what the GPU did and runs no Python again: code of a person's own, which may do another thing each time, is
+    not recorded. Nor are passes that meet other processes, add up or go by task.
     """
-    options, criterion = run.config.train, run.criterion
-    is_alone = run.accelerator.device.type == "cuda" and processes.number() == 1 and options.accumulate == 1
-    is_ours = type(criterion) is MultiTaskLoss and all(
-        type(module).__module__.partition(".")[0] in OURS for module in run.network.modules()
-    )
-    return options.cuda_graph and is_alone and is_ours and run.balance is None and not options.recompute
+    options = run.config.train
+    modules = list(run.network.modules())
+    own = [type(module) for module in modules if type(module).__module__.partition(".")[0] not in OURS]
+    found = {
+        "train.cuda_graph is off": not options.cuda_graph,
+        f"{run.accelerator.device} is no CUDA device": run.accelerator.device.type != "cuda",
+        "several processes meet in it": processes.number() > 1,
+        "train.accumulate adds up": options.accumulate > 1,
+        "train.recompute": options.recompute,
+        f"train.balance {options.balance} goes by task": run.balance is not None,
+        "the criterion is one of your own": type(run.criterion) is not MultiTaskLoss,
+        f"{own[0].__name__ if own else ''} is a module of your own": bool(own),
+        "a module has hooks": any(module._forward_hooks or module._forward_pre_hooks for module in modules),
+    }
+    return next((reason for reason, holds in found.items() if holds), "")
 
 
-class State:
-    """What a callback may change of a run and a recording holds as it was.
-
-    Where weights lie and which of them are trained, which modules are in training mode, and the losses' weights.
-    """
-
-    def __init__(self, run: TrainingRun):
-        assert isinstance(run.criterion, MultiTaskLoss)
-        self.parameters, self.modules = (
-            list(run.network.parameters()),
-            list(run.network.modules()),
-        )  # walking takes time
-        self.criterion = run.criterion
-        self.recorded = self._now()
-
-    def is_as_recorded(self) -> bool:
-        """Whether nothing has changed since this was made."""
-        return self._now() == self.recorded
-
-    def _now(self) -> tuple[Any, ...]:
-        return (
-            [(parameter.data_ptr(), parameter.requires_grad) for parameter in self.parameters],
-            [module.training for module in self.modules],
-            dict(self.criterion.weights),
-            self.criterion.coarse_weight,
-        )
+def notes_on_recording(run: TrainingRun, reason: str) -> tuple[str, ...]:
+    """What a person with a GPU is told whose step is not recorded for ``reason``, such as ``obstacle``."""
+    if not reason or run.accelerator.device.type != "cuda" or not run.config.train.cuda_graph:
+        return ()
+    return (f"train.cuda_graph: the step is not recorded, which costs a small network most of its time: {reason}",)
 
 
 class RecordedPasses:
     """Called as ``forward_backward``, which it calls ``WARM_UP`` times, records once, and replays from then on.
 
-    A batch of other sizes, and a step that measures the tasks' gradients, go as without. Where a callback changed the run,
-    it begins anew. Where the device or a library refuses the recording, a note says so and the run goes on without.
+    A batch of other sizes, and a step that measures the tasks' gradients, go as without. Where the device or a library
+    refuses the recording, a note says so and the run goes on without; where CUDA is no longer fit for that, a
+    ``MistakeError`` ends it.
     """
 
     def __init__(self, run: TrainingRun, console: Console):
         self.console = console
-        self.records = can_record(run)
+        self.records = not obstacle(run)
         self.num_passes = 0
         self.recording: Recording | None = None
 
@@ -89,8 +78,6 @@ class RecordedPasses:
     ) -> dict[str, Tensor]:
         if not self.records or gradients is not None:
             return forward_backward(run, batch, whole, gradients)
-        if self.recording is not None and not self.recording.state.is_as_recorded():
-            self.recording, self.num_passes = None, 0
         if self.recording is None:
             self.num_passes += 1
             if self.num_passes > WARM_UP:
@@ -105,13 +92,14 @@ class RecordedPasses:
             self.recording = Recording(run, batch, whole)
         except RuntimeError as error:  # CUDA's own errors are RuntimeErrors of several names
             self.records = False
+            # what ends a refused recording is an error of its own; the first one says what was refused
+            told = f"the step cannot be recorded as a CUDA graph here ({message_of(error.__context__ or error, 200)})"
             run.optimizer.zero_grad(set_to_none=True)
-            self.console.print(
-                f"the step cannot be recorded as a CUDA graph here ({message_of(error, 200)}); training goes on without",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            try:
+                torch.rand((), device=run.accelerator.device)  # some versions of torch draw no more after that
+            except RuntimeError as after:
+                raise MistakeError(f"{told}; give --train.cuda_graph false") from after
+            self.console.print(f"{told}; training goes on without", markup=False, highlight=False, soft_wrap=True)
 
 
 class Recording:
@@ -119,14 +107,17 @@ class Recording:
 
     def __init__(self, run: TrainingRun, batch: Mapping[str, Tensor], whole: WholeBatch):
         """Nothing is computed yet. Raises ``RuntimeError`` where a kernel cannot be recorded."""
-        self.state = State(run)
         self.inputs = {name: x.clone() for name, x in batch.items()}
         self.graph = torch.cuda.CUDAGraph()
         run.optimizer.zero_grad(set_to_none=True)  # so that a replay writes the gradients and does not add to them
-        # thread_local: the loader's thread goes on pinning memory meanwhile, which a recording otherwise forbids
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            losses = forward_backward(run, self.inputs, whole, None)
-            self.values = torch.stack([value.float() for value in losses.values()])
+        stream = torch.cuda.current_stream()
+        try:
+            # thread_local: the loader's thread goes on pinning memory meanwhile, which a recording otherwise forbids
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                losses = forward_backward(run, self.inputs, whole, None)
+                self.values = torch.stack([value.float() for value in losses.values()])
+        finally:
+            torch.cuda.set_stream(stream)  # which a refused recording does not
         self.names = tuple(losses)
         self.gradients = gradients_of(run.network)
 

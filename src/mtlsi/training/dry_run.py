@@ -26,7 +26,7 @@ from mtlsi.model.freezing import parts_of
 from mtlsi.model.inherit import describe
 from mtlsi.plugins import import_plugins
 from mtlsi.timing import synchronise
-from mtlsi.training.cuda_graph import WARM_UP, can_record
+from mtlsi.training.cuda_graph import WARM_UP, obstacle
 from mtlsi.training.loop import batches_from, optimizer_step
 from mtlsi.training.setup import TrainingRun, assemble, check_tracker, settle
 from mtlsi.training.validation import measure
@@ -60,7 +60,7 @@ class Costs:
 def dry_run(config: RunConfig, out: Path | None = None, *, console: Console | None = None) -> Costs:
     """Say what ``config`` trains, on what, and what that costs here in memory and time. Writes nothing.
 
-    Takes up to a dozen steps on the run's own images, and evaluates a few. ``out``: the run folder that is meant. Derived
+    Takes a few steps on the run's own images, and evaluates a few. ``out``: the run folder that is meant. Derived
     labels are kept in the cache, as in training. Raises ``MistakeError`` for whatever ``train`` would refuse.
     """
     console = console or Console()
@@ -142,7 +142,7 @@ def measured(run: TrainingRun) -> Costs:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     idle = 1 + 2 * run.config.data.num_workers  # the loader has prepared two batches per worker by the first step's end
-    if can_record(run):
+    if not obstacle(run):
         idle = max(idle, WARM_UP + 1)  # the steps before the first that is replayed, and the one that is recorded
     taken: list[float] = []
     batches = iter(batches_from(0, run))

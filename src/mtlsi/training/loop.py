@@ -32,10 +32,11 @@ from mtlsi.plugins import import_plugins
 from mtlsi.training import run_state, sharding
 from mtlsi.training.callbacks import Callbacks
 from mtlsi.training.changes import changed
+from mtlsi.training.cuda_graph import notes_on_recording, obstacle
 from mtlsi.training.faults import told_plainly
 from mtlsi.training.log import Log, Step
 from mtlsi.training.not_finite import Watch, all_finite
-from mtlsi.training.passes import losses_again
+from mtlsi.training.passes import forward_backward, losses_again
 from mtlsi.training.setup import TrainingRun, Transform, assemble, learning_rate_factor, settle
 from mtlsi.training.shared_maps import TaskGradients
 from mtlsi.training.stopping import StopRequest
@@ -91,6 +92,9 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
     """``train``, once all of ``run`` is there: the steps that are left, and what follows the last one."""
     out, options, position = run.out, run.config.train, run.position
     renewed = renew_model(run) if position.step else []
+    if not (told.only_read or obstacle(run)):
+        run.passes, reason = forward_backward, "a callback may change the run; one that does not says so by only_reads"
+        run.notes = (*run.notes, *notes_on_recording(run, reason))
     if run.accelerator.is_main_process:
         introduce(run.train_set, console)
         if run.taken_over:

@@ -43,7 +43,7 @@ from mtlsi.training.balance.base import Balance
 from mtlsi.training.balance.build import build_balance
 from mtlsi.training.best import Best
 from mtlsi.training.class_weights import weights_for
-from mtlsi.training.cuda_graph import RecordedPasses
+from mtlsi.training.cuda_graph import RecordedPasses, notes_on_recording, obstacle
 from mtlsi.training.faults import alone_in
 from mtlsi.training.passes import forward_backward
 from mtlsi.training.same_settings import differing, flat, told
@@ -210,7 +210,11 @@ def assemble(
         run_state.load(run, checkpoint)
         go_on_from(position.step, optimizer, scheduler, options)
     if accelerator.is_main_process:
-        run.notes = (*notes, *run_folder.forget_metrics_after(out, position.step))
+        run.notes = (
+            *notes,
+            *run_folder.forget_metrics_after(out, position.step),
+            *notes_on_recording(run, obstacle(run)),
+        )
         run_folder.save_config(config, out)
         if weights:
             class_weights.save(weights, train_set.classes, out)
