@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from mtlsi.data.readers.nyud_any import open_nyud
 from mtlsi.data.readers.pascal import PASCALContext
 from mtlsi.data.readers.prepared import INDEX, Prepared
 from mtlsi.data.scenes.dataset import Scenes
-from mtlsi.data.transforms import Sample
+from mtlsi.data.transforms import Sample, scales
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
 from mtlsi.kinds.colouring import Colour
@@ -70,6 +71,8 @@ SIGNS: dict[str, tuple[str, ...]] = {
 }
 """Files or folders, by reader, any of which tells that a folder is of its layout; ``*`` stands for any name."""
 BUILT_IN = ("scenes", *READERS)
+MOST_ENLARGED = 1.3
+"""How far stored images may be enlarged for a training: then depth comes out 2 % too far, at 1.8 times 4 to 9 %."""
 
 
 def register_dataset(name: str, reader: Callable[..., FileDataset], *, signs: Sequence[str] = ()) -> None:
@@ -153,6 +156,28 @@ def spread(num_images: int, length: int) -> list[int]:
     """Indices of ``num_images`` (0: all) spread evenly over ``length``: neighbours in a data set show the same room."""
     count = min(num_images or length, length)
     return [i * length // count for i in range(count)]
+
+
+def note_on_blur(dataset: LabelledImages, config: DataConfig) -> tuple[str, ...]:
+    """What a person should know of a training whose zoom enlarges the stored images of ``dataset``; () where it does not.
+
+    What is enlarged is blurred, so that a network learns to read the zoom, by which depth is divided, from the blur. Whole
+    images at zoom 1 are as sharp as those of any smaller zoom, and are taken for the mean of these: too far away. Measured
+    in docs/results.md, "Blur tells the zoom". Nothing is said of generated rooms, whose size nobody chooses.
+    """
+    if config.name == "scenes" or all(kinds.of(task).zoom(torch.ones(()), 2.0) == 1 for task in dataset.tasks):
+        return ()
+    height, width = dataset[0]["image"].shape[-2:]
+    shown = config.image_hw or (height, width)
+    enlarged = min(scales((height, width), shown, config.resize))
+    least, most = (zoom * enlarged for zoom in config.zoom)
+    if not (least < 1 and most > MOST_ENLARGED):
+        return ()
+    return (
+        f"data.zoom enlarges the stored images of {height}x{width} up to {most:.3g} times: their blur tells the zoom, and "
+        f"depth comes out too far; give images of {math.ceil(height * most)}x{math.ceil(width * most)} with --data.image_hw "
+        f"'[{shown[0]}, {shown[1]}]', or a zoom that does not enlarge",
+    )
 
 
 def colours_of(dataset: LabelledImages) -> dict[str, Sequence[Colour]]:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mtlsi import run_folder
 from mtlsi.config import DataConfig
-from mtlsi.data.datasets import LabelledImages, open_dataset
+from mtlsi.data.datasets import LabelledImages, note_on_blur, open_dataset
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.evaluation.evaluate import shared_tasks
 from mtlsi.evaluation.report import introduce
@@ -83,6 +83,8 @@ def _open(
     if key not in opened:
         opened[key] = open_dataset(data, "train"), open_dataset(data, "val")
         introduce(opened[key][0], console)
+        for note in note_on_blur(opened[key][0], data):
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
     return opened[key]
 
 

@@ -20,7 +20,7 @@ from torchmetrics import Metric
 
 from mtlsi import kinds, processes, run_folder
 from mtlsi.config import RunConfig, TrainConfig
-from mtlsi.data.datasets import LabelledImages, camera_of, colours_of, constant_predictions, open_dataset
+from mtlsi.data.datasets import LabelledImages, camera_of, colours_of, constant_predictions, note_on_blur, open_dataset
 from mtlsi.data.transforms import Sample
 from mtlsi.device import choose_precision
 from mtlsi.errors import MistakeError
@@ -210,11 +210,9 @@ def assemble(
         run_state.load(run, checkpoint)
         go_on_from(position.step, optimizer, scheduler, options)
     if accelerator.is_main_process:
-        run.notes = (
-            *notes,
-            *run_folder.forget_metrics_after(out, position.step),
-            *notes_on_recording(run, obstacle(run)),
-        )
+        blur = note_on_blur(train_set, config.data) if train_transform is None else ()
+        cut, recording = run_folder.forget_metrics_after(out, position.step), notes_on_recording(run, obstacle(run))
+        run.notes = (*notes, *cut, *blur, *recording)
         run_folder.save_config(config, out)
         if weights:
             class_weights.save(weights, train_set.classes, out)
