@@ -49,9 +49,7 @@ def main() -> None:
         for turn in range(TURNS + 1):
             for name, (batches, passes) in ways.items():
                 run.passes = passes
-                for _ in range(
-                    2 * config.data.num_workers if batches is loaded else 1
-                ):  # what is prefetched is no rate
+                for _ in range(2 * config.data.num_workers + 1):  # what has been prefetched tells no rate
                     optimizer_step(run, batches)
                 start = time.perf_counter()
                 for _ in range(STEPS):
