@@ -34,7 +34,7 @@ def test_citation_names_the_version_of_the_package():
 
 @pytest.mark.parametrize(
     ("script", "options", "width_over_height"),
-    [("draw_network", [], 13 / 3.3), ("draw_teaser", ["--scenes", "3"], 4.9)],
+    [("draw_network", [], 13 / 3.3), pytest.param("draw_teaser", ["--scenes", "3"], 4.9, marks=pytest.mark.slow)],
 )
 def test_figures_can_be_drawn_again(script, options, width_over_height, tmp_path):
     command = [sys.executable, str(ROOT / "docs" / f"{script}.py"), "--out", str(tmp_path / "figure.png"), *options]

@@ -154,6 +154,7 @@ mtlsi.register_decoder("one_convolution_of_a_plugin", OneConvolution)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_rates")
 def test_a_decoder_of_a_plugin_is_benchmarked_also_in_a_process_of_its_own(tmp_path, capsys):
     plugin, out = tmp_path / "plugin_decoder.py", tmp_path / "report.json"

@@ -14,6 +14,7 @@ from mtlsi.options.using import ExportOptions
 from mtlsi.prediction.graph import GraphPredictor
 
 
+@pytest.mark.slow
 def test_half_precision_of_some_tasks_at_the_networks_own_size(tmp_path):
     """A network without interaction on timm's smallest backbone, which is traced in seconds."""
     torch.manual_seed(0)

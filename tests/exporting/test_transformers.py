@@ -87,7 +87,7 @@ def test_rotary_embeddings_are_timms(norm, indexing):
     ("backbone", "tasks"),
     [
         pytest.param("swin_of_five_blocks", "semseg,depth", marks=pytest.mark.slow),
-        ("vit_of_four_blocks", "normals"),
+        pytest.param("vit_of_four_blocks", "normals", marks=pytest.mark.slow),
         pytest.param("vit_of_four_turned_blocks", "normals,boundary", marks=pytest.mark.slow),
     ],
 )

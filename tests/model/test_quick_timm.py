@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys, torch
 from mtlsi.model.network import MTLSINet
@@ -39,9 +41,11 @@ def said(program: str) -> list[str]:
     ).stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_a_network_is_built_without_the_compiler_and_torchvision_finds_it_later():
     assert said(PROGRAM) == ["1.0", "True True"]
 
 
+@pytest.mark.slow
 def test_the_stand_in_steps_aside_for_what_it_does_not_know():
     assert said(OTHER) == ["8 12 True", "torch._dynamo.config False", "False 8 12"]

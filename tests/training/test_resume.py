@@ -101,6 +101,7 @@ def test_all_of_the_state_is_that_of_an_unbroken_run(settings, three_steps, tmp_
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_another_number_of_loader_processes_gives_the_same_weights(three_steps, cut, whole):
     save_config(replace(load_config(cut), data=replace(three_steps.data, num_workers=2)), cut)
     resume(cut, console=quiet())

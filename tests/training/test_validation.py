@@ -118,6 +118,7 @@ def test_the_best_model_is_kept_beside_the_last_one_with_the_scores_it_has(patie
     assert json.loads((out / "scores.json").read_text())["images"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_its_patience_does_and_says_why(config, patient, tmp_path, monkeypatch):
     with_scores(monkeypatch, RMSE)
     out, said = tmp_path / "run", StringIO()
@@ -139,7 +140,10 @@ def test_a_run_ends_when_its_patience_does_and_says_why(config, patient, tmp_pat
     assert json.loads((out / "best" / "scores.json").read_text())["step"] == 10
 
 
-@pytest.mark.parametrize("moment", ["step 5", "measure 4", "keep 4", "measure 8", "final"])
+@pytest.mark.parametrize(
+    "moment",
+    ["step 5", *(pytest.param(x, marks=pytest.mark.slow) for x in ("measure 4", "keep 4", "measure 8", "final"))],
+)
 def test_a_run_cut_anywhere_ends_as_the_unbroken_one(config, unbroken, tmp_path, monkeypatch, moment):
     """The counters follow from the metrics, the model to keep from the saved state."""
     whole, out = unbroken, tmp_path / "run"
@@ -174,6 +178,7 @@ def test_a_run_cut_anywhere_ends_as_the_unbroken_one(config, unbroken, tmp_path,
     assert same(out, whole)
 
 
+@pytest.mark.slow
 def test_the_curves_are_drawn_at_every_evaluation_with_the_best_step_so_far(config, tmp_path, monkeypatch):
     drawn = with_scores(monkeypatch, RMSE)
     train(config, tmp_path / "run", console=quiet())

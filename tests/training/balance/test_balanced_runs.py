@@ -54,7 +54,9 @@ class Stop:
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("name", ["uncertainty", "dwa", "famo", "nash_mtl"])
+@pytest.mark.parametrize(
+    "name", ["famo", *(pytest.param(x, marks=pytest.mark.slow) for x in ("uncertainty", "dwa", "nash_mtl"))]
+)
 def test_a_run_that_was_cut_ends_as_an_unbroken_one(name, three_steps, tmp_path):
     if name == "nash_mtl":
         pytest.importorskip("ecos", reason="pip install 'mtlsi[balance]'")
