@@ -58,6 +58,7 @@ def test_demo_compares_three_models_and_writes_what_it_promises(tmp_path, monkey
         demo.run_demo(tmp_path / "out", iterations=2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_the_packaged_models_come_first_and_nothing_need_be_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "NUM_ROOMS", 2)

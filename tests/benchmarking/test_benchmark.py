@@ -99,6 +99,7 @@ def test_growth_is_told_from_the_smallest_size(finished):
         assert scaling[f"{name}_fit"]["exponent"] == pytest.approx(doublings)
 
 
+@pytest.mark.slow
 def test_memory_holds_at_least_the_predictions():
     found = measured(create_model("tiny")).memory_mb((192, 256))
     if found is None:

@@ -147,6 +147,7 @@ def test_the_command_takes_tasks_and_a_protocol(nyud_root, tmp_path):
         diagnose_from_command(replace(options, size_hw=(64, 64)))
 
 
+@pytest.mark.slow
 def test_the_command_tells_and_writes_everything(tiny_run, tmp_path):
     said, files = StringIO(), [tmp_path / "parts.json", tmp_path / "scores.json"]
     asked = {"data": "scenes", "limit": 2, "boundary_protocol": "seism", "count_unknown_boundaries": True}

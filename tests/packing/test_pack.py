@@ -68,6 +68,7 @@ def test_the_packed_folder_is_the_model_and_its_card_has_the_scores_of_its_own_c
         assert min(picture.size) > 500
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_the_card_says_what_a_run_started_from_and_what_was_frozen(tiny_run, two_steps, tmp_path):
     from mtlsi.training.loop import train
@@ -153,6 +154,7 @@ def mean_angle(card: str) -> float:
     return float(found[1])
 
 
+@pytest.mark.slow
 def test_a_card_of_some_tasks_gives_the_command_that_measures_them_and_how_images_are_shown(nyud_root, tmp_path):
     from mtlsi.training.loop import train
 

@@ -186,6 +186,7 @@ def test_a_run_killed_at_the_worst_moment_ends_with_the_very_weights_of_an_unbro
     assert json.loads((out / "scores.json").read_text()) == json.loads((tiny_run.out / "scores.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_stopped_between_checkpoints_goes_on_from_the_last_one(tiny_run, tmp_path, monkeypatch):
     def stop(run, batches):
         if run.position.step == 5:
