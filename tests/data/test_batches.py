@@ -11,6 +11,7 @@ from mtlsi.config import DataConfig
 from mtlsi.data.batches import Collate, TrainingImages, evaluation_batches, training_batches
 from mtlsi.data.datasets import constant_predictions, open_dataset
 from mtlsi.data.sampling import RunSampler
+from mtlsi.data.scenes.dataset import Scenes, render_scene
 from mtlsi.data.transforms import TrainTransform
 from mtlsi.errors import MistakeError
 from mtlsi.tasks import TASKS
@@ -93,6 +94,65 @@ def test_images_kept_in_memory_are_read_once_and_are_the_same():
         sample, expected = kept[position, position % 3], read[position, position % 3]
         assert all(torch.equal(sample[name], expected[name]) for name in expected), position
     assert dataset.reads == [1, 1, 1, 0]
+
+
+class Zoomable(Counting):
+    """Its samples at any zoom, and which zooms it was asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.zooms: list[tuple[int, float]] = []
+
+    def at_zoom(self, index, zoom):
+        self.zooms.append((index, zoom))
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("zoom", [0.8, 1.3])
+def test_a_room_is_rendered_at_the_size_of_its_zoom(zoom):
+    # Not resized: what is enlarged is blurred, and the blur would tell the zoom, by which depth is divided.
+    images = TrainingImages(Scenes(3, size_hw=(32, 48)), TrainTransform((32, 32), (32, 48), (zoom, zoom)), seed=0)
+    for index in range(3):
+        depth = torch.from_numpy(render_scene(index, size_hw=(round(32 * zoom), round(48 * zoom)))["depth"])
+        height, width = min(depth.shape[0], 32), 32
+        top = (32 - height) // 2
+        seen = images[index, index]["depth"][top : top + height] * zoom
+        windows = depth.unfold(0, height, 1).unfold(1, width, 1).flatten(0, 1)
+        found = [window for window in (*windows, *windows.flip(-1)) if torch.allclose(window, seen)]
+        assert len(found) == 1, index
+
+
+def test_an_image_at_any_zoom_is_asked_for_at_the_zoom_that_is_drawn():
+    dataset, drawn = Zoomable(), TrainTransform((16, 16), zoom=(0.5, 2.0))
+    images = TrainingImages(dataset, drawn, seed=0)
+    samples = [images[position, 1] for position in range(8)]
+    zooms = [zoom for _, zoom in dataset.zooms]
+    assert all(0.5 <= zoom <= 2 for zoom in zooms)
+    assert len(set(zooms)) == 8
+    for sample, zoom in zip(samples, zooms, strict=True):
+        assert torch.allclose(sample["depth"], torch.tensor(2 / zoom))  # the second image lies at 2 m
+    assert dataset.reads == [0, 8, 0, 0]
+
+
+def test_in_memory_an_image_keeps_its_zoom():
+    dataset = Zoomable()
+    kept = TrainingImages(dataset, TrainTransform((16, 16)), seed=0, in_memory=True)
+    first = [kept[position, position % 4] for position in range(12)]
+    zooms = dict(dataset.zooms)
+    assert len(dataset.zooms) == len(set(zooms.values())) == 4
+    for position, sample in enumerate(first):
+        index = position % 4
+        assert torch.allclose(sample["depth"], torch.tensor((index + 1) / zooms[index]))
+    assert not torch.equal(first[0]["image"], first[4]["image"])  # another crop
+    resumed = TrainingImages(Zoomable(), TrainTransform((16, 16)), seed=0, in_memory=True)
+    assert torch.equal(resumed[9, 1]["image"], first[9]["image"])  # whatever was read before
+
+
+def test_a_transform_of_ones_own_gets_the_image_as_it_is():
+    dataset = Zoomable()
+    sample = TrainingImages(dataset, lambda sample, _: sample, seed=0)[0, 2]
+    assert torch.equal(sample["image"], dataset[2]["image"])
+    assert dataset.zooms == []
 
 
 def test_a_loader_process_gives_the_same_batches_as_none():

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mtlsi import kinds
 from mtlsi.config import DataConfig
-from mtlsi.data.datasets import LabelledImages
+from mtlsi.data.datasets import LabelledImages, ZoomableImages
 from mtlsi.data.sampling import RunSampler, mix_seeds
 from mtlsi.data.transforms import EvaluationTransform, Sample, TrainTransform
 from mtlsi.errors import MistakeError
@@ -22,7 +22,11 @@ from mtlsi.tasks import own_records, register_records
 
 
 class TrainingImages(Dataset):
-    """Augmented samples by (position in the run, index in the data set)."""
+    """Augmented samples by (position in the run, index in the data set).
+
+    A data set that shows an image at any zoom (``ZoomableImages``) is asked for the zoom that the field's augmentation
+    draws, once and for all where its samples are kept ``in_memory``; one of stored images has them resized.
+    """
 
     def __init__(
         self, dataset: LabelledImages, transform: Callable[..., Sample], seed: int, *, in_memory: bool = False
@@ -35,14 +39,20 @@ class TrainingImages(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         position, index = key
-        generator = torch.Generator().manual_seed(mix_seeds(self.seed, 1, position))
-        return self.transform(self._read(index), generator)
+        generator = self._generator(1, position)
+        if not (isinstance(self.transform, TrainTransform) and isinstance(self.dataset, ZoomableImages)):
+            return self.transform(self._read(index, self.dataset.__getitem__), generator)
+        zoom = self.transform.draw_zoom(generator if self.kept is None else self._generator(2, index))
+        return self.transform(self._read(index, partial(self.dataset.at_zoom, zoom=zoom)), generator, zoom)
 
-    def _read(self, index: int) -> Sample:
+    def _generator(self, *numbers: int) -> torch.Generator:
+        return torch.Generator().manual_seed(mix_seeds(self.seed, *numbers))
+
+    def _read(self, index: int, read: Callable[[int], Sample]) -> Sample:
         if self.kept is None:
-            return self.dataset[index]
+            return read(index)
         if index not in self.kept:
-            self.kept[index] = self.dataset[index]
+            self.kept[index] = read(index)
         return self.kept[index]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,6 +45,15 @@ class LabelledImages(Protocol):
     def __getitem__(self, index: int, /) -> Sample: ...
 
     def name(self, index: int, /) -> str: ...
+
+
+@runtime_checkable
+class ZoomableImages(Protocol):
+    """A data set that need not enlarge what is stored, since it shows a whole image as sharp at any zoom."""
+
+    def at_zoom(self, index: int, zoom: float) -> Sample:
+        """The sample with ``zoom`` times the height and width that it has in training at zoom 1; depth as it is."""
+        ...
 
 
 READERS: dict[str, Callable[..., FileDataset]] = {
@@ -163,9 +172,11 @@ def note_on_blur(dataset: LabelledImages, config: DataConfig) -> tuple[str, ...]
 
     What is enlarged is blurred, so that a network learns to read the zoom, by which depth is divided, from the blur. Whole
     images at zoom 1 are as sharp as those of any smaller zoom, and are taken for the mean of these: too far away. Measured
-    in docs/results.md, "Blur tells the zoom". Nothing is said of generated rooms, whose size nobody chooses.
+    in docs/results.md, "Blur tells the zoom".
     """
-    if config.name == "scenes" or all(kinds.of(task).zoom(torch.ones(()), 2.0) == 1 for task in dataset.tasks):
+    if isinstance(dataset, ZoomableImages) or all(
+        kinds.of(task).zoom(torch.ones(()), 2.0) == 1 for task in dataset.tasks
+    ):
         return ()
     height, width = dataset[0]["image"].shape[-2:]
     shown = config.image_hw or (height, width)

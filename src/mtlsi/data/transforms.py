@@ -39,10 +39,12 @@ class TrainTransform:
     class_limit: float = 0.75
     resize: str = "stretch"
 
-    def __call__(self, sample: Sample, generator: Generator) -> Sample:
-        zoom = _uniform(generator, *self.zoom)
-        h, w = sample["image"].shape[-2:]
-        scale_y, scale_x = (zoom * scale for scale in scales((h, w), self.image_hw, self.resize))
+    def __call__(self, sample: Sample, generator: Generator, zoom: float | None = None) -> Sample:
+        """``zoom``: that to whose size the whole image has been brought already; None: one is drawn, and it is resized."""
+        (h, w), (scale_y, scale_x) = sample["image"].shape[-2:], (1.0, 1.0)
+        if zoom is None:
+            zoom = self.draw_zoom(generator)
+            scale_y, scale_x = (zoom * scale for scale in scales((h, w), self.image_hw, self.resize))
         size = (_side(h * scale_y, self.size_hw[0]), _side(w * scale_x, self.size_hw[1]))
         box = self._choose_box(sample, (_side(size[0] / scale_y, h), _side(size[1] / scale_x, w)), generator)
         sample = resize(cut(sample, box), size, zoom=zoom)
@@ -50,6 +52,10 @@ class TrainTransform:
             sample = flip(sample)
         image = distort_colours(sample["image"].float() / 255, generator)
         return pad_centred(sample | {"image": normalise(image)}, self.size_hw)
+
+    def draw_zoom(self, generator: Generator) -> float:
+        """A zoom from the range, each as likely."""
+        return _uniform(generator, *self.zoom)
 
     def _choose_box(self, sample: Sample, size_hw: tuple[int, int], generator: Generator) -> Box:
         """A random place for a box of ``size_hw``, not too full of one class where there is a choice."""

@@ -269,6 +269,17 @@ def test_data_set_gives_tensors(label_set):
             data[outside]
 
 
+def test_an_item_is_rendered_at_any_zoom():
+    data = Scenes(2, seed=1, size_hw=(40, 60), tasks=("depth",))
+    arrays = render_scene(1, seed=1, size_hw=(50, 75))
+    larger = data.at_zoom(1, 1.25)
+    assert set(larger) == {"image", "depth"}
+    assert np.array_equal(larger["image"].numpy(), arrays["image"].transpose(2, 0, 1))
+    assert np.array_equal(larger["depth"].numpy(), arrays["depth"])  # the room's own
+    assert data.camera == Scenes(2, size_hw=(40, 60)).camera
+    assert data.at_zoom(0, 0.51)["depth"].shape == (20, 31)
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

@@ -216,7 +216,12 @@ class Scenes(torch.utils.data.Dataset):
         return self.first_index + index
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        arrays = render_scene(self._number(index), seed=self.seed, size_hw=self.size_hw, label_set=self.label_set)
+        return self.at_zoom(index, 1.0)
+
+    def at_zoom(self, index: int, zoom: float) -> dict[str, torch.Tensor]:
+        """The item rendered at ``zoom`` times the height and width, in whole pixels: as sharp as it is at zoom 1."""
+        size_hw = round(self.size_hw[0] * zoom), round(self.size_hw[1] * zoom)
+        arrays = render_scene(self._number(index), seed=self.seed, size_hw=size_hw, label_set=self.label_set)
         sample = {name: torch.from_numpy(arrays[name]) for name in ("image", *self.tasks)}
         sample["image"] = sample["image"].permute(2, 0, 1).contiguous()
         return sample
