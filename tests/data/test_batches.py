@@ -122,30 +122,27 @@ def test_a_room_is_rendered_at_the_size_of_its_zoom(zoom):
         assert len(found) == 1, index
 
 
-def test_an_image_at_any_zoom_is_asked_for_at_the_zoom_that_is_drawn():
-    dataset, drawn = Zoomable(), TrainTransform((16, 16), zoom=(0.5, 2.0))
-    images = TrainingImages(dataset, drawn, seed=0)
-    samples = [images[position, 1] for position in range(8)]
-    zooms = [zoom for _, zoom in dataset.zooms]
-    assert all(0.5 <= zoom <= 2 for zoom in zooms)
-    assert len(set(zooms)) == 8
-    for sample, zoom in zip(samples, zooms, strict=True):
-        assert torch.allclose(sample["depth"], torch.tensor(2 / zoom))  # the second image lies at 2 m
-    assert dataset.reads == [0, 8, 0, 0]
-
-
-def test_in_memory_an_image_keeps_its_zoom():
-    dataset = Zoomable()
-    kept = TrainingImages(dataset, TrainTransform((16, 16)), seed=0, in_memory=True)
-    first = [kept[position, position % 4] for position in range(12)]
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_an_image_at_any_zoom_is_asked_for_at_one(in_memory):
+    dataset, transform = Zoomable(), TrainTransform((16, 16), zoom=(0.5, 2.0))
+    images = TrainingImages(dataset, transform, seed=0, in_memory=in_memory)
+    samples = [images[position, position % 4] for position in range(12)]
     zooms = dict(dataset.zooms)
-    assert len(dataset.zooms) == len(set(zooms.values())) == 4
-    for position, sample in enumerate(first):
+    assert set(dataset.zooms) == set(zooms.items())  # the same each time
+    assert all(0.5 <= zoom <= 2 for zoom in zooms.values())
+    assert len(set(zooms.values())) == 4
+    for position, sample in enumerate(samples):
         index = position % 4
-        assert torch.allclose(sample["depth"], torch.tensor((index + 1) / zooms[index]))
-    assert not torch.equal(first[0]["image"], first[4]["image"])  # another crop
-    resumed = TrainingImages(Zoomable(), TrainTransform((16, 16)), seed=0, in_memory=True)
-    assert torch.equal(resumed[9, 1]["image"], first[9]["image"])  # whatever was read before
+        assert torch.allclose(
+            sample["depth"], torch.tensor((index + 1) / zooms[index])
+        )  # which lies at index + 1 metres
+    assert not torch.equal(samples[0]["image"], samples[4]["image"])  # another crop
+    assert dataset.reads == ([1] * 4 if in_memory else [3] * 4)
+    other = Zoomable()
+    again = TrainingImages(other, transform, seed=0)[9, 1]  # nothing was read before
+    assert torch.equal(again["image"], samples[9]["image"])
+    _ = TrainingImages(other, transform, seed=1)[9, 1]
+    assert other.zooms[0] == (1, zooms[1]) != other.zooms[1]
 
 
 def test_a_transform_of_ones_own_gets_the_image_as_it_is():

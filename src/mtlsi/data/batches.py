@@ -24,8 +24,8 @@ from mtlsi.tasks import own_records, register_records
 class TrainingImages(Dataset):
     """Augmented samples by (position in the run, index in the data set).
 
-    A data set that shows an image at any zoom (``ZoomableImages``) is asked for the zoom that the field's augmentation
-    draws, once and for all where its samples are kept ``in_memory``; one of stored images has them resized.
+    The field's augmentation draws a zoom for each and resizes what is stored. ``ZoomableImages`` are asked for theirs in
+    place of that: each index has one, so that ``in_memory`` changes nothing but the time.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class TrainingImages(Dataset):
         generator = self._generator(1, position)
         if not (isinstance(self.transform, TrainTransform) and isinstance(self.dataset, ZoomableImages)):
             return self.transform(self._read(index, self.dataset.__getitem__), generator)
-        zoom = self.transform.draw_zoom(generator if self.kept is None else self._generator(2, index))
+        zoom = self.transform.draw_zoom(self._generator(2, index))
         return self.transform(self._read(index, partial(self.dataset.at_zoom, zoom=zoom)), generator, zoom)
 
     def _generator(self, *numbers: int) -> torch.Generator:
