@@ -58,7 +58,7 @@ def test_the_packed_folder_is_the_model_and_its_card_has_the_scores_of_its_own_c
     assert f"RMSE {scores['depth']['RMSE']:.4f} m" in text
     assert f"mErr {scores['normals']['mErr']:.2f} deg" in text
     assert "3 images of the split val, shown at 64x64" in text
-    assert "Trained on generated rooms: 6 images, resized to 64x64 times 0.5 to 2, crops of 64x64." in text
+    assert "Trained on generated rooms: 6 images, rendered at 64x64 times 0.5 to 2, crops of 64x64." in text
     assert "It starts from random weights." in text
     assert re.search(r"6 steps of 2 images in \d+ minutes: adamw, learning rate 0\.001", text)
     assert text.endswith("it was trained for six steps.\n")

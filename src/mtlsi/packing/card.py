@@ -109,6 +109,8 @@ def training_text(trained: Trained) -> str:
     config, options, data = trained.config, trained.config.train, trained.config.data
     images = "" if trained.images is None else f"{trained.images} images, "
     whole = showing_by(data).resized
+    if data.name == "scenes":
+        whole = "rendered at {}x{}".format(*(data.image_hw or data.size_hw))
     frozen = [f"everything up to stride {options.freeze_stride}"] if options.freeze_stride else []
     frozen += ["all batch statistics"] if options.freeze_norm else []
     kept = f" Frozen of the backbone: {' and '.join(frozen)}." if frozen else ""
