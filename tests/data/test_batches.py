@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 from itertools import chain
 
 import numpy as np
@@ -301,3 +302,50 @@ def test_images_of_mixed_shapes_share_a_batch_and_keep_their_shape():
     shown = [sample for (sample,) in evaluation_batches(Mixed(), config, [0, 1, 3])]  # type: ignore[arg-type]
     assert [tuple(sample["image"].shape[1:]) for sample in shown] == [(16, 32), (32, 16), (4, 32)]
     assert [tuple(sample["depth"].shape) for sample in shown] == [(40, 80), (80, 40), (10, 90)]
+
+
+class Refusing(Counting):
+    """Its third image cannot be read."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise self.error
+        return super().__getitem__(index)
+
+
+def batches_of_refused(error, num_workers, *, training):
+    config = DataConfig(size_hw=(16, 16), num_workers=num_workers, tasks="depth")
+    if training:
+        return training_batches(Refusing(error), config, sampler(4, 2, stop=4), seed=0)
+    return evaluation_batches(Refusing(error), config, range(4))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_mistake_in_a_loader_process_is_said_as_here(num_workers, training):
+    told = "a: b.png\nis no image; expected: one"
+    with pytest.raises(MistakeError) as refused:
+        list(batches_of_refused(MistakeError(told), num_workers, training=training))
+    assert str(refused.value) == told
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_loader_processes_end_with_the_reading_though_its_error_is_held(training):
+    # At the end of Python they would be waited for without end: they take no notice of one SIGTERM.
+    with pytest.raises(ValueError, match="odd") as held:
+        list(batches_of_refused(ValueError("odd"), 2, training=training))
+    assert multiprocessing.active_children() == []
+    assert held.traceback  # which holds the frames of the reading
+
+
+def test_loader_processes_end_where_reading_stops_early():
+    batches = iter(batches_of_refused(ValueError("odd"), 1, training=False))
+    _ = next(batches)
+    assert multiprocessing.active_children()
+    batches.close()
+    assert multiprocessing.active_children() == []

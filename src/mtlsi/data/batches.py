@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -73,6 +73,30 @@ class EvaluationImages(Dataset):
         }
 
 
+class Loader(DataLoader):
+    """A loader whose processes end with the reading, and whose ``MistakeError`` says one thing wherever it was raised.
+
+    Left to Python's end, they would be waited for, who take no notice of the first SIGTERM: a traceback is enough to
+    hold the iterator that would end them.
+    """
+
+    def __iter__(self) -> Generator[Any, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _read(super().__iter__())  # its processes start now, not at the first batch
+
+
+def _read(batches: Iterator[Any]) -> Generator[Any, None, None]:
+    try:
+        yield from batches
+    except MistakeError as error:  # from a process, torch puts that process's traceback in front of the message
+        _, found, message = str(error).rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")
+        if not found:
+            raise
+        raise MistakeError(message.strip()) from None
+    finally:
+        if end := getattr(batches, "_shutdown_workers", None):
+            end()
+
+
 def training_batches(
     dataset: LabelledImages,
     config: DataConfig,
@@ -81,12 +105,12 @@ def training_batches(
     seed: int,
     pin_memory: bool = False,
     transform: Callable[[Sample, torch.Generator], Sample] | None = None,
-) -> DataLoader:
+) -> Loader:
     """Batches of augmented samples in the sampler's order; ``transform`` replaces the field's augmentation."""
     transform = transform or TrainTransform(
         config.size_hw, config.image_hw, config.zoom, config.class_limit, config.resize
     )
-    return DataLoader(
+    return Loader(
         TrainingImages(dataset, transform, seed, in_memory=config.in_memory),
         batch_sampler=sampler,
         collate_fn=Collate(dataset.tasks, dataset.classes),
@@ -98,10 +122,10 @@ def training_batches(
 
 def evaluation_batches(
     dataset: LabelledImages, config: DataConfig, indices: Sequence[int], *, batch_size: int = 1
-) -> DataLoader:
+) -> Loader:
     """Lists of whole images, not padded, labels at their stored size, in the order of ``indices``."""
     images = EvaluationImages(dataset, EvaluationTransform(config.image_hw, config.resize))
-    return DataLoader(
+    return Loader(
         torch.utils.data.Subset(images, list(indices)),
         batch_size=batch_size,
         collate_fn=list,

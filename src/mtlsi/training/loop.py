@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from mtlsi import processes, run_folder
 from mtlsi.config import DataConfig, RunConfig
-from mtlsi.data.batches import training_batches
+from mtlsi.data.batches import Loader, training_batches
 from mtlsi.data.datasets import LabelledImages, spread
 from mtlsi.data.sampling import RunSampler
 from mtlsi.device import deterministic
@@ -102,7 +102,7 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
             console.print(text, markup=False, highlight=False, soft_wrap=True)
         for note in [*run.notes, *renewed]:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
-    batches = fed(iter(batches_from(position.step, run)))  # begun now: torch draws a number of its own for it
+    batches = iter(batches_from(position.step, run))  # begun now: torch draws a number of its own for it
     log, watch = Log(run.accelerator, out, options, console, position), Watch(run)
     scores: Scores = {}
     run.model.train()
@@ -154,7 +154,7 @@ def resume(
     return train(config, out, resume=True, console=console, **own)
 
 
-def batches_from(step: int, run: TrainingRun) -> Iterable[dict[str, Tensor]]:
+def batches_from(step: int, run: TrainingRun) -> Loader:
     """This process's batches of the steps after ``step``."""
     config, options, accelerator = run.config, run.config.train, run.accelerator
     sampler = RunSampler(
@@ -170,14 +170,6 @@ def batches_from(step: int, run: TrainingRun) -> Iterable[dict[str, Tensor]]:
     return training_batches(
         run.train_set, config.data, sampler, seed=config.seed, pin_memory=on_gpu, transform=run.train_transform
     )
-
-
-def fed(batches: Iterator[dict[str, Tensor]]) -> Generator[dict[str, Tensor], None, None]:
-    """``batches`` until it is closed, which ends their loader processes though a traceback may still hold this.
-
-    At the end of Python they would be waited for, who take no notice of the first SIGTERM.
-    """
-    yield from batches
 
 
 def optimizer_step(run: TrainingRun, batches: Iterator[dict[str, Tensor]]) -> Step:
