@@ -8,7 +8,6 @@ from math import isnan
 from pathlib import Path
 
 from mtlsi.config import FROM_SHARES, RunConfig
-from mtlsi.evaluation.protocols import showing_by
 from mtlsi.evaluation.report import Scores, decimals
 from mtlsi.model.card import front_matter, introduction, terms_text, use_text
 from mtlsi.model.network import MTLSINet
@@ -50,6 +49,8 @@ class Trained:
     """What the training data is called for people."""
     images: int | None
     """How many of them; None: unknown here."""
+    whole: str
+    """What size a whole image has at zoom 1, in words."""
     progress: Progress
 
 
@@ -108,9 +109,6 @@ def training_text(trained: Trained) -> str:
     """What the run's configuration says, as a list."""
     config, options, data = trained.config, trained.config.train, trained.config.data
     images = "" if trained.images is None else f"{trained.images} images, "
-    whole = showing_by(data).resized
-    if data.name == "scenes":
-        whole = "rendered at {}x{}".format(*(data.image_hw or data.size_hw))
     frozen = [f"everything up to stride {options.freeze_stride}"] if options.freeze_stride else []
     frozen += ["all batch statistics"] if options.freeze_norm else []
     kept = f" Frozen of the backbone: {' and '.join(frozen)}." if frozen else ""
@@ -124,7 +122,7 @@ def training_text(trained: Trained) -> str:
     weighed = options.class_weights if isinstance(options.class_weights, dict) else {"all classes": FROM_SHARES}
     classes = ", ".join(f"{task} {'by their shares' if w == FROM_SHARES else 'by hand'}" for task, w in weighed.items())
     lines = [
-        f"Trained on {trained.layout}: {images}{whole} times {data.zoom[0]:g} to {data.zoom[1]:g}, crops of "
+        f"Trained on {trained.layout}: {images}{trained.whole} times {data.zoom[0]:g} to {data.zoom[1]:g}, crops of "
         f"{data.size_hw[0]}x{data.size_hw[1]}.",
         start_text(config) + kept,
         f"{steps}: {options.optimizer}, "

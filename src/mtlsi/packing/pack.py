@@ -20,6 +20,7 @@ from mtlsi.drawing.panels import panel
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.evaluation.constant import Constant
 from mtlsi.evaluation.evaluate import evaluate
+from mtlsi.evaluation.protocols import showing_by
 from mtlsi.evaluation.report import score_table
 from mtlsi.evaluation.subject import Subject, check_options, open_subject, protocol_of, tasks_of
 from mtlsi.model.hub import check_push, push_folder
@@ -142,12 +143,13 @@ def flags_of(options: PackOptions) -> str:
 
 def trained(run: Path, config: RunConfig, options: PackOptions, training: LabelledImages) -> Trained:
     """What the run folder says of its training; ``training`` is the training split of the data that is measured on."""
-    images, layout = None, config.data.name
+    images, layout, whole = None, config.data.name, showing_by(config.data).resized
     if config.data.name == "scenes":
         images, layout = config.data.num_train, "generated rooms"
+        whole = "rendered at {}x{}".format(*(config.data.image_hw or config.data.size_hw))
     elif config.data.name == options.data:
         images, layout = len(training), getattr(training, "layout", layout)
-    return Trained(config, layout, images, run_folder.progress_of(run, config))
+    return Trained(config, layout, images, whole, run_folder.progress_of(run, config))
 
 
 def rooms(subject: Subject) -> np.ndarray:

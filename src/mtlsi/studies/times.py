@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,15 +38,14 @@ def seconds_per_step(config: RunConfig) -> float:
     short = replace(config, train=replace(config.train, iterations=WARM_UP_STEPS + TIMED_STEPS, tracker=None))
     with TemporaryDirectory() as folder:
         run = assemble(settle(short), Path(folder) / "timing", resume=False)
-        batches = iter(batches_from(0, run))
         run.model.train()
-        for _ in range(WARM_UP_STEPS):
-            optimizer_step(run, batches)
-        synchronise(run.accelerator.device)
-        start = time.perf_counter()
-        for _ in range(TIMED_STEPS):
-            optimizer_step(run, batches)
-        synchronise(run.accelerator.device)
-        seconds = time.perf_counter() - start
-        next(batches, None)  # exhausted: ends the loader processes
+        with closing(iter(batches_from(0, run))) as batches:
+            for _ in range(WARM_UP_STEPS):
+                optimizer_step(run, batches)
+            synchronise(run.accelerator.device)
+            start = time.perf_counter()
+            for _ in range(TIMED_STEPS):
+                optimizer_step(run, batches)
+            synchronise(run.accelerator.device)
+            seconds = time.perf_counter() - start
     return seconds / TIMED_STEPS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import isfinite
@@ -145,19 +146,18 @@ def measured(run: TrainingRun) -> Costs:
     if not obstacle(run):
         idle = max(idle, WARM_UP + 1)  # the steps before the first that is replayed, and the one that is recorded
     taken: list[float] = []
-    batches = iter(batches_from(0, run))
     run.model.train()
-    while len(taken) < min(options.iterations, idle + MOST_STEPS):
-        start = time.perf_counter()
-        step = optimizer_step(run, batches)
-        losses = {name: float(value) for name, value in step.mean_losses().items()}
-        synchronise(device)
-        taken.append(time.perf_counter() - start)
-        if bad := [name for name, value in losses.items() if not isfinite(value)]:
-            raise MistakeError(f"{', '.join(bad)} is not a number at step {len(taken)}; give a lower --train.lr")
-        if len(taken) >= idle + 3 and sum(taken[idle:]) > ENOUGH_S:
-            break
-    del batches  # ends the loader processes, whose memory is known then
+    with closing(iter(batches_from(0, run))) as batches:  # whose processes end with it: their memory is known then
+        while len(taken) < min(options.iterations, idle + MOST_STEPS):
+            start = time.perf_counter()
+            step = optimizer_step(run, batches)
+            losses = {name: float(value) for name, value in step.mean_losses().items()}
+            synchronise(device)
+            taken.append(time.perf_counter() - start)
+            if bad := [name for name, value in losses.items() if not isfinite(value)]:
+                raise MistakeError(f"{', '.join(bad)} is not a number at step {len(taken)}; give a lower --train.lr")
+            if len(taken) >= idle + 3 and sum(taken[idle:]) > ENOUGH_S:
+                break
     timed = taken[idle:] or taken[-1:]
     measure(run, 1)  # compiles what is compiled
     start, num_images = time.perf_counter(), len(spread(LOOKED_AT, len(run.val_set)))
