@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mtlsi.kinds.colouring import UNKNOWN, Colour, Limits, Scale, Swatches
-from mtlsi.kinds.grids import cell_centres, nearest_pixels
+from mtlsi.kinds.grids import cell_centres, nearest
 from mtlsi.later import Later
 from mtlsi.tasks import Task
 
@@ -85,8 +85,7 @@ class Kind(ABC):
 
     def resize(self, label: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """``label`` at another size, for augmentation: the nearest pixel."""
-        height, width = label.shape[-2:]
-        return label[..., nearest_pixels(height, size_hw[0])[:, None], nearest_pixels(width, size_hw[1])]
+        return nearest(label, size_hw)
 
     def flip(self, label: Tensor, axis: int) -> Tensor:
         """``label`` mirrored left to right (``axis`` -1) or upside down (-2), as a copy."""

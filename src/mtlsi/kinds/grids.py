@@ -18,16 +18,33 @@ def cell_centres(length: int, num_cells: int, device: torch.device) -> Tensor:
     return (2 * torch.arange(num_cells, device=device) + 1) * length // (2 * num_cells)
 
 
-def nearest_pixels(length: int, target: int) -> Tensor:
-    """Index of the pixel nearest to each of ``target`` positions spread over ``length``, which may be fewer or more."""
-    return ((torch.arange(target) + 0.5) * (length / target)).long().clamp_max(length - 1)
+def nearest(label: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """``label`` (... H W) at another size, larger or smaller: the pixel nearest to each position, same type."""
+    exact = (
+        label if label.is_floating_point() or label.dtype == torch.uint8 else label.double()
+    )  # what torch can resize
+    maps = exact.reshape(1, -1, *label.shape[-2:])
+    resized = torch.nn.functional.interpolate(maps, size_hw, mode="nearest-exact")
+    return resized.to(label.dtype).view(*label.shape[:-2], *size_hw)
 
 
-def largest_in_cells(label: Tensor, valid: Tensor, size_hw: tuple[int, int], fill: float) -> Tensor:
-    """The largest valid value of each cell, ``fill`` in a cell without one; (... H W) to (... h w), same type.
+def largest_in_cells(label: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """The largest valid value of each cell; (... H W) to (... h w), uint8, of which 255 is invalid.
 
-    Where the ratio is not whole, neighbouring cells share pixels.
+    A cell without a valid one is 255. Where the ratio is not whole, neighbouring cells share pixels.
     """
-    values = torch.where(valid, label.float(), -torch.inf)
-    pooled = torch.nn.functional.adaptive_max_pool2d(values.reshape(-1, *label.shape[-2:]), size_hw)
-    return torch.where(pooled == -torch.inf, fill, pooled).to(label.dtype).view(*label.shape[:-2], *size_hw)
+    values = label + 1  # 255 becomes 0, less than all others
+    for axis, num_cells in zip((-2, -1), size_hw, strict=True):
+        values = _largest_along(values, axis, num_cells)
+    return values - 1
+
+
+def _largest_along(values: Tensor, axis: int, num_cells: int) -> Tensor:
+    """The largest value of each of ``num_cells`` cells along one axis."""
+    length = values.shape[axis]
+    cells = torch.arange(num_cells, device=values.device)
+    first, last = cells * length // num_cells, ((cells + 1) * length - 1) // num_cells
+    largest = values.index_select(axis, first)
+    for step in range(1, -(-length // num_cells) + (length % num_cells > 0)):  # no cell has more pixels than that
+        largest = torch.maximum(largest, values.index_select(axis, torch.minimum(first + step, last)))
+    return largest

@@ -42,15 +42,12 @@ class Strength(Kind):
 
     def shrink(self, label: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """Thin lines keep the largest valid value of a cell; else as every kind."""
-        return self._largest(label, size_hw) if self.task.thin else super().shrink(label, size_hw)
+        return largest_in_cells(label, size_hw) if self.task.thin else super().shrink(label, size_hw)
 
     def resize(self, label: Tensor, size_hw: tuple[int, int]) -> Tensor:
         if self.task.thin and size_hw[0] < label.shape[-2]:
-            return self._largest(label, size_hw)
+            return largest_in_cells(label, size_hw)
         return super().resize(label, size_hw)
-
-    def _largest(self, label: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        return largest_in_cells(label, self.valid(label), size_hw, 255)
 
     def decode(self, raw: Tensor) -> Tensor:
         raw = raw.float()
