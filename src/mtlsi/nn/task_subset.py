@@ -44,11 +44,11 @@ def shallow_copy(module: Module) -> Module:
 
 
 def take_tasks(x: Tensor, index: Sequence[int]) -> Tensor:
-    """The tasks ``index`` of maps or positions (b t ...)."""
-    chosen = torch.tensor(index, device=x.device)
+    """The tasks ``index`` of maps or positions (b t ...). No list goes to the device, which a recording of it forbids."""
     if x.dim() == 4:  # positions, whose tasks come second in memory
-        return x.transpose(1, 2).index_select(2, chosen).transpose(1, 2)
-    return x.permute(0, 3, 4, 1, 2).index_select(3, chosen).permute(0, 3, 4, 1, 2)
+        return torch.stack([x[:, i] for i in index], 2).transpose(1, 2)
+    places = x.permute(0, 3, 4, 1, 2)
+    return torch.stack([places[:, :, :, i] for i in index], 3).permute(0, 3, 4, 1, 2)
 
 
 def _take_norm(norm: nn.BatchNorm2d, num_tasks: int, index: Sequence[int]) -> nn.BatchNorm2d:

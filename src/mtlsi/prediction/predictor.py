@@ -31,6 +31,7 @@ from mtlsi.prediction.camera import Camera, TrainingCamera, multiplied
 from mtlsi.prediction.full_size import bands
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.prediction.maps import Maps
+from mtlsi.prediction.recorded import recorded
 from mtlsi.tasks import check_tasks
 
 Size = tuple[int, int]
@@ -53,8 +54,9 @@ class Predictor:
     are then multiplied by how much longer its focal length is than the training camera's (``docs/points.md``).
 
     The model is moved to ``device`` (None: an accelerator where there is one, else the CPU) and put in evaluation
-    mode. ``dtype`` is float32, bfloat16 or float16 (mixed precision), a name or torch's own. ``compile`` hands the
-    network to ``torch.compile``, which takes a minute for every new image shape: for video, not for photo albums.
+    mode. ``dtype`` is float32, bfloat16 or float16 (mixed precision), a name or torch's own. On a GPU the passes of images
+    of one shape are recorded from the third on and replayed: see ``RecordedNetwork``. ``compile`` hands the network to
+    ``torch.compile``, which takes a minute for every new image shape: for video, not for photo albums.
     Allocator and denormals are set for the whole process: see ``prepare_process``.
     Raises ``MistakeError`` for a device that is not there, an unknown dtype, a machine that cannot compile, and for a camera
     where the model does not know that of its training; as ``MTLSINet.from_pretrained`` for a name.
@@ -84,9 +86,8 @@ class Predictor:
         if self.camera is not None and self.training_camera is None:
             raise MistakeError("the model's config.json names no training camera; add one, or predict without a camera")
         self.model = model.to(self.device).eval()
-        self.network: Callable[..., Output] = for_prediction(self.model, self.dtype)
-        if compile:
-            self.network = compiled(self.network, self.device)
+        network = for_prediction(self.model, self.dtype)
+        self.network: Callable[..., Output] = (compiled if compile else recorded)(network, self.device)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -177,8 +178,9 @@ class Predictor:
         with torch.autocast(self.device.type, self.dtype) if mixed else nullcontext():
             final = self.network(images, tasks=tasks, full_size=not fits).final
         raw = {task: final[task].float() for task in tasks}
-        for task, values in raw.items():
-            if not torch.isfinite(values).all():
+        finite = torch.stack([torch.isfinite(values).all() for values in raw.values()]).tolist()  # a GPU is asked once
+        for task, is_finite in zip(raw, finite, strict=True):
+            if not is_finite:
                 advice = "use float32" if mixed else "the weights are damaged or their training diverged"
                 raise MistakeError(f"the network's {task} is not finite (dtype {self.dtype}); {advice}")
         return raw
@@ -230,7 +232,7 @@ def for_prediction(model: MTLSINet, dtype: torch.dtype) -> MTLSINet:
         return model
     copied = _with_own_backbone(model)
     if folds:
-        probe = torch.randn(1, 3, 2 * STRIDES[-1], 2 * STRIDES[-1], device=device)
+        probe = torch.randn(1, 3, 2 * STRIDES[-1], 2 * STRIDES[-1]).to(device)
         if not fold_norms(copied.backbone.body, probe):
             copied = _with_own_backbone(model)
     if convolves:

@@ -26,6 +26,7 @@ from mtlsi.model.running_context import RunningContext, checked_share, mean_with
 from mtlsi.prediction.camera import TrainingCamera
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.prediction.predictor import Predictor
+from mtlsi.prediction.recorded import RecordedNetwork
 from mtlsi.prediction.tiles import NO_TILES, TiledPredictor
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class Smoothed:
 
     def _follow(self, predictor: Predictor) -> Callable[..., Any]:
         """The running context, kept out of a compiled network's graphs, whose buffers the next frame overwrites."""
-        compiled = not isinstance(predictor.network, nn.Module)
+        compiled = not isinstance(predictor.network, nn.Module | RecordedNetwork)
         return torch.compiler.disable(self._running.__call__) if compiled else self._running
 
     def _smoothed(self, images: torch.Tensor, **options: Any) -> Output:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from mtlsi import processes
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.losses import MultiTaskLoss
+from mtlsi.nn.crossings import Crossings
+from mtlsi.nn.own_modules import not_ours
 from mtlsi.training.passes import forward_backward
 from mtlsi.training.shared_maps import TaskGradients
 from mtlsi.training.whole_batch import WholeBatch
@@ -25,19 +27,17 @@ if TYPE_CHECKING:
 
 WARM_UP = 3
 """Passes before the recording, in which libraries choose their algorithms and take their memory."""
-OURS = ("mtlsi", "timm", "torch")
-"""Packages whose modules compute the same in every step."""
+REFUSED = "the step cannot be recorded as a CUDA graph here"
 
 
 def obstacle(run: TrainingRun) -> str:
     """Why a recording of one step's passes would not stand for every later one's; empty where it does.
 
-    It repeats what the GPU did and runs no Python again: code of a person's own, which may do another thing each time, is
-    not recorded. Nor are passes that meet other processes, add up or go by task.
+    Code of a person's own, which may do another thing each time, is not recorded. Nor are passes that meet other
+    processes, add up or go by task.
     """
     options = run.config.train
-    modules = list(run.network.modules())
-    own = [type(module) for module in modules if type(module).__module__.partition(".")[0] not in OURS]
+    own = not_ours(run.network)
     found = {
         "train.cuda_graph is off": not options.cuda_graph,
         f"{run.accelerator.device} is no CUDA device": run.accelerator.device.type != "cuda",
@@ -46,8 +46,7 @@ def obstacle(run: TrainingRun) -> str:
         "train.recompute": options.recompute,
         f"train.balance {options.balance} goes by task": run.balance is not None,
         "the criterion is one of your own": type(run.criterion) is not MultiTaskLoss,
-        f"{own[0].__name__ if own else ''} is a module of your own": bool(own),
-        "a module has hooks": any(module._forward_hooks or module._forward_pre_hooks for module in modules),
+        own: bool(own),
     }
     return next((reason for reason, holds in found.items() if holds), "")
 
@@ -80,11 +79,22 @@ class RecordedPasses:
             return forward_backward(run, batch, whole, gradients)
         if self.recording is None:
             self.num_passes += 1
+            if self.num_passes == WARM_UP:
+                return self._look(run, batch, whole)
             if self.num_passes > WARM_UP:
                 self._record(run, batch, whole)
         if self.recording is None or not self.recording.fits(batch):
             return forward_backward(run, batch, whole, gradients)
         return self.recording.replay(batch)
+
+    def _look(self, run: TrainingRun, batch: Mapping[str, Tensor], whole: WholeBatch) -> dict[str, Tensor]:
+        """The passes as without, which decide whether they can be recorded."""
+        with Crossings() as crossings:
+            losses = forward_backward(run, batch, whole, None)
+        if crossings.found:
+            self.records = False
+            self._tell(f"{REFUSED} ({crossings.found} meets the host's memory)")
+        return losses
 
     def _record(self, run: TrainingRun, batch: Mapping[str, Tensor], whole: WholeBatch) -> None:
         """Record the passes, or tell that it cannot be done here, and never try again."""
@@ -93,13 +103,16 @@ class RecordedPasses:
         except RuntimeError as error:  # CUDA's own errors are RuntimeErrors of several names
             self.records = False
             # what ends a refused recording is an error of its own; the first one says what was refused
-            told = f"the step cannot be recorded as a CUDA graph here ({message_of(error.__context__ or error, 200)})"
+            told = f"{REFUSED} ({message_of(error.__context__ or error, 200)})"
             run.optimizer.zero_grad(set_to_none=True)
             try:
                 torch.rand((), device=run.accelerator.device)  # some versions of torch draw no more after that
             except RuntimeError as after:
                 raise MistakeError(f"{told}; give --train.cuda_graph false") from after
-            self.console.print(f"{told}; training goes on without", markup=False, highlight=False, soft_wrap=True)
+            self._tell(told)
+
+    def _tell(self, told: str) -> None:
+        self.console.print(f"{told}; training goes on without", markup=False, highlight=False, soft_wrap=True)
 
 
 class Recording:
