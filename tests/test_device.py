@@ -59,7 +59,9 @@ def test_a_precision_that_is_named_is_taken():
 
 @pytest.mark.parametrize(("bf16_seconds", "chosen"), [(0.79, "bfloat16"), (0.81, "float32")])
 def test_auto_takes_bf16_where_it_is_clearly_faster(monkeypatch, bf16_seconds, chosen):
-    times = iter([0.0, 1.0, 5.0, 5.0 + bf16_seconds])  # float32 is measured first
+    quiet, busy = (1.0, bf16_seconds), (9.0, 7.0)  # seconds of float32, which is measured first, and of bf16
+    rounds = [busy, (1.0, 8.0), (8.0, bf16_seconds), quiet, busy]
+    times = iter([clock for measured in rounds for seconds in measured for clock in (0.0, seconds)])
     monkeypatch.setattr(device.time, "perf_counter", lambda: next(times))
     assert choose_precision("auto", "cpu") == chosen
 
