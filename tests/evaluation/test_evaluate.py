@@ -300,7 +300,7 @@ def test_the_command_writes_what_it_measured_and_saves_predictions(tiny_run, tmp
     assert written["images"] == 2
     assert written["scores"]["depth"]["RMSE"] == pytest.approx(scores["depth"]["RMSE"])
     assert "the papers' row" in said.getvalue()
-    assert "images resized to 64x64" in said.getvalue()
+    assert "images rendered at 64x64" in said.getvalue()
     (table,) = (written["confusion"][task] for task in ("semseg",))
     pixels = np.array(table["pixels"])
     assert pixels.sum() == 2 * 64 * 64

@@ -35,6 +35,8 @@ class Showing:
     """The protocol that this belongs to."""
     resize: str = "stretch"
     """stretch, or keep_ratio: to the largest size of its own shape inside ``resize_hw``."""
+    rendered: bool = False
+    """It is made at that size, as generated rooms are."""
 
     @property
     def resized(self) -> str:
@@ -42,6 +44,7 @@ class Showing:
         if self.resize_hw is None:
             return "as stored"
         how = "resized by one factor into" if self.resize == "keep_ratio" else "resized to"
+        how = "rendered at" if self.rendered else how
         return "{} {}x{}".format(how, *self.resize_hw)
 
     def __str__(self) -> str:

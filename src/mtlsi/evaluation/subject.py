@@ -100,7 +100,8 @@ def open_subject(options: MeasureOptions, console: Console, *, showing: Showing 
     dataset = open_dataset(config, options.split)
     introduce(dataset, console)
     indices = spread(options.limit, len(dataset))
-    return Subject(network, device, config, dataset, indices, showing or showing_by(config))
+    showing = showing or replace(showing_by(config), rendered=options.data == "scenes")
+    return Subject(network, device, config, dataset, indices, showing)
 
 
 def tasks_of(options: MeasureOptions) -> tuple[str, ...] | None:
