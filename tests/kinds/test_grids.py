@@ -39,3 +39,10 @@ def test_the_largest_of_a_cell_is_that_of_adaptive_pooling(shape, size_hw):
     values = torch.where(label == 255, -torch.inf, label.float()).reshape(-1, 1, *shape[-2:])
     pooled = F.adaptive_max_pool2d(values, size_hw).reshape(*shape[:-2], *size_hw)
     assert torch.equal(largest_in_cells(label, size_hw).float(), torch.where(pooled == -torch.inf, 255.0, pooled))
+
+
+def test_labels_of_other_types_have_the_largest_of_their_valid_values_too():
+    label = torch.tensor([[0, 1], [255, 0]])
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        assert largest_in_cells(label.to(dtype), (1, 1)).tolist() == [[1]]
+        assert largest_in_cells(label.to(dtype), (1, 1)).dtype == dtype

@@ -46,6 +46,10 @@ def fake():
         (lambda: gpu(3).cpu(), "_to_copy"),
         (lambda: gpu(3, 3)[torch.tensor([0, 1])], "index"),
         (lambda: gpu(3).nonzero(), "nonzero"),  # the host waits for their number
+        (lambda: gpu(3)[gpu(3) > 0], "index"),
+        (lambda: gpu(3)[torch.zeros(2, dtype=torch.int64, device="cuda")], ""),
+        (lambda: torch.where(gpu(3) > 0, gpu(3), 0.0), ""),
+        (lambda: gpu(3, dtype=torch.uint8)[torch.zeros(2, dtype=torch.int64, device="cuda")], ""),
     ],
 )
 def test_the_first_meeting_of_host_and_device_is_found(operation, name):

@@ -29,14 +29,14 @@ def nearest(label: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 def largest_in_cells(label: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """The largest valid value of each cell; (... H W) to (... h w), uint8, of which 255 is invalid.
+    """The largest valid value of each cell; (... H W) to (... h w), 0 to 255, of which 255 is invalid, same type.
 
     A cell without a valid one is 255. Where the ratio is not whole, neighbouring cells share pixels.
     """
-    values = label + 1  # 255 becomes 0, less than all others
+    values = label.to(torch.uint8) + 1  # 255 becomes 0, less than all others
     for axis, num_cells in zip((-2, -1), size_hw, strict=True):
         values = _largest_along(values, axis, num_cells)
-    return values - 1
+    return (values - 1).to(label.dtype)
 
 
 def _largest_along(values: Tensor, axis: int, num_cells: int) -> Tensor:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-COPIES = ("_to_copy", "copy_", "to_copy")
-ASK_HOW_MANY = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal")
+COPIES = ("_to_copy", "copy_")
+ASK_HOW_MANY = (
+    "_local_scalar_dense", "nonzero", "masked_select", "equal", "allclose", "_unique2", "unique_dim", "unique_consecutive",
+    "bincount", "repeat_interleave", "multinomial",
+)  # fmt: skip
 """Operations after which the host waits for a number."""
 
 
@@ -18,6 +22,7 @@ class Crossings(TorchDispatchMode):
     """While it is entered, notes the first operation of this thread's passes in which host and device meet: ``found``.
 
     Better asked beforehand: a recording that is refused half-way leaves some versions of torch unfit for random numbers.
+    Not for ``inference_mode``, in which torch shows operations before it takes them apart.
     """
 
     def __init__(self) -> None:
@@ -28,11 +33,18 @@ class Crossings(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not self.found:
-            name = func.overloadpacket.__name__
-            tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
-            # a single number of the host's goes along with the call, except in a copy
-            devices = {x.device.type for x in tensors if x.dim() or name in COPIES}
-            if len(devices) > 1 or (name in ASK_HOW_MANY and "cpu" not in {x.device.type for x in tensors}):
-                self.found = name
+        if not self.found and _meet(
+            name := func.overloadpacket.__name__, tree_leaves((args, kwargs)), tree_leaves(out)
+        ):
+            self.found = name
         return out
+
+
+def _meet(name: str, given: Sequence[Any], out: Sequence[Any]) -> bool:
+    """Whether host and device meet in the operation ``name``."""
+    tensors = [x for x in (*given, *out) if isinstance(x, Tensor)]
+    # a single number of the host's goes along with the call, except in a copy
+    if len({x.device.type for x in tensors if x.dim() or name in COPIES}) > 1:
+        return True
+    by_mask = name == "index" and any(x.dtype == torch.bool for x in tensors[1 : -len(out)])
+    return (by_mask or name in ASK_HOW_MANY) and all(x.device.type != "cpu" for x in tensors)

@@ -17,7 +17,7 @@ from mtlsi import processes
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.nn.crossings import Crossings
-from mtlsi.nn.own_modules import not_ours
+from mtlsi.nn.recording import ONE_AT_A_TIME, not_ours, recorded_into
 from mtlsi.training.passes import forward_backward
 from mtlsi.training.shared_maps import TaskGradients
 from mtlsi.training.whole_batch import WholeBatch
@@ -123,14 +123,9 @@ class Recording:
         self.inputs = {name: x.clone() for name, x in batch.items()}
         self.graph = torch.cuda.CUDAGraph()
         run.optimizer.zero_grad(set_to_none=True)  # so that a replay writes the gradients and does not add to them
-        stream = torch.cuda.current_stream()
-        try:
-            # thread_local: the loader's thread goes on pinning memory meanwhile, which a recording otherwise forbids
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                losses = forward_backward(run, self.inputs, whole, None)
-                self.values = torch.stack([value.float() for value in losses.values()])
-        finally:
-            torch.cuda.set_stream(stream)  # which a refused recording does not
+        with recorded_into(self.graph, run.accelerator.device):
+            losses = forward_backward(run, self.inputs, whole, None)
+            self.values = torch.stack([value.float() for value in losses.values()])
         self.names = tuple(losses)
         self.gradients = gradients_of(run.network)
 
@@ -143,7 +138,8 @@ class Recording:
         """The losses of ``batch``; the network's gradients are its gradients."""
         for name, x in batch.items():
             self.inputs[name].copy_(x, non_blocking=True)
-        self.graph.replay()
+        with ONE_AT_A_TIME:
+            self.graph.replay()
         for parameter, gradient in self.gradients:
             parameter.grad = gradient
         return dict(zip(self.names, self.values.clone().unbind(), strict=True))  # the next replay writes over them
