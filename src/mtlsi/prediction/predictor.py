@@ -54,9 +54,10 @@ class Predictor:
     are then multiplied by how much longer its focal length is than the training camera's (``docs/points.md``).
 
     The model is moved to ``device`` (None: an accelerator where there is one, else the CPU) and put in evaluation
-    mode. ``dtype`` is float32, bfloat16 or float16 (mixed precision), a name or torch's own. On a GPU the passes of images
-    of one shape are recorded from the third on and replayed: see ``RecordedNetwork``. ``compile`` hands the network to
-    ``torch.compile``, which takes a minute for every new image shape: for video, not for photo albums.
+    mode. ``dtype`` is float32, bfloat16 or float16 (mixed precision), a name or torch's own. On a GPU the pass of images of
+    one shape is recorded when the third comes and then replayed (``RecordedNetwork``), unless ``cuda_graph`` is False.
+    ``compile`` hands the network to ``torch.compile``, which takes a minute for every new image shape: for video, not for
+    photo albums.
     Allocator and denormals are set for the whole process: see ``prepare_process``.
     Raises ``MistakeError`` for a device that is not there, an unknown dtype, a machine that cannot compile, and for a camera
     where the model does not know that of its training; as ``MTLSINet.from_pretrained`` for a name.
@@ -71,6 +72,7 @@ class Predictor:
         working_size: Size | None = None,
         compile: bool = False,
         camera: Camera | float | None = None,
+        cuda_graph: bool = True,
     ):
         if dtype not in {*DTYPES, *DTYPES.values()}:
             raise MistakeError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -87,7 +89,11 @@ class Predictor:
             raise MistakeError("the model's config.json names no training camera; add one, or predict without a camera")
         self.model = model.to(self.device).eval()
         network = for_prediction(self.model, self.dtype)
-        self.network: Callable[..., Output] = (compiled if compile else recorded)(network, self.device)
+        self.network: Callable[..., Output] = network
+        if compile:
+            self.network = compiled(network, self.device)
+        elif cuda_graph:
+            self.network = recorded(network, self.device)
 
     @property
     def tasks(self) -> tuple[str, ...]:
