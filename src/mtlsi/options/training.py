@@ -36,6 +36,8 @@ class StudyOptions:
     """Print one command per run, for a job array or several machines, and do nothing."""
     only: tuple[str, ...] = field(default=(), metadata={**REPEATED, "metavar": "VARIANT[/SEED]"})
     """Train these alone, comma-separated or given again, and make no table."""
+    jobs: int = 1
+    """Train so many runs at once, each in a process of its own, with the cores' share of threads."""
     table: bool = False
     """Train nothing: make the table of the runs that have finished."""
     time: bool = True

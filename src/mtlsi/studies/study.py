@@ -17,10 +17,11 @@ from mtlsi.lock import HeldError, held
 from mtlsi.options.training import StudyOptions
 from mtlsi.plugins import import_plugins
 from mtlsi.studies.figures import measure
-from mtlsi.studies.plan import Plan, StudyRun, read_plan
+from mtlsi.studies.jobs import FAILED, LEFT_TO, train_at_once
+from mtlsi.studies.plan import Plan, StudyRun, read_plan, words_for
 from mtlsi.studies.progress import StudyProgress
 from mtlsi.studies.runs import FAILURES, FINISHED, check_runs, one_line, state_of, train_run
-from mtlsi.studies.settings import read_values
+from mtlsi.studies.settings import as_typed, read_values
 from mtlsi.studies.sheet import check_names, write_sheets
 from mtlsi.studies.table import print_table, write_all
 
@@ -45,6 +46,7 @@ def study(
     seeds: Sequence[int] = (),
     settings: Mapping[str, Any] | None = None,
     plugins: Sequence[str] = (),
+    jobs: int = 1,
     table_only: bool = False,
     time: bool = True,
     sheet: Sequence[str] = (),
@@ -59,9 +61,10 @@ def study(
 
     ``only``: train these alone (VARIANT or VARIANT/SEED), and make no table. ``seeds``: instead of the file's.
     ``settings``: by dotted name, such as ``{"data.root": "nyud"}``, set in every run. ``plugins``: modules to import first.
-    ``table_only``: train nothing. ``time``: measure ms per image. ``sheet``: names of validation images to draw as every
-    variant sees them. ``pdf``: write plots and sheets as PDF, too. Raises a one-line ``MistakeError``, before anything is
-    trained, for a file, a variant or a run folder that cannot be used.
+    ``jobs``: train so many runs at once, each in a process of its own; those that take as long as another one come last, by
+    themselves. ``table_only``: train nothing. ``time``: measure ms per image. ``sheet``: names of validation images to draw
+    as every variant sees them. ``pdf``: write plots and sheets as PDF, too. Raises a one-line ``MistakeError``, before
+    anything is trained, for a file, a variant or a run folder that cannot be used.
     """
     console, out = console or Console(), Path(out)
     prepare_process()
@@ -71,6 +74,10 @@ def study(
         )
     if only and table_only:
         raise MistakeError("give one of --only, which makes no table, and --table, which makes it of all runs")
+    if jobs < 1:
+        raise MistakeError(f"--jobs {jobs}; expected the number of runs to train at once, 1 or more")
+    if jobs > 1 and table_only:
+        raise MistakeError("give one of --jobs, which trains, and --table, which does not")
     plan = read_plan(Path(file), settings=settings, seeds=seeds, plugins=plugins)
     import_plugins(dict.fromkeys(name for variant in plan.variants for name in variant.config.plugins))
     runs = plan.runs(out, only)
@@ -80,7 +87,23 @@ def study(
     if table_only:
         outcome.finished = [run.name for run in finished]
     else:
-        outcome = _train_all(plan, runs, finished, out, console)
+        waiting = [run for run in runs if run not in finished]
+        check_runs(waiting, console)
+        outcome = Outcome(finished=[run.name for run in finished])
+        if jobs > 1:
+            given: Any = {"seeds": seeds, "settings": as_typed(settings or {}), "plugins": plugins}
+            at_once = [run for run in waiting if run.variant.time_of is None]
+            waiting = [run for run in waiting if run not in at_once]
+            commands = [(run, words_for(run, Path(file), out, **given)) for run in at_once]
+            for name, told in train_at_once(commands, jobs, len(runs), console).items():
+                if told.startswith(FAILED):
+                    outcome.failed[name] = told.removeprefix(FAILED)
+                elif told.startswith(LEFT_TO):
+                    outcome.held[name] = told.removeprefix(LEFT_TO)
+                else:
+                    outcome.finished.append(name)
+        if waiting or jobs == 1:
+            _train_in_turn(plan, runs, waiting, outcome, out, console)
     if not only and (outcome.finished or table_only):
         compare(plan, out, time=time, sheet=sheet, pdf=pdf, console=console)
     return outcome
@@ -95,6 +118,7 @@ def study_from_command(options: StudyOptions) -> Outcome:
         seeds=options.seeds,
         settings=read_values(options.settings),
         plugins=options.plugin,
+        jobs=options.jobs,
         table_only=options.table,
         time=options.time,
         sheet=options.sheet or (),
@@ -102,15 +126,12 @@ def study_from_command(options: StudyOptions) -> Outcome:
     )
 
 
-def _train_all(
-    plan: Plan, runs: Sequence[StudyRun], finished: Sequence[StudyRun], out: Path, console: Console
-) -> Outcome:
-    """Every run that is not finished, in turn."""
-    outcome = Outcome(finished=[run.name for run in finished])
-    waiting = [run for run in runs if run not in finished]
-    check_runs(waiting, console)
+def _train_in_turn(
+    plan: Plan, runs: Sequence[StudyRun], waiting: Sequence[StudyRun], outcome: Outcome, out: Path, console: Console
+) -> None:
+    """Every run of ``waiting`` in this process; what became of it goes into ``outcome``."""
     by_name = {run.name: run for run in plan.runs(out)}
-    with StudyProgress(runs, finished, console) as progress:
+    with StudyProgress(runs, [run for run in runs if run not in waiting], console) as progress:
         for run in waiting:
             try:
                 with held(run.out.parent / f"{run.seed}.lock"):
@@ -121,12 +142,11 @@ def _train_all(
                 progress.end(run, "done")
             except HeldError as holder:
                 outcome.held[run.name] = str(holder)
-                progress.end(run, f"left to {holder}")
+                progress.end(run, f"{LEFT_TO}{holder}")
             except FAILURES as error:
                 outcome.failed[run.name] = one_line(error)
-                progress.end(run, f"failed: {outcome.failed[run.name]}")
+                progress.end(run, f"{FAILED}{outcome.failed[run.name]}")
             gc.collect()  # the network of a run that failed, and its loader processes
-    return outcome
 
 
 def compare(plan: Plan, out: Path, *, time: bool, sheet: Sequence[str], pdf: bool, console: Console) -> None:

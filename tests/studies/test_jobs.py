@@ -1,0 +1,103 @@
+"""Several runs of a study at once, in real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+
+from mtlsi import study
+from mtlsi.cli import main
+from mtlsi.errors import MistakeError
+
+RECIPE = {
+    "preset": "tiny",
+    "model": {"decoder": "heads_only"},
+    "data": {
+        "tasks": ["depth"], "num_train": 4, "num_val": 1, "size_hw": [64, 64], "image_hw": [64, 64], "num_workers": 0,
+    },
+    "train": {
+        "iterations": 2, "batch_size": 2, "warmup": 1, "precision": "float32", "checkpoint_every": 0, "evaluate_every": 0,
+    },
+}  # fmt: skip
+VARIANTS = {"plain": {}, "small": {"train.lr": 1e-4}, "wild": {"train.lr": 1e30, "train.clip_norm": 1e30}}
+PATIENCE_S = 120
+
+
+def write(folder: Path, **content) -> Path:
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump({"recipe": RECIPE, **content}, sort_keys=False))
+    return file
+
+
+@pytest.mark.slow
+def test_runs_at_once_are_those_in_turn_and_one_that_fails_is_named(tmp_path):
+    file, said = write(tmp_path, variants=VARIANTS), StringIO()
+    settings = {"train.weight_decay": 0.0, "data.tasks": ["depth", "normals"]}
+    outcome = study(
+        file, tmp_path / "at_once", settings=settings, jobs=3, time=False, console=Console(file=said, width=200)
+    )
+    assert sorted(outcome.finished) == ["plain/0", "small/0"]
+    assert list(outcome.failed) == ["wild/0"]
+    assert "lower --train.lr" in outcome.failed["wild/0"]
+    told = said.getvalue()
+    assert "small/0: training, 2 at once" in told
+    assert "wild/0: failed: " in told
+    assert "(3 of 3, about 0 min left)" in told
+    assert "| wild | 0 of 1, incomplete | - |" in (tmp_path / "at_once/table.md").read_text()
+    study(file, tmp_path / "in_turn", only=["plain"], settings=settings, console=Console(file=StringIO()))
+    ours, theirs = (load_file(tmp_path / way / "plain/0/model.safetensors") for way in ("at_once", "in_turn"))
+    assert all((ours[name] == tensor).all() for name, tensor in theirs.items())
+    quiet = Console(file=StringIO())
+    again = study(file, tmp_path / "at_once", settings=settings, only=["plain", "small"], jobs=2, console=quiet)
+    assert sorted(again.finished) == ["plain/0", "small/0"]  # at once: no process is started
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(tmp_path):
+    (tmp_path / "out/plain").mkdir(parents=True)
+    (tmp_path / "out/plain/0.lock").write_text(json.dumps({"pid": 7, "host": "another-machine", "since": 0}))
+    file = write(tmp_path, variants={"plain": {}})
+    outcome = study(file, tmp_path / "out", only=["plain"], jobs=2, console=Console(file=StringIO()))
+    assert "process 7 on another-machine" in outcome.held["plain/0"]
+    assert (outcome.finished, outcome.failed) == ([], {})
+
+
+def test_numbers_that_are_none_are_one_line(tmp_path, capsys):
+    file = write(tmp_path, variants={"plain": {}})
+    for words, told in ((["--jobs", "0"], "--jobs 0; expected"), (["--jobs", "2", "--table"], "one of --jobs")):
+        assert main(["study", str(file), "--out", str(tmp_path / "out"), *words]) == 2
+        assert told in capsys.readouterr().err
+    with pytest.raises(MistakeError, match="jobs -1; expected"):
+        study(file, tmp_path / "out", jobs=-1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_sigterm_saves_every_run_and_the_same_command_goes_on(tmp_path):
+    file = write(tmp_path, variants={"plain": {}, "small": {"train.lr": 1e-4}})
+    endless = ["--train.iterations", "100000", "--train.checkpoint_every", "5"]
+    command = [sys.executable, "-m", "mtlsi.cli", "study", str(file), "--out", str(tmp_path / "out"), "--jobs", "2"]
+    with subprocess.Popen([*command, *endless], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        states = [tmp_path / f"out/{name}/0/state" for name in ("plain", "small")]
+        end = time.monotonic() + PATIENCE_S
+        while not all(state.is_dir() and list(state.glob("step_*")) for state in states):
+            assert time.monotonic() < end, "no run has saved its state"
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 143, said
+    assert said.rstrip().endswith("mtlsi: stopped; the same command goes on")
+    for name in ("plain", "small"):
+        assert not (tmp_path / f"out/{name}/0.lock").exists()  # its process has ended in good order
