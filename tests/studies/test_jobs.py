@@ -43,7 +43,12 @@ def write(folder: Path, **content) -> Path:
 @pytest.mark.slow
 def test_runs_at_once_are_those_in_turn_and_one_that_fails_is_named(tmp_path):
     file, said = write(tmp_path, variants=VARIANTS), StringIO()
-    settings = {"train.weight_decay": 0.0, "data.tasks": ["depth", "normals"]}
+    settings = {
+        "train": {"weight_decay": 0.0},
+        "train.loss_weights.depth": 2.0,
+        "data.zoom": [0.5, 2],
+        "data.tasks": ["depth", "normals"],
+    }
     outcome = study(
         file, tmp_path / "at_once", settings=settings, jobs=3, time=False, console=Console(file=said, width=200)
     )
@@ -53,7 +58,7 @@ def test_runs_at_once_are_those_in_turn_and_one_that_fails_is_named(tmp_path):
     told = said.getvalue()
     assert "small/0: training, 2 at once" in told
     assert "wild/0: failed: " in told
-    assert "(3 of 3, about 0 min left)" in told
+    assert "(3 of 3)" in told
     assert "| wild | 0 of 1, incomplete | - |" in (tmp_path / "at_once/table.md").read_text()
     study(file, tmp_path / "in_turn", only=["plain"], settings=settings, console=Console(file=StringIO()))
     ours, theirs = (load_file(tmp_path / way / "plain/0/model.safetensors") for way in ("at_once", "in_turn"))
@@ -63,7 +68,10 @@ def test_runs_at_once_are_those_in_turn_and_one_that_fails_is_named(tmp_path):
     assert sorted(again.finished) == ["plain/0", "small/0"]  # at once: no process is started
 
 
-def test_a_run_that_another_process_trains_is_left_to_it(tmp_path):
+def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # with which rich writes to a pipe as to a terminal
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "queue.py").write_text("raise SystemExit('in the place of the library')")
     (tmp_path / "out/plain").mkdir(parents=True)
     (tmp_path / "out/plain/0.lock").write_text(json.dumps({"pid": 7, "host": "another-machine", "since": 0}))
     file = write(tmp_path, variants={"plain": {}})
@@ -98,6 +106,18 @@ def test_sigterm_saves_every_run_and_the_same_command_goes_on(tmp_path):
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 143, said
-    assert said.rstrip().endswith("mtlsi: stopped; the same command goes on")
+    assert said.rstrip().endswith("stopping: 2 runs save their state\nmtlsi: stopped; the same command goes on")
     for name in ("plain", "small"):
         assert not (tmp_path / f"out/{name}/0.lock").exists()  # its process has ended in good order
+
+
+@pytest.mark.slow
+def test_runs_whose_times_are_compared_come_last_by_themselves(tmp_path):
+    variants = {"plain": {}, "small": {"train.lr": 1e-4}, "as_long": {"iterations_by_time_of": "plain"}}
+    said = StringIO()
+    file = write(tmp_path, variants=variants)
+    outcome = study(file, tmp_path / "out", jobs=2, time=False, console=Console(file=said, width=200))
+    assert outcome.finished == ["small/0", "plain/0", "as_long/0"]
+    lines = said.getvalue().splitlines()
+    assert next(line for line in lines if ": done" in line).startswith("small/0: done (1 of 3")
+    assert any(line.startswith("as_long/0: done (3 of 3") for line in lines)

@@ -136,20 +136,12 @@ def read_plan(
 def commands(options: StudyOptions) -> list[str]:
     """One shell command per run of ``mtlsi study --list``, each with the settings that were given."""
     plan = read_plan(options.file, settings=read_values(options.settings), seeds=options.seeds, plugins=options.plugin)
-    given = {"seeds": options.seeds, "settings": options.settings, "plugins": options.plugin}
-    runs = plan.runs(options.out, options.only)
-    return [shlex.join(["mtlsi", *words_for(run, options.file, options.out, **given)]) for run in runs]
-
-
-def words_for(
-    run: StudyRun, file: Path, out: Path, *, seeds: Sequence[int], settings: Mapping[str, str], plugins: Sequence[str]
-) -> list[str]:
-    """The words of the command that trains ``run`` alone; ``settings`` as they are typed."""
-    given = [word for name in plugins for word in ("--plugin", name)]
-    given += [f"--{name}={text}" for name, text in settings.items()]
-    if seeds:
-        given += ["--seeds", ",".join(map(str, seeds))]
-    return ["study", str(file), "--out", str(out), "--only", run.name, *given]
+    given = [word for name in options.plugin for word in ("--plugin", name)]
+    given += [f"--{name}={text}" for name, text in options.settings.items()]
+    if options.seeds:
+        given += ["--seeds", ",".join(map(str, options.seeds))]
+    start = ["mtlsi", "study", str(options.file), "--out", str(options.out), "--only"]
+    return [shlex.join([*start, run.name, *given]) for run in plan.runs(options.out, options.only)]
 
 
 # ---- the parts of the file

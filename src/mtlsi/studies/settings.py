@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -70,11 +69,6 @@ def read_values(settings: Mapping[str, str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise MistakeError(f"--{name} {text!r}: {message_of(error)}; expected a value as in YAML") from error
     return values
-
-
-def as_typed(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What ``read_values`` reads as ``settings``."""
-    return {name: json.dumps(value, default=str) for name, value in settings.items()}
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

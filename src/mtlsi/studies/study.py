@@ -18,10 +18,10 @@ from mtlsi.options.training import StudyOptions
 from mtlsi.plugins import import_plugins
 from mtlsi.studies.figures import measure
 from mtlsi.studies.jobs import FAILED, LEFT_TO, train_at_once
-from mtlsi.studies.plan import Plan, StudyRun, read_plan, words_for
+from mtlsi.studies.plan import Plan, StudyRun, read_plan
 from mtlsi.studies.progress import StudyProgress
 from mtlsi.studies.runs import FAILURES, FINISHED, check_runs, one_line, state_of, train_run
-from mtlsi.studies.settings import as_typed, read_values
+from mtlsi.studies.settings import read_values
 from mtlsi.studies.sheet import check_names, write_sheets
 from mtlsi.studies.table import print_table, write_all
 
@@ -61,7 +61,7 @@ def study(
 
     ``only``: train these alone (VARIANT or VARIANT/SEED), and make no table. ``seeds``: instead of the file's.
     ``settings``: by dotted name, such as ``{"data.root": "nyud"}``, set in every run. ``plugins``: modules to import first.
-    ``jobs``: train so many runs at once, each in a process of its own; those that take as long as another one come last, by
+    ``jobs``: train so many runs at once, each in a process of its own; those whose times are compared come last, by
     themselves. ``table_only``: train nothing. ``time``: measure ms per image. ``sheet``: names of validation images to draw
     as every variant sees them. ``pdf``: write plots and sheets as PDF, too. Raises a one-line ``MistakeError``, before
     anything is trained, for a file, a variant or a run folder that cannot be used.
@@ -91,11 +91,11 @@ def study(
         check_runs(waiting, console)
         outcome = Outcome(finished=[run.name for run in finished])
         if jobs > 1:
-            given: Any = {"seeds": seeds, "settings": as_typed(settings or {}), "plugins": plugins}
-            at_once = [run for run in waiting if run.variant.time_of is None]
-            waiting = [run for run in waiting if run not in at_once]
-            commands = [(run, words_for(run, Path(file), out, **given)) for run in at_once]
-            for name, told in train_at_once(commands, jobs, len(runs), console).items():
+            by_time = {name for run in runs if run.variant.time_of for name in (run.variant.name, run.variant.time_of)}
+            at_once = [run for run in waiting if run.variant.name not in by_time]
+            waiting = [run for run in waiting if run.variant.name in by_time]
+            ended = {"num_ended": len(finished), "num_runs": len(runs)}
+            for name, told in train_at_once(at_once, out, jobs, **ended, console=console).items():
                 if told.startswith(FAILED):
                     outcome.failed[name] = told.removeprefix(FAILED)
                 elif told.startswith(LEFT_TO):
