@@ -70,10 +70,12 @@ def on_a_gpu(network: MTLSINet) -> MTLSINet:
     return network
 
 
-BACKBONES = ("convnext_atto", "hrnet_w18_small", "swin_of_five_blocks", "vit_of_four_blocks")
 NETWORKS = [
-    *({"decoder": name} for name in ("mtlsi", "heads_only", "atrc", "invpt", "taskexpert")),
-    *({"backbone": name} for name in BACKBONES),
+    {"decoder": "mtlsi"},
+    {"decoder": "heads_only", "backbone": "convnext_atto"},
+    {"decoder": "taskexpert", "backbone": "vit_of_four_blocks"},
+    pytest.param({"decoder": "atrc", "backbone": "hrnet_w18_small"}, marks=pytest.mark.slow),
+    pytest.param({"decoder": "invpt", "backbone": "swin_of_five_blocks"}, marks=pytest.mark.slow),
 ]
 
 

@@ -68,6 +68,7 @@ def test_runs_at_once_are_those_in_turn_and_one_that_fails_is_named(tmp_path):
     assert sorted(again.finished) == ["plain/0", "small/0"]  # at once: no process is started
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # with which rich writes to a pipe as to a terminal
     monkeypatch.chdir(tmp_path)

@@ -27,7 +27,7 @@ from mtlsi.studies.plan import StudyRun
 LOOK_EVERY_S = 0.2
 PATIENCE_S = 60.0
 """For runs that were told to stop, which first save their state."""
-FAILED, LEFT_TO = "failed: ", "left to "
+DONE, FAILED, LEFT_TO = "done", "failed: ", "left to "
 LAST_LINES = 5
 """Of what a run that failed said."""
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -90,7 +90,7 @@ class Job:
     def outcome(self, is_finished: bool) -> str:
         """What became of the run that ended: done, left to WHOM, or failed: WHY."""
         if is_finished:
-            return "done"
+            return DONE
         said, code = self.said[-1] if self.said else "", self.process.returncode
         if said.startswith((FAILED, LEFT_TO)):
             return said

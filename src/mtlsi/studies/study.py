@@ -17,7 +17,7 @@ from mtlsi.lock import HeldError, held
 from mtlsi.options.training import StudyOptions
 from mtlsi.plugins import import_plugins
 from mtlsi.studies.figures import measure
-from mtlsi.studies.jobs import FAILED, LEFT_TO, train_at_once
+from mtlsi.studies.jobs import DONE, FAILED, LEFT_TO, train_at_once
 from mtlsi.studies.plan import Plan, StudyRun, read_plan
 from mtlsi.studies.progress import StudyProgress
 from mtlsi.studies.runs import FAILURES, FINISHED, check_runs, one_line, state_of, train_run
@@ -36,6 +36,15 @@ class Outcome:
     """By run, why it failed."""
     held: dict[str, str] = field(default_factory=dict)
     """By run, which other process is training it."""
+
+    def note(self, name: str, told: str) -> None:
+        """That the run ``name`` has ended as ``told`` says: done, left to WHOM, or failed: WHY."""
+        if told.startswith(FAILED):
+            self.failed[name] = told.removeprefix(FAILED)
+        elif told.startswith(LEFT_TO):
+            self.held[name] = told.removeprefix(LEFT_TO)
+        else:
+            self.finished.append(name)
 
 
 def study(
@@ -87,23 +96,7 @@ def study(
     if table_only:
         outcome.finished = [run.name for run in finished]
     else:
-        waiting = [run for run in runs if run not in finished]
-        check_runs(waiting, console)
-        outcome = Outcome(finished=[run.name for run in finished])
-        if jobs > 1:
-            by_time = {name for run in runs if run.variant.time_of for name in (run.variant.name, run.variant.time_of)}
-            at_once = [run for run in waiting if run.variant.name not in by_time]
-            waiting = [run for run in waiting if run.variant.name in by_time]
-            ended = {"num_ended": len(finished), "num_runs": len(runs)}
-            for name, told in train_at_once(at_once, out, jobs, **ended, console=console).items():
-                if told.startswith(FAILED):
-                    outcome.failed[name] = told.removeprefix(FAILED)
-                elif told.startswith(LEFT_TO):
-                    outcome.held[name] = told.removeprefix(LEFT_TO)
-                else:
-                    outcome.finished.append(name)
-        if waiting or jobs == 1:
-            _train_in_turn(plan, runs, waiting, outcome, out, console)
+        outcome = _train_all(plan, runs, finished, out, jobs, console)
     if not only and (outcome.finished or table_only):
         compare(plan, out, time=time, sheet=sheet, pdf=pdf, console=console)
     return outcome
@@ -126,27 +119,39 @@ def study_from_command(options: StudyOptions) -> Outcome:
     )
 
 
-def _train_in_turn(
-    plan: Plan, runs: Sequence[StudyRun], waiting: Sequence[StudyRun], outcome: Outcome, out: Path, console: Console
-) -> None:
-    """Every run of ``waiting`` in this process; what became of it goes into ``outcome``."""
+def _train_all(
+    plan: Plan, runs: Sequence[StudyRun], finished: Sequence[StudyRun], out: Path, jobs: int, console: Console
+) -> Outcome:
+    """Every run that is not finished: ``jobs`` at once, and in turn where that is one, or where times are compared."""
+    outcome = Outcome(finished=[run.name for run in finished])
+    in_turn = waiting = [run for run in runs if run not in finished]
+    check_runs(waiting, console)
+    if jobs > 1:
+        by_time = {name for run in runs if run.variant.time_of for name in (run.variant.name, run.variant.time_of)}
+        in_turn = [run for run in waiting if run.variant.name in by_time]
+        at_once = [run for run in waiting if run.variant.name not in by_time]
+        counts = {"num_ended": len(finished), "num_runs": len(runs)}
+        for name, told in train_at_once(at_once, out, jobs, **counts, console=console).items():
+            outcome.note(name, told)
+    if not in_turn:
+        return outcome
     by_name = {run.name: run for run in plan.runs(out)}
-    with StudyProgress(runs, [run for run in runs if run not in waiting], console) as progress:
-        for run in waiting:
+    with StudyProgress(runs, [run for run in runs if run not in in_turn], console) as progress:
+        for run in in_turn:
             try:
                 with held(run.out.parent / f"{run.seed}.lock"):
                     progress.start(run)
                     if state_of(run) != FINISHED:  # another process may have trained it since
                         train_run(run, by_name, [progress])
-                outcome.finished.append(run.name)
-                progress.end(run, "done")
+                told = DONE
             except HeldError as holder:
-                outcome.held[run.name] = str(holder)
-                progress.end(run, f"{LEFT_TO}{holder}")
+                told = f"{LEFT_TO}{holder}"
             except FAILURES as error:
-                outcome.failed[run.name] = one_line(error)
-                progress.end(run, f"{FAILED}{outcome.failed[run.name]}")
+                told = f"{FAILED}{one_line(error)}"
+            outcome.note(run.name, told)
+            progress.end(run, told)
             gc.collect()  # the network of a run that failed, and its loader processes
+    return outcome
 
 
 def compare(plan: Plan, out: Path, *, time: bool, sheet: Sequence[str], pdf: bool, console: Console) -> None:
