@@ -387,7 +387,7 @@ def test_changed_and_moved_weights_are_followed():
 
 
 @needs_gpu
-def test_a_training_is_recorded_while_a_recorded_predictor_is_alive():
+def test_a_graph_that_draws_is_recorded_while_a_recorded_predictor_is_alive():
     """All graphs of a GPU share the state of its random numbers in some versions of torch."""
     records, plain = both(tiny())
     photo = photos(1, 96, 128)[0]

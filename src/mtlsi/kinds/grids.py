@@ -20,9 +20,8 @@ def cell_centres(length: int, num_cells: int, device: torch.device) -> Tensor:
 
 def nearest(label: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """``label`` (... H W) at another size, larger or smaller: the pixel nearest to each position, same type."""
-    exact = (
-        label if label.is_floating_point() or label.dtype == torch.uint8 else label.double()
-    )  # what torch can resize
+    resizable = label.is_floating_point() or label.dtype == torch.uint8  # to torch
+    exact = label if resizable else label.double()
     maps = exact.reshape(1, -1, *label.shape[-2:])
     resized = torch.nn.functional.interpolate(maps, size_hw, mode="nearest-exact")
     return resized.to(label.dtype).view(*label.shape[:-2], *size_hw)
