@@ -24,6 +24,22 @@ def test_every_page_of_the_docs_is_in_the_navigation():
     assert {path.name for path in (ROOT / "docs").glob("*.md")} == set(navigation)
 
 
+def _anchors(page):
+    """What a link may name in a page: its headings as GitHub and MkDocs both spell them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    # MkDocs says so of its own pages at the very end of the CI, and never reads the README.
+    for target in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", page.read_text()):
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        assert not anchor or linked.suffix != ".md" or anchor in _anchors(linked), target
+
+
 def test_citation_names_the_version_of_the_package():
     import tomllib
 
