@@ -13,5 +13,5 @@ Point = tuple[float, float]
 
 
 def num_cpus() -> int:
-    """Number of CPUs in this machine."""
-    return os.cpu_count() or 1
+    """Number of CPUs that this process may use, which a container or a batch system may have bound to some of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from mtlsi.errors import Stopped, message_of
 from mtlsi.io import plain
+from mtlsi.options.values import num_cpus
 from mtlsi.studies.plan import StudyRun
 
 LOOK_EVERY_S = 0.2
@@ -129,7 +130,7 @@ def train_at_once(
     Ctrl-C, SIGTERM and SIGHUP raise ``Stopped`` after all runs have saved their state, a second one without.
     """
     waiting, running, outcomes = deque(runs), list[Job](), dict[str, str]()
-    threads = max(1, _num_cores() // max(1, min(num_jobs, len(runs))))
+    threads = max(1, num_cpus() // max(1, min(num_jobs, len(runs))))
     began = time.perf_counter()
     with TemporaryDirectory(prefix="mtlsi-study-") as folder, _noted_signals() as signals:
         try:
@@ -175,11 +176,6 @@ def _end(jobs: Sequence[Job], signals: Sequence[int], console: Console) -> None:
             for job in jobs:
                 job.process.wait()
         time.sleep(LOOK_EVERY_S)
-
-
-def _num_cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def say(console: Console, text: str) -> None:
