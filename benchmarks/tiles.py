@@ -132,7 +132,7 @@ def print_photo(options: argparse.Namespace) -> None:
         )
     predictor = TiledPredictor(MTLSINet.from_pretrained(options.model), options.tiles, device="cpu")
     size_hw = (pixels.shape[0], pixels.shape[1])
-    grid = grid_of(size_hw, predictor.working_size, predictor.tiles)
+    grid = grid_of(size_hw, predictor.shown, predictor.tiles)
     if grid is None:
         console.print("no tiles: the network sees all that the image has")
         return

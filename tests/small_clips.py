@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mtlsi.prediction.camera import TrainingCamera
+from mtlsi.prediction.shown import Shown
 
 av: Any = pytest.importorskip("av", reason="PyAV is not installed: pip install .[video]")
 
@@ -125,7 +126,7 @@ class Levels:
     tasks = ("depth", "semseg")
     classes: Mapping[str, Any] = {"semseg": ("dark", "bright")}
     colours: Mapping[str, Any] = {}
-    training_camera = TrainingCamera(100.0, (32, 48))
+    training_camera = TrainingCamera(100.0, (32, 48), Shown((32, 48)))
     identity = "levels"
 
     def __call__(self, image: np.ndarray, tasks: tuple[str, ...]) -> dict[str, np.ndarray]:

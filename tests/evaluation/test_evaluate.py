@@ -356,6 +356,14 @@ def test_images_are_shown_as_the_run_showed_them(tiny_run, tmp_path):
     assert data_config(EvaluateOptions(str(tiny_run.out), size_hw=(32, 48)), network).image_hw == (32, 48)
     network.save_pretrained(tmp_path / "model")
     assert data_config(EvaluateOptions(str(tmp_path / "model")), network).image_hw == network.input_size
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    assert "resize" not in config  # so that versions without it read the file
+    (tmp_path / "model/config.json").write_text(json.dumps(config | {"resize": "keep_ratio"}))
+    alone = MTLSINet.from_pretrained(tmp_path / "model")
+    assert data_config(EvaluateOptions(str(tmp_path / "model")), alone).resize == "keep_ratio"
+    (tmp_path / "model/config.json").write_text(json.dumps(config | {"resize": "fit"}))
+    with pytest.raises(MistakeError, match="resize 'fit'; expected stretch or keep_ratio"):
+        MTLSINet.from_pretrained(tmp_path / "model")
 
     kept = replace(tiny_run.config, data=replace(tiny_run.config.data, resize="keep_ratio"))
     save_config(kept, tmp_path / "model")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from io import StringIO
@@ -16,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from mtlsi.cli import main
+from mtlsi.config import RESIZES
 from mtlsi.errors import MistakeError
 from mtlsi.exporting import compare
 from mtlsi.exporting import onnx as graphs
@@ -24,6 +26,7 @@ from mtlsi.exporting.int8 import Calibration, in_8_bits
 from mtlsi.options.using import ExportOptions
 from mtlsi.prediction.graph import GraphPredictor
 from mtlsi.prediction.predictor import Predictor
+from mtlsi.prediction.shown import Shown
 
 TASKS = ("depth", "semseg")
 
@@ -106,6 +109,39 @@ def test_the_reader_gives_what_the_predictor_gives(tiny, exported, tmp_path):
         reader(tmp_path / "a.png", "parsing")
 
 
+@pytest.mark.parametrize("resize", RESIZES)
+def test_metres_are_the_same_at_another_working_size(folder, network, tmp_path, monkeypatch, resize):
+    monkeypatch.setattr(graphs, "network_graph", lambda *_: network)
+    model, out = tmp_path / "model", tmp_path / "m.onnx"
+    shutil.copytree(folder, model)
+    config = json.loads((model / "config.json").read_text())
+    camera = {"focal_px": 100.0, "size_hw": [96, 128]}
+    (model / "config.json").write_text(json.dumps(config | {"resize": resize, "camera": camera}))
+    export(ExportOptions(str(model), out=out, size_hw=(64, 96)), console=Console(file=StringIO(), width=120))
+    reader, plain = GraphPredictor(out, num_threads=1), Predictor(model, device="cpu", working_size=(64, 96))
+    assert reader.training_camera == plain.training_camera
+    image = photo(60, 150)
+    found, expected = reader(image, "depth")["depth"], plain(image, "depth")["depth"]
+    seen = compare.under_pytorch(plain.model, image[None], ["depth"], plain.shown.fit((60, 150)))["depth"][0]
+    np.testing.assert_allclose(expected.mean(), seen.mean() * (64 * 96 / 96 / 128) ** 0.5, rtol=1e-3)
+    np.testing.assert_allclose(found, expected, atol=2e-2)
+
+
+def test_metres_of_a_file_from_before_graphs_corrected_them(exported, tmp_path):
+    old = onnx.load(exported[0])
+    facts = {item.key: item.value for item in old.metadata_props} | {
+        "camera": json.dumps({"focal_px": 100.0, "size_hw": [96, 128], "shown_share": 0.5})
+    }
+    del facts["resize"]
+    onnx.helper.set_model_props(old, facts)
+    onnx.save(old, tmp_path / "old.onnx")
+    was, now = GraphPredictor(tmp_path / "old.onnx", num_threads=1), GraphPredictor(exported[0], num_threads=1)
+    image = photo(60, 81)
+    np.testing.assert_array_equal(was(image)["depth"], now(image)["depth"] * np.float32(0.5))
+    np.testing.assert_array_equal(was(image)["normals"], now(image)["normals"])
+    assert was.training_camera.focal_of((192, 256)) == pytest.approx(200.0)
+
+
 def test_predict_runs_it_without_torch(exported, tmp_path):
     Image.fromarray(photo(40, 50)).save(tmp_path / "a.png")
     command = ["predict", "--model", str(exported[0]), str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
@@ -131,10 +167,10 @@ def test_predict_runs_it_on_a_video_without_torch(exported, tmp_path):
 
 def test_8_bits_stay_near(tiny, network):
     images = [photo(64, 96, seed) for seed in range(6)]
-    quantised = in_8_bits(network, Calibration(images, (96, 128)), tiny.tasks)
+    quantised = in_8_bits(network, Calibration(images, Shown((96, 128))), tiny.tasks)
     kinds = [node.op_type for node in quantised.graph.node]
     assert kinds.count("DequantizeLinear") > 60
-    made = graphs.whole_graph(quantised, tiny.tasks, graphs.raw_channels(tiny, tiny.tasks), (96, 128))
+    made = graphs.whole_graph(quantised, tiny.tasks, graphs.raw_channels(tiny, tiny.tasks), Shown((96, 128)))
     assert len(quantised.SerializeToString()) < 0.6 * len(network.SerializeToString())
     session = onnxruntime.InferenceSession(made.SerializeToString())
     image = photo(90, 120, 9)

@@ -11,11 +11,12 @@ from onnx import helper
 from PIL import Image
 
 from mtlsi import decode
+from mtlsi.config import RESIZES
 from mtlsi.exporting import frame
 from mtlsi.exporting.compare import shown_size
 from mtlsi.nn.normalise import normalise
 from mtlsi.prediction.full_size import MOST_CHANGES
-from mtlsi.prediction.predictor import fit_size
+from mtlsi.prediction.shown import Shown
 from mtlsi.tasks import TASKS, Task
 
 
@@ -29,15 +30,16 @@ def photo(height, width, seed=0):
     return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
+@pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", [(96, 128), (150, 97), (31, 200), (40, 52)])
-def test_an_image_becomes_what_the_predictor_shows_to_its_network(size):
-    pixels, working_size = photo(*size), (64, 96)
+def test_an_image_becomes_what_the_predictor_shows_to_its_network(size, resize):
+    pixels, shown_as = photo(*size), Shown((64, 96), resize)
     names = [frame.IMAGES, "shown_hw", "image_hw"]
-    images, shown, given = run(frame.prepare(working_size), names, image=pixels[None])
+    images, shown, given = run(frame.prepare(shown_as), names, image=pixels[None])
     height, width = shown.tolist()
     assert given.tolist() == list(size)
-    assert (height, width) == shown_size(size, working_size)
-    assert all(abs(a - b) <= 2 for a, b in zip((height, width), fit_size(size, working_size), strict=True))
+    assert (height, width) == shown_size(size, shown_as)
+    assert all(abs(a - b) <= 2 for a, b in zip((height, width), shown_as.fit(size), strict=True))
     small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
     expected = normalise(torch.from_numpy(np.array(small)).permute(2, 0, 1)).numpy()
     assert images.shape == (1, 3, -(-height // 32) * 32, -(-width // 32) * 32)
@@ -50,12 +52,14 @@ def test_an_image_becomes_what_the_predictor_shows_to_its_network(size):
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (50, 50), (4000, 6000), (333, 517)])
 def test_the_sizes_of_photographs_are_the_predictors(size):
-    assert shown_size(size, (336, 448)) == fit_size(size, (336, 448))
+    for resize in RESIZES:
+        assert shown_size(size, Shown((336, 448), resize)) == Shown((336, 448), resize).fit(size)
 
 
-def test_no_constant_is_divided():
+@pytest.mark.parametrize("resize", RESIZES)
+def test_no_constant_is_divided(resize):
     """OpenVINO 2026.4 turned the division around: the network was shown 172x228 pixels in place of 336x448."""
-    graph = frame.prepare((336, 448)).graph
+    graph = frame.prepare(Shown((336, 448), resize)).graph
     constants = {tensor.name for tensor in graph.initializer}
     assert constants
     assert not [node for node in graph.node if node.op_type == "Div" and node.input[0] in constants]

@@ -22,6 +22,7 @@ from mtlsi.model.build import create_model
 from mtlsi.options.using import ExportOptions
 from mtlsi.prediction.graph import GraphPredictor
 from mtlsi.prediction.predictor import Predictor
+from mtlsi.prediction.shown import Shown
 
 SIZE = (96, 128)
 
@@ -106,7 +107,7 @@ def test_any_batch_and_size_is_predicted_as_the_predictor_does(backbone, tasks, 
             for task, array in expected.items():
                 assert compare.difference(task, results[task][i], array)[0] < 5e-3, (task, images.shape)
     thin = np.stack([photo(20, 300, seed) for seed in range(2)])  # one row of windows and of patches, or two
-    expected = compare.under_pytorch(model, thin, names, compare.shown_size((20, 300), SIZE))
+    expected = compare.under_pytorch(model, thin, names, compare.shown_size((20, 300), Shown(SIZE)))
     for task, array in zip(names, session.run(list(names), {"image": thin}), strict=True):
         assert compare.difference(task, array, expected[task])[0] < 5e-3, task
 

@@ -21,10 +21,12 @@ from mtlsi.data.scenes.layout import Scene
 from mtlsi.data.scenes.raycast import cast
 from mtlsi.data.scenes.shapes import Item, Material
 from mtlsi.errors import MistakeError
-from mtlsi.prediction.calibration import calibrate, read_measured
+from mtlsi.options.using import PredictOptions
+from mtlsi.prediction.calibration import calibrate, read_camera, read_measured
 from mtlsi.prediction.camera import Camera, TrainingCamera, view_from_exif
 from mtlsi.prediction.files import predict_paths
 from mtlsi.prediction.predictor import Predictor
+from mtlsi.prediction.shown import Shown
 
 BALL_M = 0.4
 """The radius of the ball that ``ByApparentSize`` knows."""
@@ -37,12 +39,19 @@ class ByApparentSize(nn.Module):
     tasks = ("depth",)
     classes: ClassVar[dict[str, Any]] = {}
     input_size = SIZE
+    resize = "stretch"
     camera: ClassVar = {"focal_px": FOCAL, "size_hw": SIZE}
 
     def forward(self, images: torch.Tensor, tasks: tuple[str, ...], **_: Any) -> SimpleNamespace:
         red = images[:, :1] * 0.229 + 0.485
         radius_px = (red.sum() / math.pi).sqrt()
         return SimpleNamespace(final={task: torch.full_like(red, FOCAL * BALL_M / float(radius_px)) for task in tasks})
+
+
+class Nameless(ByApparentSize):
+    """Does not know its camera."""
+
+    camera: ClassVar = {}
 
 
 def photo_of_ball(distance_m: float, focal_px: float, size_hw: tuple[int, int]) -> np.ndarray:
@@ -82,6 +91,26 @@ def test_metres_are_right_for_any_focal_length_of_a_known_camera(focal_px, size_
             np.testing.assert_allclose(seeing()(photo)["depth"], distance_m / 2, rtol=0.03)
 
 
+@pytest.mark.parametrize("working_size", [(36, 48), (72, 96), (144, 192)])
+def test_metres_are_those_of_the_training_camera_at_any_working_size(working_size):
+    photo = photo_of_ball(4.0, FOCAL, SIZE)
+    for network in (ByApparentSize(), Nameless()):
+        found = Predictor(network, device="cpu", working_size=working_size)(photo)["depth"]  # type: ignore[arg-type]
+        np.testing.assert_allclose(found, 4.0, rtol=0.04)
+
+
+@pytest.mark.parametrize("size_hw", [(72, 96), (36, 96), (144, 96), (60, 60)])
+def test_metres_follow_how_training_brought_images_to_their_size(size_hw):
+    """Of images of one camera and several shapes, resized by one factor, each shape has a scale of its own."""
+    network = ByApparentSize()
+    network.resize = "keep_ratio"
+    factor = min(72 / size_hw[0], 96 / size_hw[1])  # training shows such an image at this factor
+    seen = Predictor(network, device="cpu")(photo_of_ball(4.0, FOCAL, size_hw))["depth"]  # type: ignore[arg-type]
+    np.testing.assert_allclose(seen, 4.0 / factor, rtol=0.05)
+    right = Predictor(network, device="cpu", camera=FOCAL)  # type: ignore[arg-type]
+    np.testing.assert_allclose(right(photo_of_ball(4.0, FOCAL, size_hw))["depth"], 4.0, rtol=0.05)
+
+
 def test_a_field_of_view_is_a_focal_length():
     photo = photo_of_ball(4.0, 120.0, SIZE)
     degrees = 2 * math.degrees(math.atan(96 / 2 / 120.0))
@@ -107,7 +136,7 @@ def test_a_model_that_does_not_know_its_camera_rescales_nothing():
 def photo_with(tmp_path: Path, tags: dict[int, Any], size_hw: tuple[int, int] = (300, 400)) -> Path:
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif).update(tags)
-    Image.new("RGB", size_hw[::-1]).save(tmp_path / "a.jpg", exif=exif)
+    Image.new("RGB", size_hw[::-1], (9, 9, 102)).save(tmp_path / "a.jpg", exif=exif)  # blue: metres away
     return tmp_path / "a.jpg"
 
 
@@ -207,6 +236,20 @@ def test_a_scale_from_measured_distances_forgives_some_wrong_ones():
     assert str(found).endswith(f"far from it: {found.ratios[0]:.2f}, {found.ratios[2]:.2f}")
 
 
+@pytest.mark.parametrize("tags", [{}, {FILM: 30}])
+@pytest.mark.parametrize("write", ["npy", "npy,glb", "npy,ply"])
+def test_the_metres_measured_are_those_that_come_out(tmp_path, tags, write):
+    """Points follow a photo's EXIF, whichever flag asks for them."""
+    photo, out, said = photo_with(tmp_path, tags), tmp_path / "out", io.StringIO()
+    network = Predictor(Knowing(), device="cpu")  # type: ignore[arg-type]
+    options = PredictOptions([photo], out=out, write=write, calibrate=("40,30,2.5",))  # type: ignore[arg-type]
+    camera, scale = read_camera(options, network, Console(file=said, width=200))
+    predict_paths(photo, network, out, "depth", write=write, camera=camera, scale=scale, console=Console(file=said))
+    assert np.load(out / "a_depth.npy")[30, 40] == pytest.approx(2.5, rel=1e-4)
+    same = ", again with" if "l" in write.split(",")[-1] else ", again without"
+    assert (f"{same} points: --scale" in said.getvalue()) == bool(tags)
+
+
 @pytest.mark.parametrize(
     ("measured", "told"),
     [
@@ -242,8 +285,8 @@ def test_the_training_camera_lies_in_config_json(tmp_path):
         loaded = MTLSINet.from_pretrained(tmp_path / "model")
         assert loaded.camera == stored
         known = Predictor(loaded, device="cpu").training_camera
-        assert known == (TrainingCamera(518.86, (480, 640)) if given else None)
-    assert TrainingCamera(518.86, (480, 640)).focal_of((960, 1280)) == pytest.approx(2 * 518.86)
+        assert known == (TrainingCamera(518.86, (480, 640), Shown((64, 96))) if given else None)
+    assert TrainingCamera(518.86, (480, 640), Shown((64, 96))).focal_of((960, 1280)) == pytest.approx(2 * 518.86)
     for wrong in ({"focal_px": 0, "size_hw": [1, 2]}, {"focal_px": 9}, {"focal_px": 9, "size_hw": [1], "f": 2}):
         with pytest.raises(MistakeError, match="expected focal_px, above 0, and the size_hw"):
             create_model("tiny", tasks=("depth",), camera=wrong)  # type: ignore[arg-type]

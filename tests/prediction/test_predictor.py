@@ -22,7 +22,7 @@ from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.prediction import predictor as predict
 from mtlsi.prediction.images import read_image
-from mtlsi.prediction.predictor import Predictor, find_device, fit_size
+from mtlsi.prediction.predictor import Predictor, find_device
 
 # ---- predicting
 
@@ -147,11 +147,6 @@ def test_tiny_and_thin_images(size):
 
 
 def test_the_network_sees_the_training_area_in_the_images_shape():
-    for height, width in [(480, 640), (640, 480), (4000, 6000), (50, 50)]:
-        h, w = fit_size((height, width), (448, 576))
-        assert h * w == pytest.approx(448 * 576, rel=0.01)
-        assert h / w == pytest.approx(height / width, rel=0.01)
-    assert fit_size((1, 10_000), (448, 576)) == (1, 4 * 576)
     model = ByColour()
     Predictor(model, device="cpu", working_size=(20, 80))(np.zeros((100, 100, 3), np.uint8))  # type: ignore[arg-type]
     assert model.seen.shape == (1, 3, 40, 40)

@@ -16,6 +16,7 @@ from mtlsi.options.using import PredictOptions
 from mtlsi.prediction import tiles
 from mtlsi.prediction.files import predict_paths
 from mtlsi.prediction.graph import predictor_from_command
+from mtlsi.prediction.shown import Shown
 from mtlsi.prediction.tiles import Grid, Mixture, TiledPredictor, compose, fitting_tiles, grid_of, smooth, weights
 
 
@@ -46,7 +47,7 @@ def test_weights_are_those_of_a_plain_loop_and_sum_to_one(starts, side):
 
 @pytest.mark.parametrize("size_hw", [(480, 640), (640, 480), (4000, 6000), (1000, 20_000), (333, 777), (3000, 40)])
 def test_chosen_tiles_cover_the_image_and_fit_the_network(size_hw):
-    grid = grid_of(size_hw, (336, 448), None)
+    grid = grid_of(size_hw, Shown((336, 448)), None)
     assert grid is not None
     height, width = grid.canvas_hw
     assert height / size_hw[0] == pytest.approx(width / size_hw[1], rel=0.12)  # to whole grid cells
@@ -60,11 +61,11 @@ def test_chosen_tiles_cover_the_image_and_fit_the_network(size_hw):
 
 def test_no_tiles_where_the_network_sees_all_there_is():
     for size_hw in [(336, 448), (448, 336), (100, 100), (1, 6000), (1, 1), (360, 480)]:
-        assert fitting_tiles(size_hw, (336, 448)) == (1, 1)
+        assert fitting_tiles(size_hw, Shown((336, 448))) == (1, 1)
 
 
 def test_huge_images_have_a_bounded_number_of_tiles():
-    rows, columns = fitting_tiles((1000, 1_000_000), (336, 448))
+    rows, columns = fitting_tiles((1000, 1_000_000), Shown((336, 448)))
     assert 1 < rows * columns <= tiles.MOST_TILES
 
 
@@ -75,15 +76,15 @@ def test_a_network_that_sees_single_pixels_predicts_the_same_in_tiles(large, mon
     """Its predictions at a working size as large as the tiles' canvas are what tiles must give."""
     monkeypatch.setattr(tiles, "MIXTURES", dict.fromkeys(tiles.MIXTURES, Mixture(1)))
     found = tiled("3x3")(large)
-    canvas = grid_of((300, 400), (48, 64), (3, 3)).canvas_hw  # type: ignore[union-attr]
+    canvas = grid_of((300, 400), Shown((48, 64)), (3, 3)).canvas_hw  # type: ignore[union-attr]
     expected = predictor(working_size=canvas)(large)
     assert canvas == (120, 160)
     for task, array in expected.items():
         assert found[task].dtype == array.dtype
         if task == "semseg":
             assert (found[task] == array).mean() > 0.9999
-        elif task == "depth":  # what looks 2.5 times as large is taken for 2.5 times as near
-            np.testing.assert_allclose(found[task], 2.5 * array, rtol=1e-4)
+        elif task == "depth":  # both take what looks 2.5 times as large for 2.5 times as near, and multiply
+            np.testing.assert_allclose(found[task], array, rtol=1e-4)
         else:  # unit vectors are averaged, not raw ones
             np.testing.assert_allclose(found[task], array, atol=0.02 if task == "normals" else 1e-4)
 

@@ -125,6 +125,14 @@ def test_a_run_starts_from_the_backbone_of_a_model_folder(tiny_run, two_steps):
     assert settle(replace(two_steps, backbone_weights="nyud-mobilenetv2")).backbone_weights == "nyud-mobilenetv2"
 
 
+def test_the_network_knows_how_its_images_are_brought_to_its_size(two_steps, tmp_path):
+    train_set = open_dataset(two_steps.data, "train")
+    for resize, image_hw, known in (("keep_ratio", (64, 64), "keep_ratio"), ("keep_ratio", None, "stretch")):
+        config = replace(two_steps, data=replace(two_steps.data, resize=resize, image_hw=image_hw))
+        build_model(config, train_set).save_pretrained(tmp_path)
+        assert MTLSINet.from_pretrained(tmp_path).resize == known
+
+
 def test_a_run_starts_from_a_whole_model_and_takes_its_sizes(tiny_run, two_steps):
     asked = replace(two_steps, preset="mobilenetv2_100", model={"drop_path": 0.1}, init=str(tiny_run.out))
     config, train_set = settle(asked), open_dataset(two_steps.data, "train")

@@ -51,10 +51,10 @@ def data_config(options: MeasureOptions, network: MTLSINet, *, showing: Showing 
     """The data with the labels of the tasks asked for (None: all), images shown as ``showing``, a protocol's, says.
 
     Without it they have the size and the way of resizing that are asked for, else those of the run, if ``options.model`` is
-    a run folder, else they are stretched to the network's own size.
+    a run folder, else they are brought to the network's own size as in its training.
     """
     size_hw: Any = network.input_size
-    resize, tasks = RESIZES[0], tasks_of(options)
+    resize, tasks = network.resize, tasks_of(options)
     if (Path(options.model) / "config.yaml").is_file():
         of_run = run_folder.load_config(Path(options.model)).data
         size_hw, resize = of_run.image_hw, of_run.resize

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 
@@ -15,7 +14,7 @@ from mtlsi import kinds
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.network import MTLSINet
 from mtlsi.nn.normalise import normalise
-from mtlsi.prediction.predictor import LONGEST_SIDE
+from mtlsi.prediction.shown import Shown
 
 Predict = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Images (b H W 3) uint8 to each task's prediction (b H W ...)."""
@@ -52,10 +51,9 @@ def difference(task: str, ours: np.ndarray, theirs: np.ndarray) -> tuple[float, 
     return float(apart.mean()), float(apart.max())
 
 
-def shown_size(image_hw: tuple[int, int], working_size: tuple[int, int]) -> tuple[int, int]:
+def shown_size(image_hw: tuple[int, int], shown: Shown) -> tuple[int, int]:
     """The size at which ``frame.prepare`` shows an image of ``image_hw`` to the network."""
-    scale = math.sqrt(working_size[0] * working_size[1] / (image_hw[0] * image_hw[1]))
-    scale = min(scale, LONGEST_SIDE * max(working_size) / max(image_hw))
+    scale = shown.scale(image_hw)
     height, width = (STRIDES[0] * max(1, round(side * scale / STRIDES[0])) for side in image_hw)
     return height, width
 
@@ -82,9 +80,12 @@ def sample_images(working_size: tuple[int, int], multiple: int, photos: Sequence
 
 @torch.inference_mode()
 def under_pytorch(
-    model: MTLSINet, images: np.ndarray, tasks: Sequence[str], shown_hw: tuple[int, int]
+    model: MTLSINet, images: np.ndarray, tasks: Sequence[str], shown_hw: tuple[int, int], share: float = 1.0
 ) -> dict[str, np.ndarray]:
-    """What the network predicts for ``images`` (b H W 3) shown at ``shown_hw``, as ``Predictor`` does it."""
+    """What the network predicts for ``images`` (b H W 3) shown at ``shown_hw``, as ``Predictor`` does it.
+
+    ``share``: how large that is, over how large things were in training.
+    """
     size = (shown_hw[1], shown_hw[0])
     small = np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BILINEAR)) for x in images])
     final = model(normalise(torch.from_numpy(small).permute(0, 3, 1, 2)), tasks, full_size=False).final
@@ -94,5 +95,6 @@ def under_pytorch(
         raw = final[task].float()
         smaller = height * width <= raw.shape[2] * raw.shape[3]
         decoded = kinds.decode(task, F.interpolate(raw, (height, width), mode="bilinear", antialias=smaller)).numpy()
+        decoded = decoded * np.float32(share) if kinds.of(task).task.kind == "distance" else decoded
         results[task] = decoded.transpose(0, 2, 3, 1) if decoded.ndim == 4 else decoded
     return results

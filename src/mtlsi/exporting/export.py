@@ -24,6 +24,8 @@ from mtlsi.model.network import MTLSINet
 from mtlsi.options.using import ExportOptions
 from mtlsi.prediction.files import check_images
 from mtlsi.prediction.images import read_image
+from mtlsi.prediction.predictor import shown_to
+from mtlsi.prediction.shown import Shown
 from mtlsi.prediction.walk import Walk
 from mtlsi.run_folder import import_named_plugins
 from mtlsi.tasks import TASKS, check_tasks
@@ -47,15 +49,15 @@ def export(options: ExportOptions, *, console: Console | None = None) -> Path:
     model = MTLSINet.from_pretrained(options.model).float().cpu()
     tasks = model.tasks if options.tasks is None else check_tasks(split_names(options.tasks), among=model.tasks)
     tasks = tuple(task for task in model.tasks if task in tasks)
-    working_size = options.size_hw or model.input_size
+    shown = shown_to(model, options.size_hw or model.input_size)
     part = options.out.with_name(f".{options.out.stem}.{uuid.uuid4().hex}{options.out.suffix}")
     try:
         with console.status("tracing the network, which takes a minute or two"):
             if options.format == "program":
                 predict = _write_program(model, tasks, part)
             else:
-                predict = _write_onnx(options, model, tasks, working_size, part)
-        _compare(console, model, tasks, working_size, predict, options)
+                predict = _write_onnx(options, model, tasks, shown, part)
+        _compare(console, model, tasks, shown, predict, options)
         part.replace(options.out)
     except OSError as error:
         raise MistakeError(f"cannot write {options.out} ({message_of(error)}); give another file") from error
@@ -88,7 +90,7 @@ def check(options: ExportOptions) -> None:
 
 
 def _write_onnx(
-    options: ExportOptions, model: MTLSINet, tasks: tuple[str, ...], working_size: tuple[int, int], path: Path
+    options: ExportOptions, model: MTLSINet, tasks: tuple[str, ...], shown: Shown, path: Path
 ) -> compare.Predict:
     import onnx
 
@@ -96,20 +98,21 @@ def _write_onnx(
     from mtlsi.prediction.graph import open_session
 
     check_kinds(tasks)
-    working = working_size if options.resize else None
+    resized = shown if options.resize else None
     quantise = None
     if options.dtype == "int8":
         from mtlsi.exporting.int8 import Calibration, in_8_bits
 
         # the images are read before the network is traced, which takes minutes
         quantise = partial(
-            in_8_bits, calibration=Calibration(_calibrating(options.images, options.out), working), tasks=tasks
+            in_8_bits, calibration=Calibration(_calibrating(options.images, options.out), resized), tasks=tasks
         )
     network = network_graph(model, tasks, torch.float16 if options.dtype == "float16" else torch.float32)
     if quantise is not None:
         network = quantise(network)
-    made = whole_graph(network, tasks, raw_channels(model, tasks), working)
-    describe(made, model, tasks, working, options.dtype)
+    share = shown.share(model.input_size) if resized else 1.0
+    made = whole_graph(network, tasks, raw_channels(model, tasks), resized, share)
+    describe(made, model, tasks, resized, options.dtype)
     check_graph(made)
     onnx.save(made, path)
     session = open_session(path)
@@ -148,7 +151,7 @@ def _compare(
     console: Console,
     model: MTLSINet,
     tasks: tuple[str, ...],
-    working_size: tuple[int, int],
+    shown: Shown,
     predict: compare.Predict,
     options: ExportOptions,
 ) -> None:
@@ -159,10 +162,10 @@ def _compare(
     title = f"{options.dtype} against PyTorch, at three sizes" + (", on images given" if photos else "")
     table = Table("task", "mean difference", "largest", "in", title=title)
     worst: dict[str, tuple[float, float]] = dict.fromkeys(tasks, (0.0, 0.0))
-    for images in compare.sample_images(working_size, multiple, photos):
+    for images in compare.sample_images(shown.working_size, multiple, photos):
         sides = (images.shape[1], images.shape[2])
-        shown = compare.shown_size(sides, working_size) if resizes else sides
-        ours, theirs = predict(images), compare.under_pytorch(model, images, tasks, shown)
+        shown_hw, share = (compare.shown_size(sides, shown), shown.share(model.input_size)) if resizes else (sides, 1.0)
+        ours, theirs = predict(images), compare.under_pytorch(model, images, tasks, shown_hw, share)
         for task in tasks:
             found = compare.difference(task, ours[task], theirs[task])
             worst[task] = (max(worst[task][0], found[0]), max(worst[task][1], found[1]))

@@ -1,6 +1,6 @@
 """What stands around the network in an exported graph: from an image's bytes to its input, from its output to predictions.
 
-    u = resize(image)          to the working size, antialiased and rounded, as Pillow does
+    u = resize(image)          as ``mtlsi.prediction.shown`` says, antialiased and rounded, as Pillow does
     x = (u / 255 - mean) / std, padded to multiples of 32
     y = decode(resize(network(x)))      bilinear, to the image's size
 
@@ -24,7 +24,7 @@ from mtlsi.kinds.strength import Strength
 from mtlsi.kinds.value import Value
 from mtlsi.nn.normalise import MEAN, STD
 from mtlsi.prediction.full_size import MOST_CHANGES
-from mtlsi.prediction.predictor import LONGEST_SIDE
+from mtlsi.prediction.shown import LONGEST_SIDE, Shown
 from mtlsi.tasks import class_dtype
 
 OPSET = 20
@@ -37,26 +37,23 @@ REDUCE = 'Resize <mode="linear", coordinate_transformation_mode="half_pixel", an
 """A runtime takes four times as long for this one, which is the same where it enlarges."""
 
 
-def prepare(working_size: tuple[int, int] | None) -> ModelProto:
+def prepare(shown: Shown | None) -> ModelProto:
     """image (b H W 3) uint8 -> the network's input, the size (h w) that it shows, and the batch's and the image's.
 
-    The size has the working size's area in the image's shape, its sides multiples of 4 and at least 4; None: images are
-    taken as they are.
+    The size is that of ``shown``, its sides multiples of 4 and at least 4; None: images are taken as they are.
     Choice: sides below 64 are rounded as well, where ``Predictor`` leaves them: an image 36 times as wide as high, say.
     """
-    if working_size is None:
+    if shown is None:
         sized = "shown_hw = Identity (image_hw)\n small = Transpose <perm=[0, 3, 1, 2]> (image)"
-        area = longest = 1.0
+        height = width = 1
     else:
-        area, longest = float(working_size[0] * working_size[1]), float(LONGEST_SIDE * max(working_size))
+        height, width = shown.working_size
         sized = f"""
             sides = Cast <to=11> (image_hw)
-            pixels = ReduceProd <keepdims=1> (sides)
-            ratio = Div (pixels, area)
-            by_area = Sqrt (ratio)
+            {_reduced_by_shape(shown)}
             longer = ReduceMax <keepdims=1> (sides)
             by_longer = Div (longer, longest)
-            reduced_by = Max (by_area, by_longer)
+            reduced_by = Max (by_shape, by_longer)
             wanted = Div (sides, reduced_by)
             cells = Div (wanted, four)
             whole_cells = Round (cells)
@@ -71,7 +68,8 @@ def prepare(working_size: tuple[int, int] | None) -> ModelProto:
     return _parsed(f"""{HEADER}
         prepare (uint8[batch, height, width, 3] image)
             => (float[batch, 3, rows, columns] {IMAGES}, int64[2] shown_hw, int64[2] image_hw, int64[1] batch_size)
-        <double[1] area = {{{area!r}}}, double[1] longest = {{{longest!r}}}, double[1] four = {{4.0}},
+        <double[2] working = {{{float(height)!r}, {float(width)!r}}}, double[1] area = {{{float(height * width)!r}}},
+         double[1] longest = {{{float(LONGEST_SIDE * max(height, width))!r}}}, double[1] four = {{4.0}},
          double[1] one = {{1.0}}, int64[6] nothing = {{0, 0, 0, 0, 0, 0}},
          float[3, 1, 1] factor = {{{", ".join(factors)}}}, float[3, 1, 1] offset = {{{", ".join(offsets)}}},
          int64[1] three = {{3}}, int64[1] multiple = {{32}}>
@@ -89,14 +87,27 @@ def prepare(working_size: tuple[int, int] | None) -> ModelProto:
         }}""")
 
 
+def _reduced_by_shape(shown: Shown) -> str:
+    """What the sides are divided by, but for very long, thin images."""
+    if shown.resize == "keep_ratio":
+        return """
+            ratios = Div (sides, working)
+            by_shape = ReduceMax <keepdims=1> (ratios)"""
+    return """
+            pixels = ReduceProd <keepdims=1> (sides)
+            ratio = Div (pixels, area)
+            by_shape = Sqrt (ratio)"""
+
+
 def raw_name(task: str) -> str:
     """The network's output of one task."""
     return f"network_{task}"
 
 
-def finish(task: str, num_channels: int, *, plain: bool = False) -> ModelProto:
+def finish(task: str, num_channels: int, *, share: float = 1.0, plain: bool = False) -> ModelProto:
     """A task's raw output (b c y x) -> its prediction at the image's size, as ``mtlsi.Predictor`` gives it.
 
+    ``share``: how large things are shown, over how large they were in training, by which distances are multiplied.
     ``plain``: by few and common operations, without branches and shapes that depend on data, for images larger than the map.
     """
     made = _parsed(f"""{HEADER}
@@ -108,7 +119,7 @@ def finish(task: str, num_channels: int, *, plain: bool = False) -> ModelProto:
         {{
             {task}_grid = Div (shown_hw, {task}_stride)
             {task}_cut = Slice ({raw_name(task)}, {task}_start, {task}_grid, {task}_axes)
-            {_decoding(task, num_channels, plain)}
+            {_decoding(task, num_channels, share, plain)}
         }}""")
     # no task's name has a slash: without one, hand_left could be a task or an inner result of hand
     return compose.add_prefix(made, f"{task}/", rename_inputs=False, rename_outputs=False)
@@ -124,7 +135,7 @@ def _parsed(text: str) -> ModelProto:
     return made
 
 
-def _decoding(task: str, num_channels: int, plain: bool) -> str:
+def _decoding(task: str, num_channels: int, share: float, plain: bool) -> str:
     """From the raw map ``TASK_cut`` (b c y x) to the output; the same arithmetic as the kind's ``decode``."""
     kind = kinds.of(task)
     if kind.task.kind == "classes":
@@ -141,7 +152,12 @@ def _decoding(task: str, num_channels: int, plain: bool) -> str:
             {_enlarged(task, f"{task}_logit", 1, plain=plain)}"""
         return whole + one + f"{task} = Sigmoid ({task}_one)"
     if isinstance(kind, Distance):
-        return whole + one + f"{task} = Relu ({task}_one)"
+        if share == 1:
+            return whole + one + f"{task} = Relu ({task}_one)"
+        return f"""{whole} {one}
+            {task}_share = Constant <value_float={share!r}> ()
+            {task}_seen = Relu ({task}_one)
+            {task} = Mul ({task}_seen, {task}_share)"""
     if isinstance(kind, Direction):
         return whole + last + f"{task} = LpNormalization <axis=-1, p=2> ({task}_last)"
     if isinstance(kind, Value):

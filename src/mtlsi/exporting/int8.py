@@ -14,6 +14,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from mtlsi.exporting import frame
+from mtlsi.prediction.shown import Shown
 
 QUANTISED = ("Conv",)
 """Choice: convolutions alone, which hold nine tenths of the operations. Norms, softmaxes and sums stay float32."""
@@ -28,8 +29,8 @@ change class: what they lose at the finest maps, every later one sees.
 class Calibration(CalibrationDataReader):
     """The network's input for each image (H W 3) uint8, as the frame makes it; all are read at once, and kept small."""
 
-    def __init__(self, images: Iterable[np.ndarray], working_size: tuple[int, int] | None):
-        before = frame.prepare(working_size).SerializeToString()
+    def __init__(self, images: Iterable[np.ndarray], shown: Shown | None):
+        before = frame.prepare(shown).SerializeToString()
         session = onnxruntime.InferenceSession(before, providers=["CPUExecutionProvider"])
         made = [np.asarray(session.run([frame.IMAGES], {"image": pixels[None]})[0]) for pixels in images]
         self.inputs = iter([{frame.IMAGES: pixels} for pixels in made])

@@ -8,7 +8,6 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -22,7 +21,7 @@ from mtlsi.exporting.network import EXAMPLE, raw_network, trace
 from mtlsi.exporting.straighten import straighten
 from mtlsi.kinds.palette import palette
 from mtlsi.model.network import MTLSINet
-from mtlsi.prediction.predictor import training_camera
+from mtlsi.prediction.shown import Shown
 from mtlsi.tasks import TASKS, num_channels, own_records
 
 
@@ -53,11 +52,13 @@ def network_graph(model: MTLSINet, tasks: Sequence[str], dtype: torch.dtype) -> 
     return graph
 
 
-def whole_graph(network: ModelProto, tasks: Sequence[str], channels: Sequence[int], working_size: Any) -> ModelProto:
+def whole_graph(
+    network: ModelProto, tasks: Sequence[str], channels: Sequence[int], shown: Shown | None, share: float = 1.0
+) -> ModelProto:
     """``network`` between the two parts of ``frame``; see there."""
-    before = frame.prepare(working_size)
-    plain = working_size is None  # for runtimes of few operations
-    after = [frame.finish(task, count, plain=plain) for task, count in zip(tasks, channels, strict=True)]
+    before = frame.prepare(shown)
+    plain = shown is None  # for runtimes of few operations
+    after = [frame.finish(task, count, share=share, plain=plain) for task, count in zip(tasks, channels, strict=True)]
     parts = [before.graph, network.graph, *(part.graph for part in after)]
     graph = helper.make_graph(
         [node for part in parts for node in part.node],
@@ -74,16 +75,17 @@ def whole_graph(network: ModelProto, tasks: Sequence[str], channels: Sequence[in
     return made
 
 
-def describe(made: ModelProto, model: MTLSINet, tasks: Sequence[str], working_size: Any, dtype: str) -> None:
+def describe(made: ModelProto, model: MTLSINet, tasks: Sequence[str], shown: Shown | None, dtype: str) -> None:
     """Write into ``metadata_props`` what a caller must know, every value but the version as JSON."""
-    camera = training_camera(model, working_size) if working_size else None
+    camera = model.camera if shown and model.camera else None
     facts = {
         "mtlsi_version": version("mtlsi"),
         "tasks": json.dumps([task_facts(task, model) for task in tasks]),
-        "working_size": json.dumps(working_size),
+        "working_size": json.dumps(shown and shown.working_size),
+        "resize": json.dumps(model.resize),
         "dtype": json.dumps(dtype),
         "own_tasks": json.dumps(own_records(tasks)),
-        "camera": json.dumps(camera and asdict(camera)),
+        "camera": json.dumps(camera and {**camera}),
     }
     helper.set_model_props(made, facts)
     made.doc_string = "image (batch, height, width, 3), RGB, 8 bits, to a prediction of every task at the image's size"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mtlsi.config import RESIZES
 from mtlsi.errors import MistakeError
 from mtlsi.reading import shortened
 from mtlsi.tasks import MOST_CLASSES
@@ -13,7 +14,7 @@ MOST_TASKS = 64
 MOST_SIDE = 100_000
 
 
-def check_facts(tasks: Any, classes: Any, input_size: Any, own_tasks: Any) -> None:
+def check_facts(tasks: Any, classes: Any, input_size: Any, own_tasks: Any, resize: Any) -> None:
     """Raises ``MistakeError`` for a value of another form than ``MTLSINet`` takes."""
     _check("tasks", tasks, _is_names(tasks) and len(tasks) <= MOST_TASKS, f"up to {MOST_TASKS} names")
     _check(
@@ -35,6 +36,7 @@ def check_facts(tasks: Any, classes: Any, input_size: Any, own_tasks: Any) -> No
         _is_list(own_tasks) and len(own_tasks) <= MOST_TASKS and all(isinstance(one, Mapping) for one in own_tasks),
         "a list of records of tasks",
     )
+    _check("resize", resize, resize in RESIZES, " or ".join(RESIZES))
 
 
 def _check(name: str, value: Any, sound: bool, expected: str) -> None:

@@ -27,6 +27,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
+from mtlsi.config import RESIZES
 from mtlsi.errors import MistakeError
 from mtlsi.kernels.recompute import called_modules, recompute
 from mtlsi.kinds.colouring import Colour
@@ -84,8 +85,9 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
     ``tasks`` fixes the task axis; ``classes`` names the classes of each task that has classes; ``input_size`` (h, w) is
     the size of the images that the weights were trained on; ``own_tasks`` are the records of tasks that are not built in,
     registered again by name; ``colours``, by task, the RGB colours of the classes where the data set chose them;
-    ``camera`` that of the training images, ``focal_px`` in pixels of an image of ``size_hw``, where it is known; ``sizes``
-    are the fields of ``ModelConfig``.
+    ``camera`` that of the training images, ``focal_px`` in pixels of an image of ``size_hw``, where it is known;
+    ``resize``, one of ``RESIZES``, how those images were brought to ``input_size``; ``sizes`` are the fields of
+    ``ModelConfig``.
     Raises ``MistakeError`` for an unknown task, backbone, decoder or size.
     """
 
@@ -97,10 +99,11 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         own_tasks: Sequence[Mapping[str, Any]] = (),
         colours: Mapping[str, Sequence[Sequence[int]]] = NO_COLOURS,
         camera: Mapping[str, Any] = NO_CAMERA,
+        resize: str = RESIZES[0],
         **sizes: Any,
     ):
         super().__init__()
-        check_facts(tasks, classes, input_size, own_tasks)
+        check_facts(tasks, classes, input_size, own_tasks, resize)
         register_records(own_tasks)
         config = ModelConfig.of(sizes)
         self.sizes = config
@@ -109,6 +112,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         self.colours = checked_colours(colours, self.classes)
         self.camera = checked_camera(camera)
         self.input_size = (int(input_size[0]), int(input_size[1]))
+        self.resize = resize
         outputs = {task: num_channels(task, self.classes) for task in self.tasks}
         self.backbone = Backbone(config.backbone, drop_path=config.drop_path)
         self.decoder = build_decoder(DecoderSpec(outputs, self.backbone.channels, config))

@@ -9,6 +9,9 @@ from mtlsi.config import PRECISIONS, Names, split_names
 from mtlsi.errors import MistakeError
 from mtlsi.options.values import DEFAULT_MODEL, REPEATED, Size
 
+POINT_FORMATS = ("ply", "glb")
+"""Results that need a distance and a focal length."""
+
 
 @dataclass(frozen=True)
 class PredictOptions:
@@ -70,7 +73,7 @@ class PredictOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "write", split_names(self.write))
         if self.points:
-            object.__setattr__(self, "write", tuple(dict.fromkeys((*self.write, "ply", "glb"))))
+            object.__setattr__(self, "write", tuple(dict.fromkeys((*self.write, *POINT_FORMATS))))
         for flag, share in (("--smooth", self.smooth), ("--smooth-outputs", self.smooth_outputs)):
             if not 0 <= share < 1:
                 raise MistakeError(f"{flag} {share:g}; expected 0 (none) or more, below 1, such as 0.8")

@@ -14,7 +14,6 @@ from mtlsi.errors import MistakeError
 from mtlsi.page.models import AS_TRAINED, SCALES, Models
 from mtlsi.page.results import CLOUD_POINTS, NYUDV2, Result, Results
 from mtlsi.page.uploads import plain_stem, read_upload
-from mtlsi.prediction.predictor import fit_size
 from mtlsi.tasks import TASKS
 
 HERE = Path(__file__).parent
@@ -130,7 +129,7 @@ def _predict(
     camera = predictor.training_camera or NYUDV2
     result = Result(pixels, prediction, plain_stem(given), predictor.classes, predictor.colours, camera)
     key, (height, width) = results.keep(result), pixels.shape[:2]
-    worked = "{} x {}".format(*reversed(fit_size((height, width), predictor.working_size)))
+    worked = "{} x {}".format(*reversed(predictor.shown.fit((height, width))))
     said = [f"{width} x {height}", *[changed] * bool(changed), f"{name} at {worked}", f"{seconds:.2f} s"]
     has_depth = result.distance_task() is not None
     offered = OFFERED + (OFFERED_WITH_DEPTH if has_depth else ())

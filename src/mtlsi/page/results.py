@@ -23,13 +23,14 @@ from mtlsi.errors import MistakeError
 from mtlsi.kinds.colouring import Swatches
 from mtlsi.prediction.camera import TrainingCamera
 from mtlsi.prediction.points import points, write_glb, write_ply
+from mtlsi.prediction.shown import Shown
 from mtlsi.tasks import TASKS
 
 SHOWN_PIXELS = 1_000_000
 """A larger result is shown, and read under the pointer, at every n-th pixel; what is downloaded is whole."""
 CLOUD_POINTS = 400_000
 """Points of the cloud that turns in the browser; the downloaded one has a point for every pixel."""
-NYUDV2 = TrainingCamera(518.86, (480, 640))
+NYUDV2 = TrainingCamera(518.86, (480, 640), Shown((480, 640)))
 """Choice: taken to be the camera of a model that does not name that of its training."""
 KEPT_RESULTS, KEPT_BYTES = 32, 2**30
 

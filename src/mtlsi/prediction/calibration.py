@@ -12,8 +12,8 @@ import numpy as np
 from rich.console import Console
 
 from mtlsi.errors import MistakeError
-from mtlsi.options.using import PredictOptions
-from mtlsi.prediction.camera import Camera, Metres, distance_task
+from mtlsi.options.using import POINT_FORMATS, PredictOptions
+from mtlsi.prediction.camera import Camera, Metres, distance_task, view_from_exif
 from mtlsi.prediction.images import read_image
 
 
@@ -84,10 +84,13 @@ def read_camera(options: PredictOptions, predictor: Any, console: Console | None
     measured, path = read_measured(options.calibrate), Path(options.images[0])
     task = distance_task(predictor.tasks)
     pixels = read_image(path)
-    metres = Metres(predictor.training_camera, camera, needed=options.points)
-    prediction, _ = metres.of(predictor(pixels, (task,)), (pixels.shape[0], pixels.shape[1]), path)
-    found = calibrate(prediction[task], measured)
+    size_hw = pixels.shape[0], pixels.shape[1]
+    metres = Metres(predictor.training_camera, camera, needed=bool({*options.write} & {*POINT_FORMATS}))
+    prediction, _ = metres.of(predictor(pixels, (task,)), size_hw, path)
+    found, same = calibrate(prediction[task], measured), ""
+    if camera is None and view_from_exif(path, size_hw) is not None:  # which metres follow where points are made
+        same = ", again with points" if metres.needed else ", again without points"
     (console or Console(stderr=True)).print(
-        f"{found}; for other photos like this one: --scale {found.scale:.4f}", highlight=False, soft_wrap=True
+        f"{found}; for other photos like this one{same}: --scale {found.scale:.4f}", highlight=False, soft_wrap=True
     )
     return camera, found.scale

@@ -2,8 +2,8 @@
 
 A thing of size S at depth Z is f S / Z pixels large, f the focal length in pixels. A network sees only those pixels. It
 was trained with one focal length f_t and gives the depth Z' at which that camera would show the thing as large,
-f_t S / Z' = f S / Z, hence Z = Z' f / f_t, with both focal lengths in pixels of what the network sees.
-See docs/points.md.
+f_t S / Z' = f S / Z, hence Z = Z' f / f_t, with both focal lengths in pixels of what the network sees: those of the photo,
+times what its sides are multiplied by (``mtlsi.prediction.shown``). See docs/points.md.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from PIL import ExifTags
 from mtlsi.errors import MistakeError
 from mtlsi.images import UNREADABLE, peek_image
 from mtlsi.prediction.maps import Maps
+from mtlsi.prediction.shown import Shown, Size
 from mtlsi.tasks import TASKS
 
-Size = tuple[int, int]
-"""Height and width, in pixels."""
 FILM_DIAGONAL_MM = 43.267
 """Of 35 mm film, 24x36 mm, by whose diagonal equivalent focal lengths are reckoned (CIPA DCG-001)."""
 UNITS_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
@@ -47,17 +46,16 @@ class TrainingCamera:
     focal_px: float
     """In pixels of an image of ``size_hw``."""
     size_hw: Size
-    shown_share: float = 1.0
-    """How large the network sees things now, over how large it saw them in training: other than 1 with another working
-    size."""
+    shown: Shown
+    """At what size images are shown to the network."""
 
     def focal_of(self, size_hw: Size) -> float:
         """The focal length in pixels of a photo of this size, if it was taken with such a camera."""
-        return self.focal_px * math.sqrt(math.prod(size_hw) / math.prod(self.size_hw))
+        return self.focal_px * self.shown.scale(self.size_hw) / self.shown.scale(size_hw)
 
     def factor(self, focal_px: float, size_hw: Size) -> float:
-        """What the network's metres are to be multiplied by for a photo of this size and focal length."""
-        return self.shown_share * focal_px / self.focal_of(size_hw)
+        """What metres of the training camera are to be multiplied by for a photo of this size and focal length."""
+        return focal_px / self.focal_of(size_hw)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from rich.progress import track
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
 from mtlsi.lock import HeldError, held
+from mtlsi.options.using import POINT_FORMATS
 from mtlsi.prediction.camera import Camera, Metres, distance_task
 from mtlsi.prediction.contract import PredictsPhotos
 from mtlsi.prediction.crew import Crew
@@ -30,7 +31,6 @@ from mtlsi.prediction.manifest import Manifest, number_of, state_of
 from mtlsi.prediction.names import Names
 from mtlsi.prediction.results import (
     FORMATS,
-    POINT_FORMATS,
     USUAL_FORMATS,
     CannotWriteError,
     check_formats,

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from mtlsi.config import RESIZES
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
 from mtlsi.kinds.colouring import Colour
 from mtlsi.options.using import PredictOptions
-from mtlsi.prediction.camera import TrainingCamera
+from mtlsi.prediction.camera import TrainingCamera, multiplied
 from mtlsi.prediction.images import ImageLike, as_pixels
+from mtlsi.prediction.shown import Shown
 from mtlsi.reading import check_plain, parse_json
 from mtlsi.tasks import check_tasks, register_records
 
@@ -61,9 +63,16 @@ class GraphPredictor:
         self.colours: Mapping[str, Sequence[Colour]] = {
             fact["name"]: [tuple(colour) for colour in fact["colours"]] for fact in self.facts if "colours" in fact
         }
-        camera = parse_json(facts.get("camera", "null"))
-        self.training_camera = camera and TrainingCamera(**camera | {"size_hw": tuple(camera["size_hw"])})
-        self.resizes = parse_json(facts["working_size"]) is not None
+        working_size = parse_json(facts["working_size"])
+        self.resizes = working_size is not None
+        camera = parse_json(facts.get("camera", "null")) or {}
+        self.training_camera = None
+        if camera:
+            height, width = working_size
+            shown = Shown((int(height), int(width)), parse_json(facts.get("resize", f'"{RESIZES[0]}"')))
+            self.training_camera = TrainingCamera(float(camera["focal_px"]), tuple(camera["size_hw"]), shown)
+        self.share = float(camera.get("shown_share", 1))
+        """What distances are still to be multiplied by: other than 1 in a file of before graphs did so themselves."""
         check_tasks(self.tasks)
         outputs = [output.name for output in self.session.get_outputs()]
         if not set(self.tasks) <= set(outputs):
@@ -90,7 +99,7 @@ class GraphPredictor:
         for task, array in predictions.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise MistakeError(f"the network's {task} is not finite; export it with --dtype float32")
-        return predictions
+        return predictions if self.share == 1 else dict(multiplied(predictions, self.share))
 
     def maps(self, image: ImageLike, tasks: str | Iterable[str] | None = None) -> Mapping[str, np.ndarray]:
         """What a call gives: a graph makes all of its maps at once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,8 +15,9 @@ from typing import Any, overload
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
-from mtlsi.config import PRECISIONS
+from mtlsi.config import PRECISIONS, RESIZES
 from mtlsi.device import find_device, prepare_process
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.convolve_linears import convolutions_are_faster, convolve_linears, has_linears
@@ -32,13 +32,10 @@ from mtlsi.prediction.full_size import bands
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.prediction.maps import Maps
 from mtlsi.prediction.recorded import recorded
+from mtlsi.prediction.shown import Shown, Size
 from mtlsi.tasks import check_tasks
 
-Size = tuple[int, int]
-"""Height and width, in pixels."""
 DTYPES: dict[str, torch.dtype] = {spelling: getattr(torch, name) for spelling, name in PRECISIONS.items()}
-LONGEST_SIDE = 4
-"""The longer side of the network's input is at most this many times that of its training size."""
 
 
 class Predictor:
@@ -48,8 +45,10 @@ class Predictor:
 
     Choice: the image is resized, its shape kept, to the area of the images that the network was trained on
     (``model.input_size``, or ``working_size`` (height, width) in its place): objects then have
-    the size seen in training, and portrait and landscape images cost the same. Raw outputs are resized to the image's
-    own size before they are decoded. Metres are those of a camera like the training set's, unless ``camera`` says by what
+    the size seen in training, and portrait and landscape images cost the same. For a network trained with ``data.resize:
+    keep_ratio`` it is resized to fit inside that size, as in training. Raw outputs are resized to the image's
+    own size before they are decoded. Metres are those of a camera like the training set's, at any working size, unless
+    ``camera`` says by what
     the image was taken: its focal length in the image's own pixels, or a ``Camera``, which also reads a photo's EXIF. They
     are then multiplied by how much longer its focal length is than the training camera's (``docs/points.md``).
 
@@ -84,10 +83,9 @@ class Predictor:
         self.dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
         self.working_size = working_size or model.input_size
         self.camera = camera if isinstance(camera, Camera | None) else Camera(focal_px=camera)
-        self.training_camera = training_camera(model, self.working_size)
+        self.model = model.to(self.device).eval()
         if self.camera is not None and self.training_camera is None:
             raise MistakeError("the model's config.json names no training camera; add one, or predict without a camera")
-        self.model = model.to(self.device).eval()
         network = for_prediction(self.model, self.dtype)
         self.network: Callable[..., Output] = network
         if compile:
@@ -111,12 +109,24 @@ class Predictor:
         return getattr(self.model, "colours", {})  # a network of one's own need not choose any
 
     @property
+    def shown(self) -> Shown:
+        """At what size images are shown to the network."""
+        return shown_to(self.model, self.working_size)
+
+    @property
+    def training_camera(self) -> TrainingCamera | None:
+        """The camera of the images that the model was trained on, where that is known."""
+        stored = getattr(self.model, "camera", {})
+        return TrainingCamera(stored["focal_px"], tuple(stored["size_hw"]), self.shown) if stored else None
+
+    @property
     def identity(self) -> str:
         """Differs where the predictions for the same image would: a digest of the weights and settings.
 
         Of each tensor only some numbers are read, which a training step changes as surely as the rest.
         """
-        digest = blake2b(f"{version('mtlsi')} {self.dtype} {self.working_size} {self.camera}".encode(), digest_size=8)
+        settings = f"{version('mtlsi')} {self.dtype} {self.shown} {self.model.input_size} {self.camera}"
+        digest = blake2b(settings.encode(), digest_size=8)
         for name, tensor in self.model.state_dict().items():
             some = tensor.detach().flatten()[:: max(1, tensor.numel() // 16)].double().cpu()
             digest.update(f"{name} {tuple(tensor.shape)}".encode() + some.numpy().tobytes())
@@ -157,15 +167,19 @@ class Predictor:
         with torch.inference_mode():
             raw = self._raw(pixels, names)
         found = Maps(size_hw[0], {task: partial(bands, task, raw[task], size_hw) for task in names})
-        return found if self.camera is None else self._in_metres(found, size_hw, image)
+        factor = self._factor(size_hw, image)
+        return found if factor == 1 else multiplied(found, factor)
 
-    def _in_metres(self, found: Maps, size_hw: Size, image: ImageLike) -> Mapping[str, np.ndarray]:
-        """The predictions, distances for the focal length of the image's camera."""
+    def _factor(self, size_hw: Size, image: ImageLike) -> float:
+        """What the network's metres are multiplied by: for the working size, and for the image's camera where one is asked
+        for.
+        """
+        factor = self.shown.share(self.model.input_size)
+        if self.camera is None or self.training_camera is None:
+            return factor
         path = Path(image) if isinstance(image, str | os.PathLike) else None
-        view = self.camera.view(size_hw, path) if self.camera is not None else None
-        if view is None or self.training_camera is None:
-            return found
-        return multiplied(found, self.training_camera.factor(view.focal_px, size_hw))
+        view = self.camera.view(size_hw, path)
+        return factor if view is None else factor * self.training_camera.factor(view.focal_px, size_hw)
 
     def _raw(self, pixels: np.ndarray, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """The raw outputs ``(1 c h w) float32`` for an image ``(H W 3) uint8``."""
@@ -173,7 +187,7 @@ class Predictor:
 
     def _shrink(self, pixels: np.ndarray) -> torch.Tensor:
         """The network's input ``(1 3 h w)``: the image at the working size, ImageNet-normalised."""
-        height, width = fit_size(pixels.shape[:2], self.working_size)
+        height, width = self.shown.fit(pixels.shape[:2])
         small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
         return normalise(torch.from_numpy(np.array(small)).to(self.device).permute(2, 0, 1)[None].float() / 255)
 
@@ -192,15 +206,9 @@ class Predictor:
         return raw
 
 
-def training_camera(model: MTLSINet, working_size: Size) -> TrainingCamera | None:
-    """The camera that the model was trained with, and how large it sees things at ``working_size``."""
-    stored = getattr(model, "camera", {})
-    if not stored:
-        return None
-    height, width = stored["size_hw"]
-    return TrainingCamera(
-        stored["focal_px"], (height, width), math.sqrt(math.prod(working_size) / math.prod(model.input_size))
-    )
+def shown_to(model: nn.Module, working_size: Size) -> Shown:
+    """At what size images are shown to the model; a network of one's own need not say how it was trained."""
+    return Shown(working_size, getattr(model, "resize", RESIZES[0]))
 
 
 def compiled(network: Callable[..., Output], device: torch.device) -> Callable[..., Output]:
@@ -252,20 +260,3 @@ def _with_own_backbone(model: MTLSINet) -> MTLSINet:
     same = {id(parameter): parameter for parameter in model.backbone.parameters()}
     copied.backbone = copy.deepcopy(model.backbone, same)
     return copied
-
-
-def fit_size(size_hw: tuple[int, ...], working_size: Size) -> Size:
-    """The height and width of the working size's area in the image's own shape, each at least 1 pixel.
-
-    Sides of 64 pixels or more are multiples of 4, at which the network predicts: what it makes is then brought to the
-    image's size in one step.
-
-    A very long, thin image stays below that area: its longer side is held to ``LONGEST_SIDE`` times the
-    working size's.
-    """
-    height, width = size_hw
-    scale = math.sqrt(working_size[0] * working_size[1] / (height * width))
-    scale = min(scale, LONGEST_SIDE * max(working_size) / max(height, width))
-    rounded = (STRIDES[0] * round(x * scale / STRIDES[0]) if x * scale >= 64 else round(x * scale) for x in size_hw)
-    height, width = (max(1, side) for side in rounded)
-    return height, width

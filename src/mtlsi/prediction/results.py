@@ -24,6 +24,7 @@ from mtlsi.io import replace_array, replace_bytes, replace_rows
 from mtlsi.kinds.colouring import Colour
 from mtlsi.kinds.palette import palette
 from mtlsi.memory import hand_back_freed_memory
+from mtlsi.options.using import POINT_FORMATS
 from mtlsi.prediction.camera import distance_task
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.prediction.maps import Maps
@@ -32,8 +33,6 @@ from mtlsi.prediction.points import points, surface, write_glb, write_ply
 FORMATS = ("png", "npy", "npz", "panel", "ply", "glb")
 """What can be written for an image."""
 USUAL_FORMATS = ("png", "npy", "panel")
-POINT_FORMATS = ("ply", "glb")
-"""Those that need a distance and a focal length."""
 LARGE = 2**24
 """From so many pixels on, a map is written while it is made, and freed memory is given back between tasks."""
 MOST_POINTS = 1_000_000

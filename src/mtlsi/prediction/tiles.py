@@ -30,7 +30,8 @@ from mtlsi import kinds
 from mtlsi.errors import MistakeError
 from mtlsi.model.network import MTLSINet
 from mtlsi.nn.normalise import normalise
-from mtlsi.prediction.predictor import Predictor, Size, fit_size
+from mtlsi.prediction.predictor import Predictor
+from mtlsi.prediction.shown import Shown, Size
 from mtlsi.tasks import TASKS
 
 OVERLAP = 0.25
@@ -101,7 +102,7 @@ class TiledPredictor(Predictor):
         """The raw outputs of the tiles and the whole image, put together on the tiles' grid."""
         raw, size_hw = super()._raw(pixels, names), (pixels.shape[0], pixels.shape[1])
         tiled = tuple(task for task in names if mixture_of(task).share)
-        grid = grid_of(size_hw, self.working_size, self.tiles) if tiled else None
+        grid = grid_of(size_hw, self.shown, self.tiles) if tiled else None
         if grid is None:
             return raw
         height, width = grid.canvas_hw
@@ -130,9 +131,9 @@ class Grid:
         return self.tops[-1] + self.tile_hw[0], self.lefts[-1] + self.tile_hw[1]
 
 
-def grid_of(size_hw: Size, working_size: Size, tiles: Size | None) -> Grid | None:
+def grid_of(size_hw: Size, shown: Shown, tiles: Size | None) -> Grid | None:
     """The tiles of an image; None where the whole image is enough. ``tiles``: rows and columns, None chooses."""
-    rows, columns = fitting_tiles(size_hw, working_size) if tiles is None else tiles
+    rows, columns = fitting_tiles(size_hw, shown) if tiles is None else tiles
     if (rows, columns) == NO_TILES:
         return None
     part = [side / spanned(count) for side, count in zip(size_hw, (rows, columns), strict=True)]
@@ -143,21 +144,22 @@ def grid_of(size_hw: Size, working_size: Size, tiles: Size | None) -> Grid | Non
             f"{rows}x{columns} tiles of an image of {size_hw[0]}x{size_hw[1]}; expected {allowed}, so that each has "
             f"{SMALLEST} pixels: give fewer, or auto"
         )
-    seen = fit_size(tuple(max(1, round(side)) for side in part), working_size)
+    seen = shown.fit([max(1, round(side)) for side in part])
     height, width = (ALIGN * max(1, round(side / ALIGN)) for side in seen)
     grid = Grid((height, width), _starts(height, rows), _starts(width, columns))
-    return replace(grid, closer=math.sqrt(math.prod(grid.canvas_hw) / math.prod(fit_size(size_hw, working_size))))
+    return replace(grid, closer=math.sqrt(math.prod(grid.canvas_hw) / math.prod(shown.fit(size_hw))))
 
 
-def fitting_tiles(size_hw: Size, working_size: Size) -> Size:
+def fitting_tiles(size_hw: Size, shown: Shown) -> Size:
     """Rows and columns of tiles that show the network what the image has; (1, 1) where the whole image shows it.
 
     A tile has the working size's shape, or that turned by 90 degrees for a portrait image.
     """
     if min(size_hw) < SMALLEST:
         return NO_TILES
-    whole = fit_size(size_hw, working_size)
+    whole = shown.fit(size_hw)
     scale = min(1.0, CLOSEST * math.sqrt(math.prod(whole) / math.prod(size_hw)))
+    working_size = shown.working_size
     upright = (size_hw[0] > size_hw[1]) != (working_size[0] > working_size[1])
     seen = working_size[::-1] if upright else working_size
     rows, columns = (

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from torchmetrics import Metric
 
 from mtlsi import kinds, processes, run_folder
-from mtlsi.config import RunConfig, TrainConfig
+from mtlsi.config import RESIZES, RunConfig, TrainConfig
 from mtlsi.data.datasets import LabelledImages, camera_of, colours_of, constant_predictions, note_on_blur, open_dataset
 from mtlsi.data.transforms import Sample
 from mtlsi.device import choose_precision
@@ -279,6 +279,7 @@ def build_model(config: RunConfig, dataset: LabelledImages) -> MTLSINet:
         colours=colours_of(dataset),
         camera=camera_of(dataset),
         input_size=config.data.image_hw or dataset[0]["image"].shape[-2:],
+        resize=config.data.resize if config.data.image_hw else RESIZES[0],  # as stored, nothing is resized
         **config.model,
     )
     network.backbone.freeze(config.train.freeze_stride, norm=config.train.freeze_norm)
