@@ -220,6 +220,23 @@ def test_what_is_no_video_is_refused_in_one_line(tmp_path):
             open_clip(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        "ffconcat version 1.0\nfile clip.mkv\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nclip.mkv\n#EXT-X-ENDLIST\n",
+        "v=0\nm=video 5004 RTP/AVP 26\nc=IN IP4 127.0.0.1\n",
+    ],
+    ids=["concat", "m3u8", "sdp"],
+)
+def test_scripts_and_playlists_open_no_other_file(script, tmp_path):
+    write_clip(tmp_path / "clip.mkv", pictures(2))
+    for name in ("script.mp4", "script.m3u8", "script.ts", "script.sdp"):
+        (tmp_path / name).write_text(script)
+        with pytest.raises(MistakeError, match="no video that can be read"):
+            open_clip(tmp_path / name)
+
+
 @pytest.mark.parametrize("keyframes", ["300", "5"])
 def test_samples_come_from_all_over_the_clip(keyframes, tmp_path):
     levels = grey_levels(90)

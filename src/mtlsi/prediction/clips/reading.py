@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 else:
     av = Later("av")  # the extra [video]
 
+CONTAINERS = (
+    "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg", "mpegvideo", "m4v", "h264",
+    "hevc", "av1", "obu", "ivf", "flv", "asf", "ogg", "gif", "apng", "mjpeg", "mxf", "nut", "dv", "rm", "wtv",
+    "yuv4mpegpipe",
+)  # fmt: skip
+"""The file formats that are opened, as FFmpeg calls them. Others of its own are scripts and playlists, which open further
+files, wait for pipes and go on without end."""
 USUAL_RATE = Fraction(25)
 """Pictures a second where a file does not say."""
 MOST_ERRORS = 100
@@ -259,7 +266,8 @@ def open_clip(path: FilePath, say: Callable[[str], None] = lambda _: None) -> Cl
     if not Path(path).stat().st_size:
         raise MistakeError(f"{path}: an empty file; expected a video")
     try:
-        container = av.open(os.fspath(path), metadata_errors="replace")
+        only = {"format_whitelist": ",".join(CONTAINERS)}
+        container = av.open(os.fspath(path), metadata_errors="replace", container_options=only)
     except (av.error.FFmpegError, OSError) as error:
         raise MistakeError(
             f"{path}: no video that can be read ({message_of(error)}); give an undamaged copy"
