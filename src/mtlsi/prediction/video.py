@@ -51,6 +51,8 @@ class VideoOutcome:
     """Pictures predicted."""
     num_broken: int = 0
     """Pictures that could not be decoded."""
+    is_whole: bool = True
+    """Whether nothing says that there were more pictures in the clip than were read."""
     duration_s: float = 0.0
     """How long it plays."""
     num_bytes: int = 0
@@ -90,6 +92,7 @@ def predict_video(
     the 99.5th percentile of all; what lies outside has the colour of the nearer end. A camera's are its first picture's.
     Choice: an error or Ctrl-C leaves no file, since one that ends early looks like a whole one; a camera's is ended whole.
     A picture that cannot be decoded is named on ``console`` (by default stderr) and passed over: the one before stays.
+    So is a clip that ends before its file says that it does.
     Raises ``MistakeError`` for what is no video, has no pictures, an unknown task, and where nothing can be written.
     """
     names = check_tasks(predictor.tasks if tasks is None else tasks, among=predictor.tasks)
@@ -173,12 +176,20 @@ class _Run:
                 crew.finish()
             if self.writer is None:
                 raise MistakeError(f"{self.clip.name}: no picture in it can be decoded; give an undamaged copy")
-            if most is None and not self.clip.is_live and (lost := self.clip.num_lost):
-                _say(console, f"{self.clip.name}: {lost} frames are missing, which the decoder gave up after damage")
-                self.outcome.num_broken += lost
+            if most is None and not self.clip.is_live:
+                self.look_for_more(console)
         self.outcome.spent_s = time.perf_counter() - began
         self.outcome.num_broken += self.clip.num_broken
         self.outcome.num_bytes = self.outcome.path.stat().st_size
+
+    def look_for_more(self, console: Console) -> None:
+        """Say, after all is read, what is known of pictures that did not come."""
+        if lost := self.clip.num_lost:
+            _say(console, f"{self.clip.name}: {lost} frames are missing, which the decoder gave up after damage")
+            self.outcome.num_broken += lost
+        if missing := self.clip.missing:
+            _say(console, f"{self.clip.name}: {missing}")
+            self.outcome.is_whole = False
 
     def begin(self, frame: Frame, prediction: Mapping[str, np.ndarray], stride: int, stack: ExitStack) -> None:
         """Lay out the pictures and open the file, when the size is known."""
@@ -228,6 +239,8 @@ class _Run:
             line += f"; arrays in {done.arrays}"
         if done.num_broken:
             line += f"; {_frames(done.num_broken, 'broken frame')} passed over"
+        if not done.is_whole:
+            line += "; the clip is not whole"
         return line
 
 
