@@ -181,7 +181,9 @@ def _lines(folder: Path) -> dict[str, Path]:
         {"step": 100, "val/depth/RMSE": 0.5, "val/semseg/mIoU": 12.5, "evaluation_s": 4.0, "evaluation_images": 20},
     ]
     results = [
-        {"results": f"a/{n}", "state": f"{n:016x}", "image": f"/photos/a/{n}.jpg", "files": []} for n in range(5)
+        {"results": f"a/{n}", "image": f"/photos/a/{n}.jpg", "files": []}
+        | dict.fromkeys(("state", "changed", "content"), f"{n:016x}")
+        for n in range(5)
     ]
     contents = {
         "scores": (
@@ -345,7 +347,7 @@ def doors() -> dict[str, Callable[[Path], Any]]:
     def manifest(path: Path) -> None:
         opened = Manifest(path.parent)
         for number in range(5):
-            opened.is_done(f"a/{number}", number)
+            opened.last(f"a/{number}")
 
     def lock(path: Path) -> None:
         with suppress(HeldError), held(path):

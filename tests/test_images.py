@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from mtlsi.dataset_tools.check import check
 from mtlsi.dataset_tools.prepare import prepare
 from mtlsi.errors import MistakeError
 from mtlsi.prediction.files import predict_paths
+from mtlsi.prediction.images import as_pixels, read_image
 from mtlsi.prediction.predictor import Predictor
 
 HEIGHT, WIDTH = 64, 96
@@ -58,6 +60,19 @@ def turned(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
+
+
+TURNS = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(stored, 2).swapaxes(0, 1),
+    8: lambda stored: np.rot90(stored, 1),
+}
+"""From what is stored to what is shown, by orientation tag."""
 
 
 def rgb_of(grey: np.ndarray) -> np.ndarray:
@@ -134,6 +149,43 @@ def test_training_and_prediction_see_the_same_upright_rgb(tmp_path, kind):
     np.testing.assert_allclose(seen_by_predictor(file), trained, atol=1e-3)
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "packbits"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_a_tiff_of_any_orientation_is_read_upright(tmp_path, mode, compression):
+    stored = Image.fromarray(SIXTEEN) if mode == "I;16" else Image.fromarray(RGB).convert(mode)
+    expected = rgb_of(GREY) if mode == "I;16" else np.asarray(stored.convert("RGB"))
+    for tag, turn in TURNS.items():
+        stored.save(tmp_path / "a.tif", tiffinfo={274: tag}, compression=compression)
+        np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), turn(expected))
+        np.testing.assert_array_equal(as_pixels((tmp_path / "a.tif").read_bytes()), turn(expected))
+
+
+def tiff_entry(tag: int, value: int, kind: int = 3) -> bytes:
+    """What a little-endian TIFF holds about a tag of one number, of 16 bits or, as ``kind`` 4, of 32."""
+    return struct.pack("<HHII", tag, kind, 1, value)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("values", [255 - GREY, 65535 - SIXTEEN], ids=["8 bits", "16 bits"])
+def test_a_tiff_whose_0_is_white_is_no_negative(tmp_path, values, compression):
+    Image.fromarray(values).save(tmp_path / "a.tif", compression=compression)
+    content = (tmp_path / "a.tif").read_bytes()
+    np.testing.assert_allclose(as_pixels(content), rgb_of(255 - GREY), atol=1)
+    white_zero = content.replace(tiff_entry(262, 1), tiff_entry(262, 0))
+    np.testing.assert_array_equal(as_pixels(white_zero), rgb_of(GREY))
+
+
+def test_a_tiff_of_12_bits_is_as_bright_as_one_of_8(tmp_path):
+    twelve = np.rint(GREY / 255 * 4095).astype(int)
+    even, odd = twelve[:, ::2], twelve[:, 1::2]
+    packed = np.stack([even >> 4, (even & 15) << 4 | odd >> 8, odd & 255], -1).reshape(HEIGHT, -1).astype(np.uint8)
+    Image.fromarray(packed).save(tmp_path / "a.tif")  # three bytes hold two pixels
+    content = (tmp_path / "a.tif").read_bytes()
+    content = content.replace(tiff_entry(256, packed.shape[1], 4), tiff_entry(256, WIDTH, 4))
+    content = content.replace(tiff_entry(258, 8), tiff_entry(258, 12))
+    np.testing.assert_array_equal(as_pixels(content), rgb_of(GREY))
+
+
 @pytest.mark.parametrize("kind", ["jpeg", "cmyk", "turned jpeg", "PNG called JPEG"])
 def test_a_prepared_copy_holds_the_same_pixels(tmp_path, kind):
     name, image, options, expected, tolerance = KINDS[kind]
@@ -181,11 +233,12 @@ def test_both_doors_name_an_image_that_memory_does_not_hold(tmp_path, monkeypatc
             door()
 
 
-def test_labels_drawn_on_the_stored_pixels_of_a_turned_image_are_named(tmp_path):
+@pytest.mark.parametrize(("name", "tag"), [("a.png", {"exif": turned(6)}), ("a.tif", {"tiffinfo": {274: 6}})])
+def test_labels_drawn_on_the_stored_pixels_of_a_turned_image_are_named(tmp_path, name, tag):
     stored = np.rot90(RGB, 1).copy()  # 96x64 in the file, 64x96 as shown
-    folder_of(tmp_path, Image.fromarray(stored), "a.png", stored.shape[:2], exif=turned(6))
+    folder_of(tmp_path, Image.fromarray(stored), name, stored.shape[:2], **tag)
     message = (
-        f"{tmp_path / 'images/a.png'}: orientation tag 6: its labels are 96x64, the upright image 64x96; "
+        f"{tmp_path / 'images' / name}: orientation tag 6: its labels are 96x64, the upright image 64x96; "
         "turn the labels too, or remove the tag from the image"
     )
     assert message in check(tmp_path, num_workers=1, console=Console(quiet=True)).problems

@@ -10,11 +10,11 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -31,11 +31,15 @@ UPRIGHT = 1
 """The EXIF orientation of pixels stored as they are to be shown."""
 SIDEWAYS = (5, 6, 7, 8)
 """The EXIF orientations that swap height and width."""
+BACK = {6: 8, 8: 6}
+"""The EXIF orientations whose turn another one undoes; each of the rest undoes itself."""
 IMAGE_ENDINGS = (
     ".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif", ".heic", ".heif", ".gif", ".pgm", ".pnm", ".ppm",
     ".tga",
 )  # fmt: skip
 """How the files end that folders are searched for, in any letter case."""
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262
+"""Tags of TIFF."""
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF", "HEIF", "TGA")
 """What is ever opened, as Pillow calls it. Others are refused: its reader of PostScript, for one, runs another program.
 TGA, which says nothing of itself, comes last."""
@@ -86,8 +90,9 @@ def open_image(
     *,
     most_pixels: int | None = None,
 ) -> Iterator[Image.Image]:
-    """The image in ``file``, decoded whole; of an animation the first frame. ``name`` begins every message.
+    """The image in ``file``, decoded whole, as it is stored; of an animation the first frame. ``name`` begins every message.
 
+    Its EXIF orientation is left to ``to_rgb``, of a TIFF, too.
     Raises ``MistakeError`` where the file is none of ``FORMATS``, is damaged, is no plain file, or, before it is decoded,
     has more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels (89 million) or more than ``most_pixels``.
     A ``MistakeError`` raised in the ``with`` block gets ``name`` too.
@@ -95,11 +100,14 @@ def open_image(
     try:
         if isinstance(file, str | os.PathLike):
             check_plain(Path(file))
-        with _QUIET, _opened(file) as image:
+        with _QUIET, ExitStack() as stack:
+            # by its path, Pillow maps a TIFF into memory with height and width swapped where its tag swaps them
+            opened = stack.enter_context(open(file, "rb")) if isinstance(file, str | os.PathLike) else file
+            image = stack.enter_context(_opened(opened))
             if most_pixels is not None and image.width * image.height > most_pixels:
                 size = f"{image.width} x {image.height} pixels"
                 raise MistakeError(f"{size}; expected at most {most_pixels // 10**6} million: make it smaller first")
-            image.load()
+            _load_as_stored(image)
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MistakeError(f"{name}: more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller first") from error
@@ -129,7 +137,18 @@ def size_of_jpeg(content: bytes) -> tuple[int, int]:
         return image.height, image.width
 
 
-def _opened(file: FilePath | BinaryIO) -> Image.Image:
+def _load_as_stored(image: Image.Image) -> None:
+    """Decode an image; one that Pillow turns meanwhile, which is a TIFF with an orientation, is turned back."""
+    tag = orientation(image) if image.format == "TIFF" else UPRIGHT
+    image.load()
+    if tag != UPRIGHT and orientation(image) == UPRIGHT:
+        exif = image.getexif()
+        exif[ExifTags.Base.Orientation] = BACK.get(tag, tag)
+        ImageOps.exif_transpose(image, in_place=True)
+        exif[ExifTags.Base.Orientation] = tag
+
+
+def _opened(file: BinaryIO) -> Image.Image:
     """What Pillow opens, with the reader of HEIC where it is needed; ``MistakeError`` names a reader that is missing."""
     try:
         return _identified(file)
@@ -159,26 +178,22 @@ def _identified(file: FilePath | BinaryIO) -> Image.Image:
         return Image.open(file, formats=rest)
 
 
-def _brand(file: FilePath | BinaryIO) -> bytes:
+def _brand(file: BinaryIO) -> bytes:
     """What kind of ISO media file it is, by the four letters that say so; empty where it is none."""
-    if isinstance(file, str | os.PathLike):
-        with open(file, "rb") as opened:
-            head = opened.read(12)
-    else:
-        file.seek(0)
-        head = file.read(12)
-        file.seek(0)
+    file.seek(0)
+    head = file.read(12)
+    file.seek(0)
     return head[8:12] if head[4:8] == b"ftyp" else b""
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Any PIL image as upright ``(H W 3) uint8``.
 
-    Grey, palette, CMYK and one-bit images become RGB; 16-bit grey is scaled from 0..65535. Choice: a transparent image
-    is composited onto white, as viewers show it.
+    Grey, palette, CMYK and one-bit images become RGB; 16-bit grey is scaled from 0..65535, 12-bit grey from 0..4095, and
+    0 is white where a TIFF says so. Choice: a transparent image is composited onto white, as viewers show it.
     Raises ``MistakeError`` for floating-point pixels and for grey values outside 0..65535.
     """
-    tag = orientation(image)
+    tag, tiff_tags = orientation(image), getattr(image, "tag_v2", {})
     if (noted := _NOTED.get()) is not None:
         noted.append(tag)
     if tag != UPRIGHT:
@@ -188,18 +203,28 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, BAND):
         band = image.crop((0, top, image.width, min(top + BAND, image.height)))
-        pixels[top : top + BAND] = _band_to_rgb(band, image.info)
+        pixels[top : top + BAND] = _band_to_rgb(band, image.info, tiff_tags)
     return pixels
 
 
-def _band_to_rgb(band: Image.Image, info: dict) -> np.ndarray:
+def _band_to_rgb(band: Image.Image, info: dict, tiff_tags: Mapping[int, Any]) -> np.ndarray:
     """Some rows of an image as RGB (H W 3) uint8."""
     if band.mode == "I" or band.mode.startswith("I;16"):
-        return np.asarray(Image.fromarray(to_8_bits(np.asarray(band))).convert("RGB"))
+        grey = np.asarray(band).astype(np.int64)
+        if tiff_tags.get(BITS_PER_SAMPLE) == (12,):
+            grey = grey * 65535 // 4095
+        if is_white_zero(tiff_tags):  # which Pillow heeds up to 8 bits
+            grey = 65535 - grey
+        return np.asarray(Image.fromarray(to_8_bits(grey)).convert("RGB"))
     if band.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in info:
         clear = band.convert("RGBA")
         band = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
     return np.asarray(band.convert("RGB"))
+
+
+def is_white_zero(tiff_tags: Mapping[int, Any]) -> bool:
+    """Whether the tags of a TIFF say that the smallest value is white."""
+    return tiff_tags.get(PHOTOMETRIC) == 0
 
 
 @contextmanager

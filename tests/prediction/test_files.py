@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.lock import held
 from mtlsi.prediction import files
 from mtlsi.prediction.files import Outcome, predict_paths, save_prediction
-from mtlsi.prediction.manifest import Manifest, number_of
+from mtlsi.prediction.manifest import Line, Manifest, Source, number_of
 from mtlsi.prediction.predictor import Predictor
 
 
@@ -273,13 +274,79 @@ def test_a_manifest_of_many_lines(tmp_path, monkeypatch):
     monkeypatch.setattr("mtlsi.prediction.manifest.RECENT", 7)
     written = Manifest(tmp_path)
     for number in range(50):
-        written.append(f"a/{number % 20}", number, {})
+        written.append(f"a/{number % 20}", Source(f"/{number}", number, 2**64 - number - 1), 2**63 + number, {})
     read = Manifest(tmp_path)
-    for number in range(50):
-        assert read.is_done(f"a/{number % 20}", number) == (number >= 30)
-    assert not read.is_done("a/99", 1)
-    written.append("a/3", 3, {})
-    assert read.is_done("a/3", 3)
+    for number in range(30, 50):
+        line = Line(number, number_of(f"/{number}"), 2**64 - number - 1, 2**63 + number)
+        assert read.last(f"a/{number % 20}") == line
+    assert read.last("a/99") is None
+    written.append("a/3", Source("/3", 3, 0), 1, {})
+    assert read.last("a/3") == Line(3, number_of("/3"), 0, 1)
+
+
+def two_folders(tmp_path: Path, photo: np.ndarray) -> tuple[Path, Path]:
+    """Two images that differ in nothing but their folders and their pixels."""
+    for day, pixels in (("day1", photo), ("day2", photo[:, ::-1])):
+        (tmp_path / day).mkdir()
+        Image.fromarray(pixels).save(tmp_path / day / "1.bmp")
+        os.utime(tmp_path / day / "1.bmp", ns=(10**18, 10**18))
+    return tmp_path / "day1", tmp_path / "day2"
+
+
+def test_an_image_of_the_same_name_in_another_folder_is_another_one(tmp_path, photo):
+    (day1, day2), out = two_folders(tmp_path, photo), tmp_path / "out"
+    run(day1, out, write="npy")
+    first = np.load(out / "1_depth.npy")
+    for day, expected in ((day2, first[:, ::-1]), (day1, first)):
+        outcome, said = run(day, out, write="npy")
+        assert (outcome.written, outcome.replaced, outcome.skipped) == (1, 1, 0)
+        np.testing.assert_array_equal(np.load(out / "1_depth.npy"), expected)
+        assert said[0] == (
+            f"{day / '1.bmp'}: its results replaced those of another file in {out}, 1; another --out keeps both"
+        )
+        assert said[-1].endswith(f", in {out}, 1 in the place of another file's results")
+        outcome, said = run(day, out, write="npy")
+        assert (outcome.skipped, len(said)) == (1, 1)
+    assert run(day2, out, write="npy", overwrite=True)[0].replaced == 0  # which was asked for
+
+
+def test_the_same_image_by_any_path_is_done(folder, tmp_path, monkeypatch):
+    counted, out = count_predictions(monkeypatch), tmp_path / "out"
+    run(folder, out)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(folder)
+    shutil.copytree(folder, tmp_path / "copy")  # with its times of change
+    for path in ("photos", "./photos", f"../{tmp_path.name}/photos", "link", "copy"):
+        assert run(path, out)[0].skipped == 3
+        assert run(Path(path).absolute(), out)[0].skipped == 3
+    folder.rename(tmp_path / "moved")
+    out.rename(tmp_path / "moved_out")
+    assert run("moved", Path("moved_out"))[0].skipped == 3
+    assert counted == [3]
+    for path in (tmp_path / "moved").iterdir():
+        path.touch()
+    outcome, _ = run("moved", Path("moved_out"))
+    assert (outcome.written, outcome.replaced) == (3, 0)
+
+
+def test_an_image_that_was_exchanged_is_another_one(tmp_path, photo):
+    (day1, day2), out = two_folders(tmp_path, photo), tmp_path / "out"
+    run(day1, out)
+    shutil.copy2(day2 / "1.bmp", day1)  # which keeps the time of change
+    outcome, _ = run(day1, out)
+    assert (outcome.written, outcome.replaced) == (1, 0)
+    (day1 / "1.bmp").chmod(0o600)
+    assert run(day1, out)[0].skipped == 1
+
+
+def test_a_manifest_of_before_is_believed_about_the_images_where_they_were(folder, tmp_path):
+    out = tmp_path / "out"
+    run(folder, out)
+    lines = [{k: v for k, v in line.items() if k not in ("changed", "content")} for line in manifest(out)]
+    (out / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(folder, out)[0].skipped == 3
+    folder.rename(tmp_path / "moved")
+    assert run(tmp_path / "moved", out)[0].replaced == 3  # or they were others
 
 
 # ---- several processes

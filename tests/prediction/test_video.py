@@ -26,6 +26,12 @@ def run(path: Path, out: Path, tasks: Any = None, **options: Any) -> tuple[Video
     return outcome, console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
+def damaged_whole(tmp_path: Path) -> Path:
+    """A clip of which no picture can be decoded."""
+    clip = write_clip(tmp_path / "damaged.mkv", pictures(2, 48, 64), options={"slicecrc": "1", "g": "1"})
+    return damage(clip, 0, 1)
+
+
 def test_one_task_has_the_clips_size_and_the_colours_of_its_map(tmp_path):
     shown = grey_levels(20)
     outcome, said = run(write_clip(tmp_path / "clip.mkv", shown), tmp_path / "out.mp4", "depth", predictor=Levels())
@@ -103,6 +109,29 @@ def test_arrays_of_every_picture(tmp_path):
             assert int(arrays["time_us"]) == 1000 * moment
 
 
+def test_arrays_of_an_earlier_run_are_removed_and_no_others(tmp_path):
+    path = write_clip(tmp_path / "clip.mkv", grey_levels(9))
+    place = tmp_path / "out_arrays"
+    for stride, options in ((7, {}), (4, {"num_workers": 0})):
+        run(path, tmp_path / "out.mp4", "depth", predictor=Levels(), arrays=True, stride=stride, **options)
+        (place / "notes.txt").write_text("mine")
+        np.savez(place / "mean.npz", depth=np.zeros(3))
+    assert sorted(file.name for file in place.iterdir()) == [
+        "000000.npz",
+        "000004.npz",
+        "000008.npz",
+        "mean.npz",
+        "notes.txt",
+    ]
+    with pytest.raises(MistakeError, match="no picture in it"):  # nothing is removed for it
+        run(damaged_whole(tmp_path), tmp_path / "out.mp4", "depth", predictor=Levels(), arrays=True)
+    assert len(list(place.iterdir())) == 5
+    np.savez(place / "000005.npz", depth=np.zeros(3))
+    with pytest.raises(MistakeError, match=r"out_arrays/000005.npz: no arrays of a video, .*; give another --out"):
+        run(path, tmp_path / "out.mp4", "depth", predictor=Levels(), arrays=True)
+    assert len(list(place.iterdir())) == 6
+
+
 def test_sound_and_broken_pictures(tmp_path):
     settings = {"options": {"slicecrc": "1", "g": "1"}, "sound": click(1, 0.5)}
     path = damage(write_clip(tmp_path / "clip.mkv", pictures(25, 48, 64), **settings), 12)
@@ -174,10 +203,8 @@ def test_what_cannot_be_done_is_refused_before_computing(tmp_path):
 
 
 def test_a_clip_without_a_whole_picture_is_refused(tmp_path):
-    path = write_clip(tmp_path / "clip.mkv", pictures(2, 48, 64), options={"slicecrc": "1", "g": "1"})
-    damage(path, 0, 1)
     with pytest.raises(MistakeError, match="no picture in it can be decoded"):
-        run(path, tmp_path / "out.mp4", "depth", predictor=Levels())
+        run(damaged_whole(tmp_path), tmp_path / "out.mp4", "depth", predictor=Levels())
     assert not (tmp_path / "out.mp4").exists()
 
 

@@ -44,6 +44,17 @@ def test_the_exit_code_says_that_frames_are_missing(tmp_path, capsys):
     assert capsys.readouterr().err.splitlines()[-1].endswith("1 broken frame passed over")
 
 
+def test_the_exit_code_says_that_a_clip_ends_early(clip, tmp_path, capsys):
+    path = write_clip(tmp_path / "b.mkv", pictures(50))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert main(["predict", str(path), "--tasks", "depth"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2].startswith(f"{path}: it ends at ")
+    assert said[-1].endswith("; the clip is not whole")
+    assert main(["predict", str(path), "--tasks", "depth", "--frames", "5"]) == 0  # which are there
+    assert main(["predict", clip, "--tasks", "depth"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

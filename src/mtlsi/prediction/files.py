@@ -7,11 +7,10 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from mtlsi.prediction.camera import Camera, Metres, distance_task
 from mtlsi.prediction.contract import PredictsPhotos
 from mtlsi.prediction.crew import Crew
 from mtlsi.prediction.images import VIDEO_ENDINGS, read_image
-from mtlsi.prediction.manifest import Manifest, number_of, state_of
-from mtlsi.prediction.names import Names
+from mtlsi.prediction.manifest import Line, Manifest, Source, content_of, number_of, source_of
+from mtlsi.prediction.names import Names, keep_sources
 from mtlsi.prediction.results import (
     FORMATS,
     USUAL_FORMATS,
@@ -57,6 +56,8 @@ class Outcome:
     """Their results were there."""
     elsewhere: int = 0
     """Another process is at them."""
+    replaced: int = 0
+    """Of those written: the results of another file were there under the same name."""
     failed: int = 0
     """Images that could not be predicted and folders that could not be read."""
 
@@ -80,9 +81,10 @@ def predict_paths(
     A folder's own images are taken in natural order (2 before 10); with ``recursive`` those of its subfolders, too, whose
     results lie in the same tree. The results for ``a.jpg`` begin with ``a``; ``Names`` says what keeps them apart.
     ``manifest.jsonl`` has a line for each image written. An image with such a line, unchanged since, is skipped where
-    its files are there and model, tasks and ``write`` are the same; ``overwrite`` predicts it again.
+    its files are there and model, tasks and ``write`` are the same; ``overwrite`` predicts it again. An image of another
+    folder that has the same name is another one: its results replace those that are there, which is said.
     Several processes may write into one folder: each takes images that no other is at. ``num_workers`` threads read and as
-    many write while the network works. Memory does not grow with the number of images, but for 30 bytes each.
+    many write while the network works. Memory does not grow with the number of images, but for 60 bytes each.
     ``camera``: by what the images were taken, for metres and points; without it the metres are those of the training set's
     camera, and points have its focal length. ``scale`` multiplies every distance (see ``calibrate``).
     What cannot be predicted or followed is named at once on ``console`` (by default stderr) and passed over; the last line
@@ -102,7 +104,7 @@ def predict_paths(
     check_images(walk)
     found = Names(walk.images, max(map(len, endings_of(names, FORMATS))))
     endings = tuple(endings_of(names, formats))
-    _keep_sources(walk, found, Path(out_dir), endings)
+    keep_sources(walk, found, Path(out_dir), endings)
     folder = prepare_folder(out_dir)
     settings = json.dumps([predictor.identity, names, sorted(formats), *([repr(metres)] if metres.matter else [])])
     manifest = Manifest(folder, ignore_lines=overwrite)
@@ -123,8 +125,11 @@ class _Job:
 
     image: Found
     name: str
-    state: int
+    source: Source
     claim: ExitStack
+    before: Line | None
+    """About the results that are there."""
+    content: int = 0
     pixels: np.ndarray | None = None
     """Until its results are written."""
 
@@ -195,10 +200,10 @@ class _Run:
         for image in images:
             name = self.names.of(image)
             try:
-                state = state_of(image.path, self.settings)
+                source = source_of(image.path, self.settings)
             except OSError:  # reading it will say why
-                state = 0
-            if self.is_done(name, state):
+                source = Source(str(image.path), 0, 0)
+            if self.is_done(name, source):
                 self.outcome.skipped += 1
                 continue
             claim = ExitStack()
@@ -207,25 +212,31 @@ class _Run:
             except HeldError:
                 self.outcome.elsewhere += 1
                 continue
-            if self.is_done(name, state):  # another process finished it just before
+            if self.is_done(name, source):  # another process finished it just before
                 claim.close()
                 self.outcome.skipped += 1
                 continue
             self.claims[name] = claim
             if self.names.is_cut(image):
                 self.say(f"{image.path}: a very long name; its results begin with {name}")
-            yield _Job(image, name, state, claim)
+            yield _Job(image, name, source, claim, self.manifest.last(name))
 
-    def is_done(self, name: str, state: int) -> bool:
-        """Whether the manifest and the files of an image's results are there."""
-        return self.manifest.is_done(name, state) and all(
-            os.path.exists(f"{self.folder / name}{ending}") for ending in self.endings
-        )
+    def is_done(self, name: str, source: Source) -> bool:
+        """Whether an image's line of the manifest and the files of its results are there."""
+        line = self.manifest.last(name)
+        if line is None or not all(os.path.exists(f"{self.folder / name}{ending}") for ending in self.endings):
+            return False
+        try:
+            return source.is_of(line)
+        except OSError:  # reading it will say why
+            return False
 
     def read(self, job: _Job) -> np.ndarray | str:
         """The image's pixels, or why there are none."""
         try:
-            return read_image(job.image.path)
+            pixels = read_image(job.image.path)
+            job.content = content_of(job.image.path)
+            return pixels
         except MistakeError as error:
             return str(error)
         except (MemoryError, OSError) as error:
@@ -257,19 +268,25 @@ class _Run:
             self.fail(job, f"{job.image.path}: {_reason(error)}")
             return
         facts: dict[str, Any] = {
-            "image": str(job.image.path.absolute()),
             "height": size_hw[0],
             "width": size_hw[1],
             "files": [path.relative_to(self.folder).as_posix() for path in files],
         }
         if view is not None:
             facts |= {"focal_px": round(view.focal_px, 2), "focal_from": view.source}
-        self.manifest.append(job.name, job.state, facts)
+        self.manifest.append(job.name, job.source, job.content, facts)
         num_bytes = sum(path.stat().st_size for path in files)
         with self.lock:
             self.outcome.written += 1
             self.outcome.num_files += len(files)
             self.outcome.num_bytes += num_bytes
+            if job.before is not None and job.source.replaces(job.before, job.content):
+                self.outcome.replaced += 1
+                if self.outcome.replaced == 1:
+                    self.say(
+                        f"{job.image.path}: its results replaced those of another file in {self.folder}, {job.name}; "
+                        "another --out keeps both"
+                    )
             if view is not None:
                 self.views.update([f"{view.focal_px:.0f} px, {view.source}" if self.quiet else view.source])
         self.release(job)
@@ -324,6 +341,8 @@ class _Run:
         parts = [f"{_several(done.written, 'image')} predicted"]
         if done.written:
             parts[0] += f": {_several(done.num_files, 'file')}, {_size(done.num_bytes)}, in {self.folder}"
+        if done.replaced:
+            parts[0] += f", {done.replaced} in the place of another file's results"
         if done.skipped:
             parts.append(f"{done.skipped} done before in {self.folder}, skipped (--overwrite predicts again)")
         if done.elsewhere:
@@ -350,23 +369,6 @@ def _videos_of(notes: Notes) -> str:
     more = sum(notes.others[ending] for ending in VIDEO_ENDINGS) - len(notes.videos)
     named = ", ".join(map(str, notes.videos)) + (f" and {more} more" if more else "")
     return f"video {named}" if len(notes.videos) == 1 else f"videos {named}"
-
-
-def _keep_sources(walk: Walk, names: Names, folder: Path, endings: Sequence[str]) -> None:
-    """Raises ``MistakeError`` where a result would be written over, or among, the images that are to be read."""
-    out, sources = os.path.realpath(folder), set(walk.files)
-    if not any(walk.is_below_out(path) for path in chain(sources, walk.roots)):
-        return
-    for image in walk.images():
-        name = names.of(image)
-        place = os.path.realpath(os.path.join(out, os.path.dirname(name)))
-        if walk.is_walked(place):
-            raise MistakeError(
-                f"{place}: the results would lie among the images of this folder; write to another folder"
-            )
-        for ending in endings:
-            if (result := os.path.join(place, os.path.basename(name) + ending)) in sources:
-                raise MistakeError(f"{result}: would be replaced by a result of the same name; write to another folder")
 
 
 def _reason(error: BaseException) -> str:

@@ -9,21 +9,66 @@ import json
 import os
 import sys
 import threading
-from array import array
-from hashlib import blake2b
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.images import FilePath
 from mtlsi.reading import check_plain, parse_json
 
 MANIFEST = "manifest.jsonl"
 MOST_LINE = 2**20
 """Bytes of a line: a path and the names of some files."""
 RECENT = 20_000
-"""Lines kept as Python objects before they join the arrays of 16 bytes a line."""
+"""Lines kept as Python objects before they join the arrays of 40 bytes a line."""
+
+
+class Line(NamedTuple):
+    """What a line says of an image file, in numbers of 64 bits."""
+
+    state: int
+    """Stands for the file's name, size and time of change, and for the settings."""
+    path: int
+    """Stands for its path."""
+    changed: int
+    """When the file system last saw it change, in nanoseconds; a copy that keeps the time of change does not keep this."""
+    content: int
+    """Stands for all its bytes; 0 in a line of a version that did not look at them."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image file as it is now."""
+
+    place: str
+    """Its path, absolute and without links."""
+    state: int
+    changed: int
+
+    @property
+    def path(self) -> int:
+        """A number that stands for the path."""
+        return number_of(self.place)
+
+    def is_of(self, line: Line) -> bool:
+        """Whether a line is about this image: the same file, unchanged, or one with the same bytes. Raises ``OSError``.
+
+        The bytes are read only of a file of the same name, size and time of change that is elsewhere than it was.
+        """
+        if line.state != self.state:
+            return False
+        if not line.content:
+            return line.path == self.path
+        return (line.path, line.changed) == (self.path, self.changed) or line.content == content_of(self.place)
+
+    def replaces(self, line: Line, content: int) -> bool:
+        """Whether a line is about another file, with other bytes than ``content`` stands for."""
+        return line.path != self.path and line.content != content
 
 
 class Manifest:
@@ -37,21 +82,30 @@ class Manifest:
         if self.path.exists():
             check_plain(self.path, sys.maxsize)
         self.read_to = self.path.stat().st_size if ignore_lines and self.path.exists() else 0
-        self.names, self.states = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
-        self.recent: dict[int, int] = {}
+        self.names, self.lines = np.zeros(0, np.uint64), np.zeros((0, len(Line._fields)), np.uint64)
+        self.recent: dict[int, Line] = {}
 
-    def is_done(self, name: str, state: int) -> bool:
-        """Whether the last line about the results ``name`` says that they are those of ``state``."""
+    def last(self, name: str) -> Line | None:
+        """What the last line about the results ``name`` says; None where there is no line."""
         self._catch_up()
         key = number_of(name)
         if key in self.recent:
-            return self.recent[key] == state
+            return self.recent[key]
         place = int(np.searchsorted(self.names, np.uint64(key)))
-        return place < len(self.names) and int(self.names[place]) == key and int(self.states[place]) == state
+        found = place < len(self.names) and int(self.names[place]) == key
+        return Line(*map(int, self.lines[place])) if found else None
 
-    def append(self, name: str, state: int, facts: dict[str, Any]) -> None:
-        """Add the line about the results ``name``."""
-        line = json.dumps({"results": name, "state": f"{state:016x}", **facts}, ensure_ascii=True) + "\n"
+    def append(self, name: str, source: Source, content: int, facts: dict[str, Any]) -> None:
+        """Add the line about the results ``name``, made of the file ``source`` with this ``content``."""
+        fields = {
+            "results": name,
+            "state": f"{source.state:016x}",
+            "image": source.place,
+            "changed": f"{source.changed:016x}",
+            "content": f"{content:016x}",
+            **facts,
+        }
+        line = json.dumps(fields, ensure_ascii=True) + "\n"
         try:
             with self.lock:
                 file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
@@ -82,24 +136,33 @@ class Manifest:
     def _take(self, line: bytes) -> None:
         try:
             fields = parse_json(line)
-            name, state = number_of(fields["results"]), int(fields["state"], 16)
+            name, path = number_of(fields["results"]), number_of(fields["image"])
+            changed, content = (int(fields.get(word, "0"), 16) for word in ("changed", "content"))
+            line = Line(int(fields["state"], 16), path, changed, content)
         except (ValueError, KeyError, TypeError, AttributeError):  # cut short when its process was killed
             return
-        if not 0 <= state < 2**64:
+        if not all(0 <= number < 2**64 for number in line):
             return
-        self.recent[name] = state
+        self.recent[name] = line
         if len(self.recent) >= RECENT:
-            names = np.concatenate([np.frombuffer(array("Q", self.recent), np.uint64), self.names])
-            states = np.concatenate([np.frombuffer(array("Q", self.recent.values()), np.uint64), self.states])
+            names = np.concatenate([np.array([*self.recent], np.uint64), self.names])
+            lines = np.concatenate([np.array([*self.recent.values()], np.uint64), self.lines])
             self.names, first = np.unique(names, return_index=True)  # the first is the latest
-            self.states = states[first]
+            self.lines = lines[first]
             self.recent.clear()
 
 
-def state_of(image: Path, settings: str) -> int:
-    """A number that changes with an image file (name, size, time of change) and with ``settings``. Raises ``OSError``."""
+def source_of(image: Path, settings: str) -> Source:
+    """An image file as it is now, to be predicted with ``settings``. Raises ``OSError``."""
     facts = image.stat()
-    return number_of(json.dumps([image.name, facts.st_size, facts.st_mtime_ns, settings]))
+    state = number_of(json.dumps([image.name, facts.st_size, facts.st_mtime_ns, settings]))
+    return Source(os.path.realpath(image), state, facts.st_ctime_ns % 2**64)
+
+
+def content_of(image: FilePath) -> int:
+    """A number of 64 bits that stands for all bytes of a file. Raises ``OSError``."""
+    with open(image, "rb") as file:
+        return int.from_bytes(file_digest(file, partial(blake2b, digest_size=8)).digest(), "little")
 
 
 def _last_byte(file: int) -> bytes:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
+from mtlsi.errors import MistakeError
 from mtlsi.prediction.manifest import number_of
-from mtlsi.prediction.walk import Found
+from mtlsi.prediction.walk import Found, Walk
 
 LONGEST_NAME = 255
 """Bytes of a file's name, on every usual file system."""
@@ -61,6 +64,23 @@ SPELLINGS: tuple[Callable[[Found], str], ...] = (
     lambda image: f"{image.path.resolve().parent.name}_{image.path.stem}_{image.path.suffix[1:]}",
     lambda image: f"{image.path.stem}_{image.path.suffix[1:]}_{number_of(str(image.path.absolute())) & 0xFFFFFFFF:08x}",
 )
+
+
+def keep_sources(walk: Walk, names: Names, folder: Path, endings: Sequence[str]) -> None:
+    """Raises ``MistakeError`` where a result would be written over, or among, the images that are to be read."""
+    out, sources = os.path.realpath(folder), set(walk.files)
+    if not any(walk.is_below_out(path) for path in chain(sources, walk.roots)):
+        return
+    for image in walk.images():
+        name = names.of(image)
+        place = os.path.realpath(os.path.join(out, os.path.dirname(name)))
+        if walk.is_walked(place):
+            raise MistakeError(
+                f"{place}: the results would lie among the images of this folder; write to another folder"
+            )
+        for ending in endings:
+            if (result := os.path.join(place, os.path.basename(name) + ending)) in sources:
+                raise MistakeError(f"{result}: would be replaced by a result of the same name; write to another folder")
 
 
 def _holds(found: np.ndarray, value: int) -> bool:

@@ -20,6 +20,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.images import IMAGE_ENDINGS, FilePath
 from mtlsi.kinds.colouring import Limits
 from mtlsi.prediction.camera import Camera, Metres, distance_task
+from mtlsi.prediction.clips.arrays import MOMENT, earlier_arrays, name_of
 from mtlsi.prediction.clips.reading import Clip, Frame, Sound, open_clip
 from mtlsi.prediction.clips.samples import sample_clip
 from mtlsi.prediction.clips.view import ClipView, limits_of, thinned
@@ -50,6 +51,8 @@ class VideoOutcome:
     """Pictures predicted."""
     num_broken: int = 0
     """Pictures that could not be decoded."""
+    is_whole: bool = True
+    """Whether nothing says that there were more pictures in the clip than were read."""
     duration_s: float = 0.0
     """How long it plays."""
     num_bytes: int = 0
@@ -78,8 +81,9 @@ def predict_video(
     ``out``: a name that ends in .mp4, .mkv or .webm, or a folder, which gets ``<stem>_panel.mp4`` or ``<stem>_<task>.mp4``.
     A sheet of the picture and all ``tasks`` is drawn, with legends; of a single task its coloured map alone, at the
     clip's own size, unless ``as_panel``. ``arrays``: also ``<out's stem>_arrays/<number>.npz``, a file for each picture:
-    the arrays by task, floats in float16, and ``time_us``, its moment. ``stride``: every n-th picture, each shown until the
-    next. ``num_frames``: the first so many of those. ``camera`` and ``scale``: as for ``predict_paths``.
+    the arrays by task, floats in float16, and ``time_us``, its moment; those of an earlier run are removed. ``stride``:
+    every n-th picture, each shown until the next. ``num_frames``: the first so many of those. ``camera`` and ``scale``: as
+    for ``predict_paths``.
     ``predict``: called in the place of ``predictor`` for each picture, in order; for what remembers the ones before.
     ``num_workers``: 0 draws and writes in the calling thread, else another does while the network works.
 
@@ -88,6 +92,7 @@ def predict_video(
     the 99.5th percentile of all; what lies outside has the colour of the nearer end. A camera's are its first picture's.
     Choice: an error or Ctrl-C leaves no file, since one that ends early looks like a whole one; a camera's is ended whole.
     A picture that cannot be decoded is named on ``console`` (by default stderr) and passed over: the one before stays.
+    So is a clip that ends before its file says that it does.
     Raises ``MistakeError`` for what is no video, has no pictures, an unknown task, and where nothing can be written.
     """
     names = check_tasks(predictor.tasks if tasks is None else tasks, among=predictor.tasks)
@@ -106,6 +111,7 @@ def predict_video(
         target = _target(Path(out), clip, "panel" if as_panel else names[0])
         folder = prepare_folder(target.with_name(f"{target.stem}_arrays")) if arrays else None
         run = _Run(clip, predictor, names, metres, as_panel, VideoOutcome(target, folder))
+        run.earlier = earlier_arrays(folder) if folder else []
         run.predict = predict or predictor
         if not clip.is_live:
             run.take_samples(None if num_frames is None else num_frames * stride)
@@ -127,6 +133,8 @@ class _Run:
     samples: list[dict[str, np.ndarray]] = field(default_factory=list)
     view: ClipView | None = None
     writer: ClipWriter | None = None
+    earlier: list[Path] = field(default_factory=list)
+    """Arrays of an earlier run, to be removed."""
 
     def __post_init__(self) -> None:
         self.predict: Predict = self.predictor
@@ -168,12 +176,20 @@ class _Run:
                 crew.finish()
             if self.writer is None:
                 raise MistakeError(f"{self.clip.name}: no picture in it can be decoded; give an undamaged copy")
-            if most is None and not self.clip.is_live and (lost := self.clip.num_lost):
-                _say(console, f"{self.clip.name}: {lost} frames are missing, which the decoder gave up after damage")
-                self.outcome.num_broken += lost
+            if most is None and not self.clip.is_live:
+                self.look_for_more(console)
         self.outcome.spent_s = time.perf_counter() - began
         self.outcome.num_broken += self.clip.num_broken
         self.outcome.num_bytes = self.outcome.path.stat().st_size
+
+    def look_for_more(self, console: Console) -> None:
+        """Say, after all is read, what is known of pictures that did not come."""
+        if lost := self.clip.num_lost:
+            _say(console, f"{self.clip.name}: {lost} frames are missing, which the decoder gave up after damage")
+            self.outcome.num_broken += lost
+        if missing := self.clip.missing:
+            _say(console, f"{self.clip.name}: {missing}")
+            self.outcome.is_whole = False
 
     def begin(self, frame: Frame, prediction: Mapping[str, np.ndarray], stride: int, stack: ExitStack) -> None:
         """Lay out the pictures and open the file, when the size is known."""
@@ -185,6 +201,8 @@ class _Run:
         self.writer = stack.enter_context(ClipWriter(self.outcome.path, self.view.size_hw, rate, self.clip.sounds))
         self.outcome.limits, self.outcome.sound = self.view.limits, self.writer.sound
         self.samples.clear()
+        for path in self.earlier:  # of another stride or clip, some would stay among the new ones
+            path.unlink(missing_ok=True)
         for sound in self.early:
             self.writer.add_sound(sound)
         self.early.clear()
@@ -202,8 +220,8 @@ class _Run:
         assert self.writer is not None
         self.writer.add(self.view.draw(frame.pixels, prediction), frame)
         if self.outcome.arrays is not None:
-            timed = {**prediction, "time_us": np.asarray(round(frame.start_s * 1_000_000), np.int64)}
-            save_prediction(timed, frame.pixels, self.outcome.arrays, f"{frame.number:06d}", write="npz")
+            timed = {**prediction, MOMENT: np.asarray(round(frame.start_s * 1_000_000), np.int64)}
+            save_prediction(timed, frame.pixels, self.outcome.arrays, name_of(frame.number), write="npz")
         self.outcome.num_frames += 1
         self.outcome.duration_s = float(frame.end_s)
 
@@ -221,6 +239,8 @@ class _Run:
             line += f"; arrays in {done.arrays}"
         if done.num_broken:
             line += f"; {_frames(done.num_broken, 'broken frame')} passed over"
+        if not done.is_whole:
+            line += "; the clip is not whole"
         return line
 
 

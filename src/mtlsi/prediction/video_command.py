@@ -46,7 +46,7 @@ def is_video(path: Path) -> bool:
 
 
 def video_from_command(options: PredictOptions, open_predictor: Callable[[PredictOptions], PredictsImages]) -> int:
-    """Predict the video or the camera; the exit code is 1 where frames were passed over."""
+    """Predict the video or the camera; the exit code is 1 where frames were passed over, or are missing."""
     if options.camera is not None and options.images:
         raise MistakeError(f"--camera {options.camera} and {options.images[0]}; expected one of them")
     if len(options.images) > 1:
@@ -73,7 +73,7 @@ def video_from_command(options: PredictOptions, open_predictor: Callable[[Predic
         scale=options.scale,
         num_workers=options.num_workers,
     )
-    return 1 if outcome.num_broken else 0
+    return 0 if outcome.is_whole and not outcome.num_broken else 1
 
 
 def smoothed(predictor: PredictsImages, options: PredictOptions) -> Predict | None:

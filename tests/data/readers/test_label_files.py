@@ -88,6 +88,13 @@ def folder(root: Path, keys: dict, name: str, write: Write, task: str = "semseg"
     return root
 
 
+def exif(tag: int) -> Image.Exif:
+    """Metadata with an orientation."""
+    facts = Image.Exif()
+    facts[274] = tag
+    return facts
+
+
 FOUR = {"classes": NAMES}
 TWO = {"values": {0: "background", 255: "object"}}
 CODED = {"classes": NAMES, "colours": COLOURS.tolist()}
@@ -112,6 +119,15 @@ FORMS: dict[str, tuple[dict, str, Write, np.ndarray]] = {
     "16 bits": (MANY, "a.png", lambda p: png(p, MANY_CLASSES, 16), MANY_CLASSES),
     "16 bits, few classes": (FOUR, "a.png", image(CLASSES.astype(np.uint16)), CLASSES),
     "16 bit TIFF": (MANY, "a.tiff", image(MANY_CLASSES.astype(np.uint16)), MANY_CLASSES),
+    "PNG with an orientation tag": (FOUR, "a.png", image(CLASSES, exif=exif(3)), CLASSES),
+    "TIFF with an orientation tag": (FOUR, "a.tif", image(CLASSES, tiffinfo={274: 3}), CLASSES),
+    "TIFF with a tag of a quarter turn": (FOUR, "a.tif", image(CLASSES, tiffinfo={274: 6}), CLASSES),
+    "packed TIFF with an orientation tag": (
+        MANY,
+        "a.tif",
+        image(MANY_CLASSES.astype(np.uint16), tiffinfo={274: 8}, compression="tiff_lzw"),
+        MANY_CLASSES,
+    ),
     "int32 array": (MANY, "a.npy", lambda p: np.save(p, MANY_CLASSES.astype(np.int32)), MANY_CLASSES),
     "array of -1": (
         FOUR | {"invalid": [-1]},
@@ -313,6 +329,13 @@ WRONG: dict[str, tuple[str, dict, str, Write, str]] = {
         "a.png",
         lambda p: (png(p, np.zeros((HEIGHT, 3 * WIDTH)), 16), as_rgb(p)),
         "colours of 16 bits; expected 8 bits, or one channel of 16",
+    ),
+    "16 bits whose 0 is white": (
+        "depth",
+        {},
+        "a.tif",
+        image(MANY_CLASSES.astype(np.uint16), tiffinfo={262: 0}),
+        "depth/a.tif: 16 bits of which 0 is white; expected 0 to be black: convert the file",
     ),
     "CMYK": ("semseg", FOUR, "a.tif", lambda p: Image.new("CMYK", (WIDTH, HEIGHT)).save(p), "pixels of mode CMYK"),
 }  # fmt: skip

@@ -176,6 +176,71 @@ def test_a_file_that_breaks_off_is_read_up_to_there(tmp_path):
     np.testing.assert_array_equal([frame.pixels for frame in frames], shown[: len(frames)])
 
 
+def cut(path: Path, share: float) -> Path:
+    """Leave a file's first part only."""
+    path.write_bytes(path.read_bytes()[: round(path.stat().st_size * share)])
+    return path
+
+
+def missing_of(path: Path) -> str:
+    with open_clip(path) as clip:
+        assert [event for event in clip.events() if isinstance(event, Frame)]
+        return clip.missing
+
+
+UNEVEN_MS = [0, 40, 50, 200, 1000, 1040, 1500]
+WHOLE: dict[str, dict[str, Any]] = {
+    "clip.mkv": {},
+    "sound beyond the pictures.mkv": {"sound": click(4, 1)},
+    "variable rate.mkv": {"times_ms": UNEVEN_MS},
+    "dropped frames.mkv": {"times_ms": [*range(0, 800, 40), *range(2000, 2800, 40)], "sound": click(3, 1)},
+    "slides.mkv": {"times_ms": [0, 5000, 10_000]},
+    "late.mkv": {"begin_ms": 3000},
+    "one.mkv": {"times_ms": [0], "sound": click(4, 1)},
+    "clip.mp4": {"codec": "mpeg4", "pix_fmt": "yuv420p"},
+    "late.mp4": {"codec": "mpeg4", "pix_fmt": "yuv420p", "begin_ms": 3000, "sound": click(4, 1)},
+    "reordered.mp4": {"codec": "mpeg4", "pix_fmt": "yuv420p", "options": {"bf": "2"}},
+    "variable rate.mp4": {"codec": "mpeg4", "pix_fmt": "yuv420p", "times_ms": UNEVEN_MS},
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_of_a_whole_clip_nothing_is_missing(name, tmp_path):
+    settings = WHOLE[name]
+    assert missing_of(write_clip(tmp_path / name, pictures(len(settings.get("times_ms", range(50)))), **settings)) == ""
+
+
+@pytest.mark.parametrize("sound", [None, click(4, 1)], ids=["silent", "with sound beyond the pictures"])
+def test_a_clip_that_ends_early_is_found_out(sound, tmp_path):
+    path = cut(write_clip(tmp_path / "clip.mkv", pictures(50), sound=sound, sound_codec="pcm_s16le"), 0.3)
+    frames, _ = frames_of(path)
+    end_s = float(frames[-1].end_s)
+    assert missing_of(path) == f"it ends at {end_s:.2f} s, and says that it plays until 2.00 s: the rest is missing"
+
+
+def test_a_part_of_a_clip_that_cannot_be_read_is_told(tmp_path):
+    path = write_clip(tmp_path / "clip.mkv", pictures(250), sound=click(10, 1), sound_codec="pcm_s16le")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4000] = np.random.default_rng(0).integers(0, 256, 4000, np.uint8).tobytes()
+    path.write_bytes(content)
+    frames, said = frames_of(path)
+    longest = int(np.argmax(np.diff([float(frame.start_s) for frame in frames])))
+    last_s = float(frames[longest].start_s)
+    assert frames[-1].number < 245
+    assert missing_of(path) == f"after {last_s:.2f} s a part of the file cannot be read: frames are missing"
+    assert said == []  # no frame that was read is broken
+
+
+def test_a_picture_that_is_cut_short_and_yet_decoded_is_told(tmp_path):
+    path = write_clip(tmp_path / "clip.avi", pictures(9, 240, 320), codec="mjpeg", pix_fmt="yuvj420p")
+    with av.open(str(path)) as container:
+        last = [packet for packet in container.demux(video=0) if packet.size][5]
+        middle = last.pos + last.size * 3 // 4
+    path.write_bytes(path.read_bytes()[:middle])
+    assert missing_of(path) == "1 of its frames are damaged or cut short; they were decoded as well as can be"
+
+
 def test_every_third_picture_is_shown_until_the_next(tmp_path):
     path = write_clip(tmp_path / "clip.mkv", pictures(8))
     frames, _ = frames_of(path, 3)

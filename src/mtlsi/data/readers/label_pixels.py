@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from mtlsi.errors import MistakeError
-from mtlsi.images import open_image
+from mtlsi.images import BITS_PER_SAMPLE, is_white_zero, open_image
 
 LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")
 """Pillow's names of formats that store about what they were given."""
@@ -25,8 +25,6 @@ LOSSY_ADVICE = (
 ONE_CHANNEL = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 """Pillow's modes of one channel of whole numbers."""
 WITH_OPACITY = ("LA", "PA", "RGBA")
-BITS_PER_SAMPLE = 258
-"""The tag of TIFF."""
 STEPS = {1: 255, 2: 85, 4: 17}
 """By bits of a grey image: the factor by which Pillow spreads its values over 0..255."""
 
@@ -46,13 +44,15 @@ class Pixels:
 
 
 def label_image(path: Path, content: bytes) -> Image.Image:
-    """The image file of a label as it is stored, decoded whole; raises ``MistakeError`` for a lossy one.
+    """The image file of a label as it is stored, decoded whole. An EXIF orientation is ignored.
 
-    An EXIF orientation is ignored.
+    Raises ``MistakeError`` for a lossy file, and for a TIFF of 16 bits whose 0 is white: tools read it in two ways.
     """
     with open_image(path, io.BytesIO(content)) as image:
         if lossy := lossy_format(image, content):
             raise MistakeError(f"a lossy file ({lossy}): {LOSSY_ADVICE}")
+        if image.mode.startswith("I;16") and is_white_zero(getattr(image, "tag_v2", {})):
+            raise MistakeError("16 bits of which 0 is white; expected 0 to be black: convert the file")
         return image
 
 

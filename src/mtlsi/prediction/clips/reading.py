@@ -21,6 +21,7 @@ from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
 from mtlsi.later import Later
 from mtlsi.prediction.clips.pixels import Upright
+from mtlsi.prediction.clips.whole import Extent
 
 if TYPE_CHECKING:
     import av.error
@@ -89,6 +90,7 @@ class Clip:
         starts = [s.start_time * s.time_base for s in (self.video, *self.sounds) if s.start_time is not None]
         self.begin_s: Fraction | None = None if is_live else min(starts, default=Fraction(0))
         self.upright = Upright(self.video.sample_aspect_ratio)
+        self.extent = Extent(container, self.video, self.sounds)
         self.packets = self._packets()
         self.num_decoded = self.num_broken = self.num_packets = 0
         self.has_fields = False
@@ -165,6 +167,16 @@ class Clip:
             return 0
         return max(0, self.num_packets - self.num_decoded - self.num_broken)
 
+    @property
+    def missing(self) -> str:
+        """After all is read: why the clip was not whole though no more pictures are counted; empty where it seems to be."""
+        if said := self.extent.missing():
+            return said
+        damaged = 0 if self.num_broken or self.num_lost else self.extent.num_damaged
+        return (
+            f"{damaged} of its frames are damaged or cut short; they were decoded as well as can be" if damaged else ""
+        )
+
     def seek(self, moment_s: Fraction) -> bool:
         """Go on from the last picture before ``moment_s`` at which decoding can begin; False where that is not possible."""
         try:
@@ -182,6 +194,7 @@ class Clip:
             try:
                 for packet in self.container.demux(self.video, *self.sounds):
                     errors = 0
+                    self.extent.note(packet)
                     yield packet
                 return
             except kinds.BlockingIOError:  # a camera whose next picture is not there yet
@@ -214,6 +227,7 @@ class Clip:
             length_s = (frame.duration or 0) * (self.video.time_base)
             self.end_s = start_s + (length_s if 0 < length_s < 10 else 1 / self.rate)
             self.num_decoded += 1
+            self.extent.show(start_s)
             yield self.num_decoded - 1, start_s, frame
 
     def _moment(self, frame: Any) -> Fraction:
