@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import struct
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from mtlsi.data.readers.prepared import Prepared
 from mtlsi.dataset_tools.check import check
 from mtlsi.dataset_tools.prepare import prepare
 from mtlsi.errors import MistakeError
+from mtlsi.images import HEAVY, open_image, size_of_jpeg, to_rgb
 from mtlsi.prediction.files import predict_paths
 from mtlsi.prediction.images import as_pixels, read_image
 from mtlsi.prediction.predictor import Predictor
@@ -297,3 +299,47 @@ def test_a_folder_of_images_of_every_format_is_predicted(tmp_path):
     assert outcome.failed == 0
     panels = {path.name for path in (tmp_path / "out").glob("*_panel.png")}
     assert panels == {f"{end}_panel.png" for end in ("png", "jpg", "webp", "tif", "TIFF", "bmp", "gif", "avif")}
+
+
+# ---- what takes long to decode
+
+
+def parts_of_jpeg(content: bytes) -> list[tuple[int, bytes]]:
+    """The markers of a JPEG file and what follows each, the last scan's data included."""
+    parts, at = [], 2
+    while content[at + 1] != 0xD9:
+        end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+        if content[at + 1] == 0xDA:
+            while content[end] != 0xFF or content[end + 1] in (0, *range(0xD0, 0xD8)):
+                end += 1
+        parts.append((content[at + 1], content[at:end]))
+        at = end
+    return parts
+
+
+@pytest.fixture(scope="module")
+def progressive() -> bytes:
+    """4 million pixels in ten scans, and too many bytes for their scans not to be counted."""
+    coarse = np.random.default_rng(0).integers(0, 256, (250, 250, 3), np.uint8)
+    stored = io.BytesIO()
+    Image.fromarray(coarse).resize((2000, 2000)).save(stored, "JPEG", progressive=True)
+    assert len(stored.getvalue()) * 2000**2 > HEAVY
+    return stored.getvalue()
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded(progressive, tmp_path):
+    *first, (marker, last) = parts_of_jpeg(progressive)
+    assert marker == 0xDA
+    bomb = progressive[:2] + b"".join(part for _, part in first) + last * 100 + b"\xff\xd9"
+    (tmp_path / "bomb.jpg").write_bytes(bomb)
+    with pytest.raises(MistakeError, match=r"bomb\.jpg: a JPEG of more than 64 scans"):
+        read_image(tmp_path / "bomb.jpg")
+    with pytest.raises(MistakeError, match="64 scans"):
+        size_of_jpeg(bomb)
+
+
+def test_what_follows_a_jpeg_is_no_scan(progressive, tmp_path):
+    """Phones append a film, in which any two bytes occur."""
+    (tmp_path / "a.jpg").write_bytes(progressive + 100 * b"\xff\xda\x00\x08")
+    with open_image("a.jpg", tmp_path / "a.jpg") as image, Image.open(io.BytesIO(progressive)) as plain:
+        np.testing.assert_array_equal(to_rgb(image), np.asarray(plain))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import threading
 import warnings
@@ -48,6 +49,12 @@ FEW = 5
 EXPECTED = "expected JPEG, PNG, WebP, TIFF, BMP, AVIF or HEIC"
 BAND = 256
 """Rows that are converted at a time, so that a large image is held once as it is and once as RGB."""
+MOST_SCANS = 64
+"""Of a JPEG. Each is a pass over all of its pixels; cameras and editors write up to about a dozen."""
+HEAVY = 5 * 10**11
+"""Bytes times pixels of a JPEG whose scans are counted: of the shortest possible scans fewer take a few seconds at most."""
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""What ends a scan or begins a part of a JPEG: neither stuffed bytes nor marks within a scan."""
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 AVIF_BRANDS = (b"avif", b"avis")
 _NOTED: ContextVar[list[int] | None] = ContextVar("noted", default=None)
@@ -94,7 +101,7 @@ def open_image(
 
     Its EXIF orientation is left to ``to_rgb``, of a TIFF, too.
     Raises ``MistakeError`` where the file is none of ``FORMATS``, is damaged, is no plain file, or, before it is decoded,
-    has more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels (89 million) or more than ``most_pixels``.
+    has more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels (89 million) or more than ``most_pixels``, or very many scans.
     A ``MistakeError`` raised in the ``with`` block gets ``name`` too.
     """
     try:
@@ -107,6 +114,11 @@ def open_image(
             if most_pixels is not None and image.width * image.height > most_pixels:
                 size = f"{image.width} x {image.height} pixels"
                 raise MistakeError(f"{size}; expected at most {most_pixels // 10**6} million: make it smaller first")
+            if image.format in ("JPEG", "MPO"):
+                begin = opened.tell()
+                opened.seek(0)
+                _check_scans(opened.read(), image.width * image.height)
+                opened.seek(begin)
             _load_as_stored(image)
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -132,9 +144,22 @@ def peek_image(path: FilePath) -> Image.Image:
 
 
 def size_of_jpeg(content: bytes) -> tuple[int, int]:
-    """Height and width of a JPEG file, not decoded. Raises ``UNREADABLE``."""
+    """Height and width of a JPEG file, not decoded. Raises ``UNREADABLE``, and ``MistakeError`` for too many scans."""
     with _QUIET, Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+        _check_scans(content, image.width * image.height)
         return image.height, image.width
+
+
+def _check_scans(content: bytes, num_pixels: int) -> None:
+    """Raises ``MistakeError`` for a JPEG file of very many scans, where its bytes and pixels could be minutes of work."""
+    if len(content) * num_pixels < HEAVY:
+        return
+    at, num_scans = 2, 0
+    while (marker := _MARKER.search(content, at)) is not None and marker[0] != b"\xff\xd9":  # the end of the image
+        num_scans += marker[0] == b"\xff\xda"
+        if num_scans > MOST_SCANS:
+            raise MistakeError(f"a JPEG of more than {MOST_SCANS} scans; expected up to a dozen: save it again")
+        at = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
 
 
 def _load_as_stored(image: Image.Image) -> None:
@@ -196,15 +221,21 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     tag, tiff_tags = orientation(image), getattr(image, "tag_v2", {})
     if (noted := _NOTED.get()) is not None:
         noted.append(tag)
-    if tag != UPRIGHT:
-        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise MistakeError("an image of floating-point numbers; expected 8 or 16 bits: convert it first")
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    upright_hw = (image.width, image.height) if tag in SIDEWAYS else (image.height, image.width)
+    pixels = np.empty((*upright_hw, 3), np.uint8)
+    stored = _as_stored(pixels, tag)
     for top in range(0, image.height, BAND):
         band = image.crop((0, top, image.width, min(top + BAND, image.height)))
-        pixels[top : top + BAND] = _band_to_rgb(band, image.info, tiff_tags)
+        stored[top : top + BAND] = _band_to_rgb(band, image.info, tiff_tags)
     return pixels
+
+
+def _as_stored(upright: np.ndarray, tag: int) -> np.ndarray:
+    """The pixels of an upright image, in the rows and columns of one that is stored with the EXIF orientation ``tag``."""
+    turned = upright.swapaxes(0, 1) if tag in SIDEWAYS else upright
+    return turned[:: -1 if tag in (3, 4, 6, 7) else 1, :: -1 if tag in (2, 3, 7, 8) else 1]
 
 
 def _band_to_rgb(band: Image.Image, info: dict, tiff_tags: Mapping[int, Any]) -> np.ndarray:
