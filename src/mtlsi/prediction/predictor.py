@@ -10,12 +10,14 @@ from contextlib import nullcontext
 from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from mtlsi.config import PRECISIONS
 from mtlsi.device import find_device, prepare_process
@@ -76,8 +78,14 @@ class Predictor:
     ):
         if dtype not in {*DTYPES, *DTYPES.values()}:
             raise MistakeError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
-        if working_size and min(working_size) < 1:
+        if working_size is not None and not is_pair(working_size):
             raise MistakeError(f"working size {working_size}; expected a height and a width in pixels, such as 448 576")
+        if not isinstance(camera, Camera | Real | None):
+            raise MistakeError(f"camera {camera!r}; expected a focal length in the image's pixels, or a Camera")
+        if not isinstance(model, nn.Module | str | Path):
+            raise MistakeError(
+                f"a model of type {type(model).__name__}; expected a network, or the name or folder of one"
+            )
         self.device = find_device(device)
         prepare_process()
         model = MTLSINet.from_pretrained(model) if isinstance(model, str | Path) else model
@@ -190,6 +198,13 @@ class Predictor:
                 advice = "use float32" if mixed else "the weights are damaged or their training diverged"
                 raise MistakeError(f"the network's {task} is not finite (dtype {self.dtype}); {advice}")
         return raw
+
+
+def is_pair(value: Any) -> bool:
+    """Whether it is two whole numbers of at least 1, such as a height and a width."""
+    return (
+        isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(x, Integral) and x >= 1 for x in value)
+    )
 
 
 def training_camera(model: MTLSINet, working_size: Size) -> TrainingCamera | None:
