@@ -41,6 +41,20 @@ def test_links_lead_somewhere(page):
         assert not anchor or linked.suffix != ".md" or anchor in _anchors(linked), target
 
 
+def test_own_data_names_every_setting_that_resume_may_change():
+    from mtlsi.training.same_settings import FREE, SPREAD
+
+    page = (ROOT / "docs" / "own_data.md").read_text()
+    told = page.split("`--resume` may change")[1].split("`config.yaml` is updated")[0]
+    assert set(re.findall(r"`((?:train|data)\.\w+|plugins)`", told)) == {*FREE, *SPREAD}
+
+
+def test_python_examples_turn_photos_upright():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for line in re.findall(r".*Image\.open\(.*", page.read_text()):
+            assert "exif_transpose" in line, f"{page.name}: {line}"
+
+
 def test_citation_names_the_version_of_the_package():
     import tomllib
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mtlsi.cli import build_parser
+from mtlsi.cli import build_parser, main
 from mtlsi.errors import MistakeError
 from mtlsi.flags import add_flags, read_counts, read_flags, read_mapping, read_sizes
 from mtlsi.options.measuring import BenchmarkOptions, BoundaryOptions, EvaluateOptions
@@ -124,6 +124,46 @@ def test_the_flags_of_before_are_still_there():
         Path("p"), Path("t"), max_dist=0.1, num_thresholds=9, nms=False, thin=False, num_workers=1, json_path=Path("a"),
         curve_path=Path("c"),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("predict a.jpg --workers x", "--workers x; expected a whole number; see mtlsi predict --help"),
+        ("predict a.jpg --workers=2.5", "--workers 2.5; expected a whole number; see mtlsi predict --help"),
+        ("predict a.jpg --focal-px far", "--focal-px far; expected a number; see mtlsi predict --help"),
+        ("predict a.jpg --scale nan", "--scale nan; expected a number; see mtlsi predict --help"),
+        ("demo --iterations some", "--iterations some; expected a whole number; see mtlsi demo --help"),
+        ("evaluate run --size 64 x", "--size 64 x; expected 2 values, each a whole number; see mtlsi evaluate --help"),
+        ("evaluate run --depth-range a 3", "--depth-range a 3; expected 2 values, each a number; see mtlsi evaluate --help"),
+        ("data check rooms --workers y", "--workers y; expected a whole number; see mtlsi data check --help"),
+        ("study s.yaml --out o --seeds x", "--seeds 'x'; expected whole numbers, such as 1,4"),
+        ("train --out r --train.lr fast", "--train.lr fast; expected a number; see mtlsi train --help"),
+        ("train --out r --train.freeze_norm 3", "--train.freeze_norm 3; expected true or false; see mtlsi train --help"),
+        (
+            "train --out r --data.image_hw [64]",
+            "--data.image_hw [64]; expected a list of 2, each a whole number; see mtlsi train --help",
+        ),
+        ("train --out r --model 3", "--model 3; expected values by name; see mtlsi train --help"),
+        ("train --out r --train 3", "--train 3; expected settings by name; see mtlsi train --help"),
+    ],
+)  # fmt: skip
+def test_a_value_of_the_wrong_type_is_told_in_plain_words_with_the_command_that_helps(command, told, capsys):
+    try:
+        code = main(command.split())
+    except SystemExit as stop:  # the parser's way
+        code = stop.code
+    assert (code, capsys.readouterr().err) == (2, f"mtlsi: {told}\n")
+
+
+def test_a_value_of_a_file_is_not_taken_for_the_one_that_was_typed(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("train: {lr: fast}")
+    with pytest.raises(SystemExit):
+        main(["train", "--config", str(tmp_path / "mine.yaml"), "--out", "r", "--train.lr", "1e-3"])
+    assert capsys.readouterr().err == "mtlsi: train.lr fast; expected a number; see mtlsi train --help\n"
+    (tmp_path / "study.yaml").write_text("recipe: mine.yaml\nvariants: {a: {}}")
+    assert main(["study", str(tmp_path / "study.yaml"), "--out", "o", "--list"]) == 2
+    assert capsys.readouterr().err == f"mtlsi: {tmp_path / 'study.yaml'}: variant a: train.lr fast; expected a number\n"
 
 
 def test_sizes_counts_and_mappings_are_read():

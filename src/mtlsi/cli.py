@@ -216,7 +216,7 @@ def _predict(options: PredictOptions) -> int:
 
 def _open_predictor(options: PredictOptions) -> Predictor | GraphPredictor:
     try:
-        if options.model.endswith(".onnx"):
+        if options.model.lower().endswith(".onnx"):
             from mtlsi.prediction.graph import predictor_from_command
 
             return predictor_from_command(options)

@@ -35,7 +35,7 @@ def check_types(kind: type, values: Any, where: str = "") -> None:
         if name not in hints:
             raise MistakeError(f"unknown name {shortened(f'{where}{name}')}; expected some of {', '.join(hints)}")
         if not _fits(hints[name], value):
-            raise MistakeError(f"{where}{name} {shortened(value)}; expected {_words(hints[name])}")
+            raise MistakeError(f"{where}{name} {shortened(value)}; expected {words_of(hints[name])}")
 
 
 def check_bounds(values: Mapping[str, Any], bounds: Mapping[str, tuple[float, float]], what: str) -> None:
@@ -70,13 +70,14 @@ def _fits(hint: Any, value: Any) -> bool:
     return isinstance(value, origin or hint)
 
 
-def _words(hint: Any) -> str:
+def words_of(hint: Any) -> str:
+    """What values of a type are, for a message: ``a whole number``."""
     if hint in PLAIN:
         return PLAIN[hint][0]
     origin, inside = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(_words(one) for one in inside))
+        return " or ".join(dict.fromkeys(words_of(one) for one in inside))
     if origin is tuple:
         several = "a list" if inside[1:] == (...,) else f"a list of {len(inside)}"
-        return f"{several}, each {_words(inside[0])}"
+        return f"{several}, each {words_of(inside[0])}"
     return "values by name" if origin is dict else str(getattr(hint, "__name__", hint))

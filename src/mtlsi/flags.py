@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from mtlsi import processes
 from mtlsi.errors import MistakeError
+from mtlsi.plain_settings import in_plain_words
 
 Options = TypeVar("Options")
 
@@ -25,7 +26,8 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: ARG002
         """One line on standard error, exit code 2."""
-        processes.say(f"mtlsi: {one_line(message)}; see {self.prog} --help")
+        told, command = one_line(in_plain_words(message, self, self.args)), self.prog.replace(" [options]", "")
+        processes.say(f"mtlsi: {told}; see {command} --help")
         sys.exit(2)
 
 
@@ -65,7 +67,7 @@ def read_flags(namespace: Namespace, options: type[Options]) -> Options:
             values[field.name] = {key: value for key, value in given.items() if value is not None}
             continue
         kind, value = _plain_type(hints[field.name]), namespace[_key(field)]
-        values[field.name] = value if value is None else _read(_flag(field).lstrip("-"), value, kind)
+        values[field.name] = value if value is None else _read(_flag(field), value, kind)
     return options(**values)
 
 

@@ -122,7 +122,8 @@ def open_image(
             _load_as_stored(image)
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise MistakeError(f"{name}: more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller first") from error
+        most = Image.MAX_IMAGE_PIXELS if most_pixels is None else f"{most_pixels // 10**6} million"
+        raise MistakeError(f"{name}: more than {most} pixels; make it smaller first") from error
     except MistakeError as error:
         raise MistakeError(str(error) if str(error).startswith(f"{name}: ") else f"{name}: {error}") from error
     except Image.UnidentifiedImageError as error:

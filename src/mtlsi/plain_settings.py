@@ -6,14 +6,18 @@ file that stands in the place of settings. Here a file of settings is values and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from argparse import Action
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
-from jsonargparse import ActionConfigFile, set_loader  # pyright: ignore[reportPrivateImportUsage]: documented
+from jsonargparse import ActionConfigFile, ArgumentParser, set_loader  # pyright: ignore[reportPrivateImportUsage]: documented
 
-from mtlsi.errors import MistakeError, message_of
+from mtlsi.errors import MistakeError, clipped, message_of
+from mtlsi.field_types import words_of
 from mtlsi.reading import shortened
 from mtlsi.yaml_files import parse_yaml, read_yaml
 
@@ -83,3 +87,36 @@ class ConfigFile(ActionConfigFile):
         except (OSError, ValueError) as error:
             parser.error(f"--config {values}: {message_of(error)}; expected a YAML file such as those in recipes/")
         super().__call__(parser, cfg, values, option_string)
+
+
+def in_plain_words(message: str, parser: ArgumentParser, typed: Sequence[str] = ()) -> str:
+    """What jsonargparse says of a value of the wrong type, in this project's words; any other ``message`` as it is.
+
+    ``typed``: the words on the command line, from which the value is quoted where it stands there.
+    """
+    named = re.match(r'Parser key "([^"]+)"', message)
+    action = next((action for action in parser._actions if named and action.dest == named[1]), None)
+    if action is None:
+        return message
+    _, *values = re.split("(?:Got|Given) value: ", message)
+    given = _given(action, typed)
+    if given is None or (values and values[-1] not in given):  # from a file
+        given = f"{action.dest} {values[-1] if values else ''}".rstrip()
+    hint = getattr(action, "_typehint", None)  # None: a part of the settings, such as train
+    is_union = get_origin(hint) in (Union, UnionType)
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)] if is_union else [hint]
+    expected = "settings by name" if hint is None else " or ".join(dict.fromkeys(map(words_of, kinds)))
+    several = f"{action.nargs} values, each " if isinstance(action.nargs, int) else ""
+    return f"{clipped(given, 200)}; expected {several}{expected}"
+
+
+def _given(action: Action, typed: Sequence[str]) -> str | None:
+    """The flag of ``action`` and its value as they stand in ``typed``; None where they do not."""
+    for flag in action.option_strings:
+        for at, word in enumerate(typed):
+            if word.startswith(f"{flag}="):
+                return f"{flag} {word.removeprefix(f'{flag}=')}"
+            if word == flag:
+                count = action.nargs if isinstance(action.nargs, int) else 1
+                return " ".join(typed[at : at + 1 + count])
+    return None

@@ -131,6 +131,13 @@ def test_weights_and_settings_that_do_not_fit_are_refused(folder, damage):
     assert any(words in message for words in said)
 
 
+def test_a_model_is_not_saved_into_a_file(tiny, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for given in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert mistake(lambda given=given: tiny.save_pretrained(given)).startswith(f"cannot write to {given} (")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize("part", ["config.json", "model.safetensors"])
 def test_a_folder_without_a_part_is_refused_by_its_name(folder, part):
     (folder / part).unlink()

@@ -255,6 +255,7 @@ def test_the_metres_measured_are_those_that_come_out(tmp_path, tags, write):
     [
         (("320,240",), "--calibrate 320,240; expected X,Y,METRES"),
         (("a,b,c",), "expected X,Y,METRES"),
+        (("4,3,2", "4,3,2.5"), "--calibrate 4,3,2.5: that pixel has a distance already; expected one for each pixel"),
         (("40,3,2.0",), "pixel 40,3 is outside the image of 40x30"),
         (("4,3,-2.0",), "distance -2 at 4,3; expected metres above 0"),
         (("4,3,nan",), "expected metres above 0"),

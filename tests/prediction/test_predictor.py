@@ -203,8 +203,16 @@ def test_lower_precision_changes_little(photo):
 def test_settings_that_cannot_be_met_are_refused():
     with pytest.raises(MistakeError, match="unknown dtype 'int8'; expected one of float32"):
         predictor(dtype="int8")
-    with pytest.raises(MistakeError, match="working size"):
-        predictor(working_size=(0, 64))
+    for size in ((0, 64), 224, (64,), (64.5, 64), "64x64"):
+        with pytest.raises(MistakeError, match=r"working size .*; expected a height and a width"):
+            predictor(working_size=size)
+    with pytest.raises(MistakeError, match="camera '500'; expected a focal length in the image's pixels, or a Camera"):
+        predictor(camera="500")
+    for given in (None, 3):
+        with pytest.raises(
+            MistakeError, match=f"a model of type {type(given).__name__}; expected a network, or the name"
+        ):
+            Predictor(given)
     with pytest.raises(MistakeError, match="'abacus' is not there; expected auto or one of cpu"):
         find_device("abacus")
 

@@ -75,7 +75,7 @@ def check(options: ExportOptions) -> None:
         if value not in known:
             raise MistakeError(f"--{name} {value}; expected {', '.join(known[:-1])} or {known[-1]}")
     ending = {"onnx": ".onnx", "program": ".pt2"}[options.format]
-    if options.out.suffix != ending:
+    if options.out.suffix.lower() != ending:
         raise MistakeError(f"--out {options.out}; expected a name that ends in {ending} for --format {options.format}")
     if options.format == "program" and (options.dtype != "float32" or not options.resize or options.size_hw):
         raise MistakeError("--format program takes no --dtype, --size or --no-resize: leave them out")

@@ -28,7 +28,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from mtlsi.config import RESIZES
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.recompute import called_modules, recompute
 from mtlsi.kinds.colouring import Colour
 from mtlsi.model.backbone import STRIDES, Backbone
@@ -192,6 +192,19 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         from mtlsi.model.pretrained import open_pretrained
 
         return open_pretrained(super().from_pretrained, pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> str | None:
+        """Write the network and its card into the folder ``save_directory``, which is made where it is missing.
+
+        ``model_card_kwargs`` as for ``push_to_hub``; the others are those of ``huggingface_hub``'s mixin. Raises
+        ``MistakeError`` where the folder cannot be written to.
+        """
+        try:
+            return super().save_pretrained(save_directory, **kwargs)
+        except OSError as error:
+            raise MistakeError(
+                f"cannot write to {save_directory} ({message_of(error)}); give another folder"
+            ) from error
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload the network with its card as the hub's model ``repo_id``, OWNER/NAME; gives the address of the commit.

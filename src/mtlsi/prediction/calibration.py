@@ -57,13 +57,16 @@ def calibrate(depth_m: np.ndarray, measured: Mapping[tuple[int, int], float]) ->
 
 def read_measured(texts: tuple[str, ...]) -> dict[tuple[int, int], float]:
     """``320,240,2.35`` as a pixel (column, row) and metres; ``MistakeError`` for anything else."""
-    measured = {}
+    measured: dict[tuple[int, int], float] = {}
     for text in texts:
         try:
             column, row, distance_m = text.split(",")
-            measured[int(column), int(row)] = float(distance_m)
+            pixel, metres = (int(column), int(row)), float(distance_m)
         except ValueError as error:
             raise MistakeError(f"--calibrate {text}; expected X,Y,METRES such as 320,240,2.35") from error
+        if pixel in measured:
+            raise MistakeError(f"--calibrate {text}: that pixel has a distance already; expected one for each pixel")
+        measured[pixel] = metres
     return measured
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -78,13 +79,26 @@ class GraphPredictor:
         if not set(self.tasks) <= set(outputs):
             raise ValueError(f"tasks {list(self.tasks)}, outputs {outputs}")
 
-    def __call__(self, image: ImageLike, tasks: str | Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    @overload
+    def __call__(
+        self, image: list[ImageLike] | tuple[ImageLike, ...], tasks: str | Iterable[str] | None = None
+    ) -> list[dict[str, np.ndarray]]: ...
+
+    @overload
+    def __call__(self, image: ImageLike, tasks: str | Iterable[str] | None = None) -> dict[str, np.ndarray]: ...
+
+    def __call__(
+        self, image: ImageLike | list[ImageLike] | tuple[ImageLike, ...], tasks: str | Iterable[str] | None = None
+    ) -> dict[str, np.ndarray] | list[dict[str, np.ndarray]]:
         """The prediction of each task (default: all that the file has), as arrays of the image's own size.
 
+        A list of images gives a list of results, as ``Predictor`` does.
         Raises ``MistakeError`` for an unreadable image, an unknown task, a prediction that is not finite, or, of a file that
         takes images at the network's size, for sides that are not multiples of 4.
         """
         names = check_tasks(self.tasks if tasks is None else tasks, among=self.tasks)
+        if isinstance(image, list | tuple):
+            return [self(one, names) for one in image]
         pixels = as_pixels(image)
         if not self.resizes and any(side % 4 for side in pixels.shape[:2]):
             raise MistakeError(
@@ -108,7 +122,7 @@ class GraphPredictor:
 
 def open_session(path: FilePath, num_threads: int | None = None) -> Any:
     """onnxruntime's session on a CPU. Raises ``MistakeError`` where it is not installed or cannot read the file."""
-    if not Path(path).is_file():
+    if not isinstance(path, str | os.PathLike) or not Path(path).is_file():
         raise MistakeError(f"{path}: not there; expected a file that mtlsi export wrote")
     if find_spec("onnxruntime") is None:
         raise MistakeError("onnxruntime is not installed, which .onnx files need; pip install 'mtlsi[export]'")

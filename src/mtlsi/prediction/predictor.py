@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, overload
 
@@ -75,8 +76,14 @@ class Predictor:
     ):
         if dtype not in {*DTYPES, *DTYPES.values()}:
             raise MistakeError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
-        if working_size and min(working_size) < 1:
+        if working_size is not None and not is_pair(working_size):
             raise MistakeError(f"working size {working_size}; expected a height and a width in pixels, such as 448 576")
+        if not isinstance(camera, Camera | Real | None):
+            raise MistakeError(f"camera {camera!r}; expected a focal length in the image's pixels, or a Camera")
+        if not isinstance(model, nn.Module | str | Path):
+            raise MistakeError(
+                f"a model of type {type(model).__name__}; expected a network, or the name or folder of one"
+            )
         self.device = find_device(device)
         prepare_process()
         model = MTLSINet.from_pretrained(model) if isinstance(model, str | Path) else model
@@ -209,6 +216,13 @@ class Predictor:
 def shown_to(model: nn.Module, working_size: Size) -> Shown:
     """At what size images are shown to the model; a network of one's own need not say how it was trained."""
     return Shown(working_size, getattr(model, "resize", RESIZES[0]))
+
+
+def is_pair(value: Any) -> bool:
+    """Whether it is two whole numbers of at least 1, such as a height and a width."""
+    return (
+        isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(x, Integral) and x >= 1 for x in value)
+    )
 
 
 def compiled(network: Callable[..., Output], device: torch.device) -> Callable[..., Output]:

@@ -30,7 +30,7 @@ from mtlsi import kinds
 from mtlsi.errors import MistakeError
 from mtlsi.model.network import MTLSINet
 from mtlsi.nn.normalise import normalise
-from mtlsi.prediction.predictor import Predictor
+from mtlsi.prediction.predictor import Predictor, is_pair
 from mtlsi.prediction.shown import Shown, Size
 from mtlsi.tasks import TASKS
 
@@ -263,7 +263,9 @@ def read_tiles(text: str) -> Size | None:
 
 
 def check_tiles(tiles: Size) -> Size:
-    """Rows and columns, or ``MistakeError`` for none or too many."""
-    if min(tiles) < 1 or math.prod(tiles) > MOST_TILES:
-        raise MistakeError(f"{tiles[0]}x{tiles[1]} tiles; expected from 1x1 to {MOST_TILES} in all, such as 4x6")
+    """Rows and columns, or ``MistakeError`` for anything else, none or too many."""
+    if not is_pair(tiles) or math.prod(tiles) > MOST_TILES:
+        raise MistakeError(
+            f"tiles {tiles!r}; expected rows and columns, from (1, 1) to {MOST_TILES} tiles in all, such as (4, 6)"
+        )
     return tiles

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError, message_of
-from mtlsi.plain_settings import check_parts, check_plain_settings, use_plain_values
+from mtlsi.plain_settings import check_parts, check_plain_settings, in_plain_words, use_plain_values
 from mtlsi.yaml_files import parse_yaml, read_yaml
 
 
@@ -26,7 +26,7 @@ def config_of(where: str, settings: Mapping[str, Any]) -> RunConfig:
         config = RunConfig(**given | {"data": DataConfig(**given["data"]), "train": TrainConfig(**given["train"])})
         config.check()
     except (ArgumentError, MistakeError, TypeError, ValueError) as error:
-        raise MistakeError(f"{where}: {message_of(error)}") from error
+        raise MistakeError(f"{where}: {in_plain_words(message_of(error), _parser())}") from error
     return config
 
 
