@@ -88,7 +88,8 @@ class Predictor:
         prepare_process()
         model = MTLSINet.from_pretrained(model) if isinstance(model, str | Path) else model
         self.dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
-        self.working_size = working_size or model.input_size
+        height, width = working_size or model.input_size
+        self.working_size = (int(height), int(width))
         self.camera = camera if isinstance(camera, Camera | None) else Camera(focal_px=camera)
         self.model = model.to(self.device).eval()
         if self.camera is not None and self.training_camera is None:
