@@ -19,7 +19,7 @@ direction   (3 H W) float32   unit vectors, x right, y up, z to the    (0, 0, 0)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any
 
@@ -53,8 +53,11 @@ SCORES = {
     "angular_error": ("mErr", False, "deg"),
 }
 """By metric: its headline score, whether higher is better, and the unit."""
-MOST_CLASSES = 65535
-"""Class indices stay below: in 16 bits this value is an invalid pixel."""
+LAST_VALUE = 65535
+"""The greatest of 16 bits: in label files and in memory a pixel without a class."""
+MOST_CLASSES = 2**12
+"""Of all tasks of a data set or a model together. Choice: ADE20K in full has 3,688; pixels are counted by label and
+prediction, in 128 MB for so many, of which a batch takes as much again."""
 RESERVED = ("image", "images", "size", "panel")
 """Names that samples, folders and files use for other things."""
 
@@ -162,7 +165,7 @@ def class_dtype(num_classes: int) -> str:
 
 def invalid_class(dtype: Any) -> int:
     """What marks a pixel without a class in labels of this NumPy or torch type: 255, or 65535 in wide types."""
-    return MOST_CLASSES if str(dtype).endswith(("int32", "uint16")) else 255
+    return LAST_VALUE if str(dtype).endswith(("int32", "uint16")) else 255
 
 
 def register_task(task: Task) -> Task:
@@ -264,6 +267,16 @@ def num_channels(task: str, classes: dict[str, Any]) -> int:
     if task not in classes:
         raise MistakeError(f"{task}: no class names given; expected a list of names under classes.{task}")
     return len(classes[task])
+
+
+def check_classes(classes: Mapping[str, Sequence[Any]], where: str = "") -> None:
+    """Raises ``MistakeError``, which begins with ``where``, for more than ``MOST_CLASSES`` by task."""
+    counts = {task: len(names) for task, names in classes.items()}
+    if sum(counts.values()) > MOST_CLASSES:
+        shown = ", ".join(f"{count} of {task}" for task, count in counts.items())
+        raise MistakeError(
+            f"{where}classes: {shown}; expected {MOST_CLASSES} in all at most; leave out or merge rare ones"
+        )
 
 
 def check_tasks(tasks: str | Iterable[str], among: Iterable[str] = TASKS) -> tuple[str, ...]:

@@ -55,13 +55,14 @@ def absent_classes(task: str, shares: dict[str, dict[str, float]]) -> tuple[list
     """Doubts and notes about classes that no pixel has; ``shares`` by split."""
     if not any(any(share.values()) for share in shares.values()):
         return [], []
-    nowhere = [name for name in next(iter(shares.values())) if not any(share[name] for share in shares.values())]
+    somewhere = {name for share in shares.values() for name, part in share.items() if part}
+    nowhere = [name for name in next(iter(shares.values())) if name not in somewhere]
     doubts = [f"{len(nowhere)} {task} classes have no pixel at all: {named(nowhere)}"] if nowhere else []
     notes = []
     for split, share in shares.items():
         if not any(share.values()):
             continue
-        absent = [name for name, part in share.items() if not part and name not in nowhere]
+        absent = [name for name, part in share.items() if not part and name in somewhere]
         if absent and split == "train":
             doubts.append(
                 f"{split}: {len(absent)} {task} classes have no pixel, so they are never learnt: {named(absent)}"

@@ -15,6 +15,8 @@ from mtlsi.drawing.plots import save_figure
 CELL_INCHES, WIDEST_INCHES = 0.34, 14.0
 SAID_FROM = 0.005
 """Shares below this are left blank."""
+LEGIBLE = 2.0
+"""Points of a cell beside which a name can be read."""
 
 
 def plot_confusion(
@@ -23,7 +25,7 @@ def plot_confusion(
     """The matrix ``pixels`` (label, prediction) with each label's row in percent of its pixels, as PNG, PDF or SVG.
 
     A class without a labelled pixel has an empty row, marked by a dash. Up to about fifty classes every cell says its
-    number; with more of them the cells are only coloured.
+    number; with more of them the cells are only coloured, and with more than five hundred nothing names the classes.
     """
     counts = np.asarray(pixels, np.float64)
     totals = counts.sum(1, keepdims=True)
@@ -36,17 +38,13 @@ def plot_confusion(
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    between = [i - 0.5 for i in range(1, num_classes)]
+    named = range(num_classes) if points > LEGIBLE else ()  # names that nobody can read take minutes
+    between = [i - 0.5 for i in named[1:]]
     axes.hlines(between, -0.5, num_classes - 0.5, color="0.9", lw=0.5)
     axes.vlines(between, -0.5, num_classes - 0.5, color="0.9", lw=0.5)
     size = min(9.0, 0.55 * points)
-    marks = range(num_classes)
-    axes.set_xticks(marks, list(classes), rotation=90, fontsize=size)
-    axes.set_yticks(
-        marks,
-        [f"{name}{'' if total else ' –'}" for name, total in zip(classes, totals[:, 0], strict=True)],
-        fontsize=size,
-    )
+    axes.set_xticks(named, [classes[i] for i in named], rotation=90, fontsize=size)
+    axes.set_yticks(named, [f"{classes[i]}{'' if totals[i, 0] else ' –'}" for i in named], fontsize=size)
     axes.tick_params(length=2, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.set(xlabel="predicted", ylabel="labelled", title=f"{title}: percent of each label's pixels".lstrip(": "))
     axes.xaxis.set_label_position("top")

@@ -15,7 +15,7 @@ from mtlsi.metrics.dense.depth import DepthError
 from mtlsi.metrics.dense.directions import AngularError
 from mtlsi.metrics.dense.saliency import MaxF
 from mtlsi.metrics.dense.values import RegressionError
-from mtlsi.tasks import BOUNDARY_PROTOCOL, TASK_SETS, Task
+from mtlsi.tasks import BOUNDARY_PROTOCOL, TASK_SETS, Task, check_classes
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ METRICS: dict[str, Callable[[MetricSettings], Metric]] = {
 def build_metric(task: Task, settings: MetricSettings) -> Metric:
     """An empty metric for ``task``; its ``compute()`` gives a dict of scalars that holds ``task.score``.
 
-    Raises ``MistakeError`` where a task with classes is given no ``num_classes``.
+    Raises ``MistakeError`` where a task with classes is given no ``num_classes``, or too many.
     """
     if task.kind == "classes" and not settings.num_classes:
         raise MistakeError(f"{task.name}: number of classes not given; mIoU needs num_classes")
+    check_classes({task.name: range(settings.num_classes or 0)})
     return METRICS[task.metric](settings)

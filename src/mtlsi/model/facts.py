@@ -8,7 +8,7 @@ from typing import Any
 from mtlsi.config import RESIZES
 from mtlsi.errors import MistakeError
 from mtlsi.reading import shortened
-from mtlsi.tasks import MOST_CLASSES
+from mtlsi.tasks import check_classes
 
 MOST_TASKS = 64
 MOST_SIDE = 100_000
@@ -20,10 +20,10 @@ def check_facts(tasks: Any, classes: Any, input_size: Any, own_tasks: Any, resiz
     _check(
         "classes",
         classes,
-        isinstance(classes, Mapping)
-        and all(_is_names(names) and 1 <= len(names) <= MOST_CLASSES for names in classes.values()),
-        f"a list of 1 to {MOST_CLASSES} names by task",
+        isinstance(classes, Mapping) and all(_is_names(names) and names for names in classes.values()),
+        "a list of names by task",
     )
+    check_classes(classes)
     _check(
         "input_size",
         input_size,

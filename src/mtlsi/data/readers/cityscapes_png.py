@@ -21,15 +21,22 @@ from pathlib import Path
 
 import numpy as np
 
-from mtlsi.data.readers.decoding import Decoder, decode_image, decode_indices, decode_rgb, look_up, ranges_of
+from mtlsi.data.readers.decoding import Decoder, decode_image, decode_indices, decode_rgb
 from mtlsi.data.readers.files import IMAGE, FileDataset
 from mtlsi.data.readers.numbered import CITYSCAPES19, DISPARITY, SPLITS, Cityscapes, names_in, sources_in
+from mtlsi.data.readers.stored_classes import StoredClasses, ranges_of
 from mtlsi.errors import MistakeError
 from mtlsi.tasks import MAX_DIST, check_tasks, register_task
 
 EVALUATED = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
 """The official numbers of the classes in ``CITYSCAPES19``."""
 NUMBERS = dict.fromkeys((*range(34), 255), 255) | {number: i for i, number in enumerate(EVALUATED)}
+OFFICIAL = StoredClasses(
+    NUMBERS,
+    len(CITYSCAPES19),
+    expected=f"the official label numbers, {ranges_of(NUMBERS)}",
+    advice="labels of this layout are not renumbered",
+)
 SUFFIX = ".png"
 STEPS_PER_PIXEL = 256 * 4
 UNREAL = 2**15
@@ -91,15 +98,7 @@ class CityscapesPNG(FileDataset):
 def decode_official(path: Path, content: bytes) -> np.ndarray:
     """Class indices (H W) uint8 of official label numbers; 255 for those that are not evaluated."""
     pixels = decode_indices(path, content)
-    return look_up(
-        path,
-        pixels.values,
-        NUMBERS,
-        len(CITYSCAPES19),
-        known=pixels.known,
-        expected=f"the official label numbers, {ranges_of(NUMBERS)}",
-        advice="labels of this layout are not renumbered",
-    )
+    return OFFICIAL.look_up(path, pixels.values, pixels.known)
 
 
 def decode_disparity(path: Path, content: bytes) -> np.ndarray:

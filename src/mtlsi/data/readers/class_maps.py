@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from mtlsi.data.readers.decoding import decode_npy, is_npy, look_up, ranges_of, whole_numbers
+from mtlsi.data.readers.decoding import decode_npy, is_npy, whole_numbers
 from mtlsi.data.readers.label_pixels import STEPS, Pixels, grey_values, percent, read_pixels
+from mtlsi.data.readers.stored_classes import StoredClasses, ranges_of
 from mtlsi.errors import MistakeError
 from mtlsi.kinds.colouring import Colour
 from mtlsi.tasks import class_dtype, invalid_class
@@ -35,13 +37,23 @@ class ClassMap:
         """The task's keys, in dataset.yaml."""
         return f"tasks.{self.task}"
 
-    @property
+    @cached_property
     def meanings(self) -> dict[int, int]:
         """The class, or what marks a pixel without one, by stored value."""
         none = invalid_class(class_dtype(self.num_classes))
         return dict(self.values) | dict.fromkeys(self.invalid, none)
 
-    @property
+    @cached_property
+    def stored(self) -> StoredClasses:
+        """The same, to look them up."""
+        return StoredClasses(
+            self.meanings,
+            self.num_classes,
+            expected=f"{ranges_of(dict(self.values))}, and {ranges_of(self.invalid)} for unlabelled",
+            advice=f"map the labels to the classes, in {self.where}.values, or add it to {self.where}.invalid",
+        )
+
+    @cached_property
     def meanings_of_colours(self) -> dict[int, int]:
         """The same by colour, as one number."""
         none = invalid_class(class_dtype(self.num_classes))
@@ -66,15 +78,7 @@ def decode_class_map(path: Path, content: bytes, *, classes: ClassMap) -> np.nda
     values = grey_values(path, pixels, advice).values
     if pixels.step > 1 and not (pixels.step == STEPS[1] and 255 in meanings and 1 not in meanings):
         values = values // pixels.step
-    return look_up(
-        path,
-        values,
-        meanings,
-        classes.num_classes,
-        known=pixels.known,
-        expected=f"{ranges_of(dict(classes.values))}, and {ranges_of(classes.invalid)} for unlabelled",
-        advice=f"map the labels to the classes, in {classes.where}.values, or add it to {classes.where}.invalid",
-    )
+    return classes.stored.look_up(path, values, pixels.known)
 
 
 def _array(path: Path, content: bytes) -> np.ndarray:

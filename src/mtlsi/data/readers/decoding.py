@@ -7,7 +7,8 @@ Every decoder takes the path (for messages) and the content, and gives an array 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from mtlsi.data.readers.array_files import read_mat, read_npy
 from mtlsi.data.readers.label_pixels import Pixels, grey_values, label_image, read_pixels, strength_pixels
+from mtlsi.data.readers.stored_classes import StoredClasses, ranges_of
 from mtlsi.errors import MistakeError
 from mtlsi.images import open_image, to_rgb
 from mtlsi.tasks import class_dtype, invalid_class
@@ -110,59 +112,18 @@ def classes_from_values(
     known: np.ndarray | None = None,
 ) -> np.ndarray:
     """Class indices (H W), laid out as ``decode_classes`` says, of a map of whole numbers; none where not ``known``."""
+    return _numbered(num_classes, first, tuple(invalid)).look_up(path, values, known)
+
+
+@lru_cache
+def _numbered(num_classes: int, first: int, invalid: tuple[int, ...]) -> StoredClasses:
     none = invalid_class(class_dtype(num_classes))
-    meanings = {first + index: index for index in range(num_classes)} | dict.fromkeys(invalid, none)
-    return look_up(
-        path,
-        values,
-        meanings,
+    return StoredClasses(
+        {first + index: index for index in range(num_classes)} | dict.fromkeys(invalid, none),
         num_classes,
-        known=known,
         expected=f"{first}..{first + num_classes - 1}, and {ranges_of(invalid)} for unlabelled",
         advice="map the labels to the classes",
     )
-
-
-def look_up(
-    path: Path,
-    values: np.ndarray,
-    meanings: Mapping[int, int],
-    num_classes: int,
-    *,
-    known: np.ndarray | None,
-    expected: str,
-    advice: str,
-) -> np.ndarray:
-    """Class indices (H W) of whole numbers by ``meanings``, unlabelled where not ``known``.
-
-    Raises ``MistakeError``, with what was ``expected`` and ``advice``, for a number that ``meanings`` lacks.
-    """
-    dtype = class_dtype(num_classes)
-    stored, low = np.fromiter(meanings, np.int64), min(meanings)
-    table = np.full(max(meanings) - low + 1, -1)
-    table[stored - low] = list(meanings.values())
-    values = values.astype(np.int64)
-    inside = (values >= low) & (values < low + len(table))
-    classes = np.where(inside, table[np.where(inside, values - low, 0)], -1)
-    if known is not None:
-        classes[~known] = invalid_class(dtype)
-    if (strange := classes < 0).any():
-        raise MistakeError(f"{path}: label {values[strange].max()}; expected {expected}; {advice}")
-    return classes.astype(dtype)
-
-
-def ranges_of(values: Iterable[int]) -> str:
-    """Whole numbers in words: ``0..3, 255``; "none"."""
-    runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
-    shown = [
-        str(low) if low == high else f"{low}..{high}" if high > low + 1 else f"{low}, {high}" for low, high in runs
-    ]
-    return ", ".join(shown[:8] + ["..."] * (len(shown) > 8)) or "none"
 
 
 def checked_depth(path: Path, metres: np.ndarray) -> np.ndarray:

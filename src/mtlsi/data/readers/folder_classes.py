@@ -9,7 +9,7 @@ from typing import Any
 from mtlsi.data.readers.class_maps import ClassMap
 from mtlsi.errors import MistakeError
 from mtlsi.kinds.colouring import Colour
-from mtlsi.tasks import MOST_CLASSES
+from mtlsi.tasks import LAST_VALUE
 
 CLASS_NAMES = "a list of names, each once, in quotes where YAML reads a number or yes and no"
 
@@ -43,19 +43,20 @@ def _stored_values(where: str, names: tuple[str, ...], keys: dict[str, Any]) -> 
     values, first = keys["values"], keys["first"]
     if values is None:
         last = (first or 0) + len(names) - 1
-        if last > MOST_CLASSES or len(names) > MOST_CLASSES:
+        if last > LAST_VALUE:
             raise MistakeError(
-                f"{where}.classes: {len(names)} from pixel value {first or 0} on; 16 bits end at {MOST_CLASSES}"
+                f"{where}.classes: {len(names)} from pixel value {first or 0} on; 16 bits end at {LAST_VALUE}"
             )
         return {(first or 0) + index: index for index in range(len(names))}
     if first is not None:
         raise MistakeError(f"{where}.first: given beside values; give one of the two")
+    index_of = {name: index for index, name in enumerate(names)}
     for stored, name in values.items():
-        if name is not None and name not in names:
+        if name is not None and name not in index_of:
             raise MistakeError(
                 f"{where}.values: {stored}: {name!r} is no class; expected one of {', '.join(names[:8])}, or null: no label"
             )
-    found = {stored: names.index(name) for stored, name in values.items() if name is not None}
+    found = {stored: index_of[name] for stored, name in values.items() if name is not None}
     if not found:
         raise MistakeError(f"{where}.values: no class in it; expected {{stored value: class}}")
     return found
@@ -71,7 +72,7 @@ def _without_label(
     given = keys["invalid"]
     if given is None:
         goes_beyond = max(stored) >= 255
-        given = (255,) if not goes_beyond else () if keys["values"] is not None else (MOST_CLASSES,)
+        given = (255,) if not goes_beyond else () if keys["values"] is not None else (LAST_VALUE,)
     values = [value for value in given if isinstance(value, int)]
     values += [value for value, name in (keys["values"] or {}).items() if name is None]
     if both := [value for value in values if value in stored]:
@@ -83,7 +84,8 @@ def _without_label(
 def _colours_of(where: str, names: tuple[str, ...], colours: Any) -> tuple[tuple[Colour, ...], ...]:
     """The colours of every class, in the order of the classes."""
     if isinstance(colours, dict):
-        if strange := [name for name in colours if name not in names]:
+        known = set(names)
+        if strange := [name for name in colours if name not in known]:
             raise MistakeError(
                 f"{where}.colours: {strange[0]!r} is no class; expected {', '.join(names[:8])}; what has no label stands in "
                 "invalid"

@@ -13,7 +13,18 @@ from mtlsi.data.readers.keys import Key, listed, mapping, number, one_of, read_k
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
 from mtlsi.kinds.colouring import Colour
-from mtlsi.tasks import BUILT_IN, KINDS, LOSSES_OF, MAX_DIST, METRICS_OF, MOST_CLASSES, TASKS, Task, check_name
+from mtlsi.tasks import (
+    BUILT_IN,
+    KINDS,
+    LAST_VALUE,
+    LOSSES_OF,
+    MAX_DIST,
+    METRICS_OF,
+    TASKS,
+    Task,
+    check_classes,
+    check_name,
+)
 from mtlsi.yaml_files import read_yaml
 
 SETTINGS = "dataset.yaml"
@@ -101,7 +112,7 @@ FILE_KEYS: dict[str, dict[str, Key]] = {
             "a list of [r, g, b] in 0..255, one for each class, or {class: [r, g, b]}; a class may have a list of them",
             _colours,
         ),
-        "first": Key(f"the pixel value of the first class, 0..{MOST_CLASSES - 1}", whole(0, MOST_CLASSES - 1)),
+        "first": Key(f"the pixel value of the first class, 0..{LAST_VALUE - 1}", whole(0, LAST_VALUE - 1)),
         "values": Key(
             "{stored value: class}, such as {0: background, 255: object, 127: null}; null: no label", _values
         ),
@@ -239,6 +250,7 @@ def _check(path: Path, tasks: Mapping[str, dict[str, Any]]) -> None:
             settle_classes(path, task, keys)
         if keys.get("unit") and keys.get("scale"):
             raise MistakeError(f"{path}: tasks.{task}.scale: given beside unit; give one of the two")
+    check_classes({task: keys["classes"] for task, keys in tasks.items() if "classes" in keys}, f"{path}: ")
     depth = tasks.get("depth")
     if tasks.get("normals", {}).get("from") and not (depth and depth["intrinsics"]):
         raise MistakeError(

@@ -30,7 +30,7 @@ from mtlsi.data.readers.files import IMAGE, check_split
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import size_of_jpeg
 from mtlsi.reading import check_relative, read_content, read_json, shortened
-from mtlsi.tasks import check_tasks, register_records
+from mtlsi.tasks import check_classes, check_tasks, register_records
 from mtlsi.tensor_files import check_tensor_bytes
 
 INDEX = "prepared.json"
@@ -143,6 +143,7 @@ def _check_index(index: dict[str, Any]) -> None:
             _expect(f"{key}.{name}", values, list)
             for value in values:
                 _expect(f"{key}.{name}", value, str)
+    check_classes(index["classes"])
     for names in index["splits"].values():
         for name in names:
             check_relative(name)
