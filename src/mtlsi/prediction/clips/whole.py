@@ -52,8 +52,8 @@ class Extent:
             self.read_to = packet.pos + packet.size
         if packet.stream.index == self.video.index:
             before_s = start_s if self.newest_s is None else self.newest_s
+            self._note_hole(before_s, max(Fraction(0), start_s - before_s))
             self.newest_s = max(before_s, start_s)
-            self._note_hole(before_s, self.newest_s - before_s)
             self.shown_s = max(self.shown_s, end_s)
             self.num_damaged += packet.is_corrupt
         else:
