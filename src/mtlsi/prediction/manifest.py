@@ -138,12 +138,12 @@ class Manifest:
             fields = parse_json(line)
             name, path = number_of(fields["results"]), number_of(fields["image"])
             changed, content = (int(fields.get(word, "0"), 16) for word in ("changed", "content"))
-            line = Line(int(fields["state"], 16), path, changed, content)
+            said = Line(int(fields["state"], 16), path, changed, content)
         except (ValueError, KeyError, TypeError, AttributeError):  # cut short when its process was killed
             return
-        if not all(0 <= number < 2**64 for number in line):
+        if not all(0 <= number < 2**64 for number in said):
             return
-        self.recent[name] = line
+        self.recent[name] = said
         if len(self.recent) >= RECENT:
             names = np.concatenate([np.array([*self.recent], np.uint64), self.names])
             lines = np.concatenate([np.array([*self.recent.values()], np.uint64), self.lines])

@@ -18,8 +18,6 @@ EVEN, UNEVEN = 2, 10
 
 Choice: a clip's last picture may be shown longer than any other, and Matroska does not say how long.
 """
-
-
 HOLE = 1024
 """Bytes between one packet and the next from which on something may have been passed over. Choice: a hole counts where it is
 also several times larger than any before, and the time between two pictures is, too: frames that a camera dropped leave no
@@ -33,12 +31,13 @@ class Extent:
     def __init__(self, container: Any, video: Any, sounds: Sequence[Any]):
         self.container, self.video = container, video
         self.reads_all = len(container.streams) == 1 + len(sounds)
-        self.shown_s = self.heard_s = self.newest_s = Fraction(0)
+        self.shown_s = self.heard_s = Fraction(0)
+        self.newest_s: Fraction | None = None
         self.num_damaged = 0
         self.read_to: int | None = None
         self.hole = self.largest_hole = 0
         self.longest_step_s = Fraction(0)
-        self.holes_s: list[Fraction] = []
+        self.hole_s: Fraction | None = None
         self.last_s: Fraction | None = None
         self.steps: tuple[Fraction, Fraction] | None = None
 
@@ -52,18 +51,19 @@ class Extent:
             self.hole += max(0, packet.pos - (packet.pos if self.read_to is None else self.read_to))
             self.read_to = packet.pos + packet.size
         if packet.stream.index == self.video.index:
-            self._note_hole(max(Fraction(0), start_s - self.newest_s))
-            self.newest_s = max(self.newest_s, start_s)
+            before_s = start_s if self.newest_s is None else self.newest_s
+            self._note_hole(before_s, max(Fraction(0), start_s - before_s))
+            self.newest_s = max(before_s, start_s)
             self.shown_s = max(self.shown_s, end_s)
             self.num_damaged += packet.is_corrupt
         else:
             self.heard_s = max(self.heard_s, end_s)
 
-    def _note_hole(self, step_s: Fraction) -> None:
-        """What was not read before a picture, this long after the newest one before."""
+    def _note_hole(self, before_s: Fraction, step_s: Fraction) -> None:
+        """What was not read before a picture, ``step_s`` after the newest one before it."""
         is_hole = self.hole > max(HOLE, TIMES * self.largest_hole) and step_s > TIMES * self.longest_step_s > 0
         if is_hole and self.reads_all and self.container.format.name == MATROSKA:
-            self.holes_s.append(self.newest_s)
+            self.hole_s = before_s if self.hole_s is None else self.hole_s
         else:
             self.largest_hole = max(self.largest_hole, self.hole)
             self.longest_step_s = max(self.longest_step_s, step_s)
@@ -79,8 +79,8 @@ class Extent:
 
     def missing(self) -> str:
         """After all is read: what says that more should have been there; empty where nothing does."""
-        if self.holes_s:
-            return f"after {float(self.holes_s[0]):.2f} s a part of the file cannot be read: frames are missing"
+        if self.hole_s is not None:
+            return f"after {float(self.hole_s):.2f} s a part of the file cannot be read: frames are missing"
         said, read_s = self._ends_s()
         if said is None or self.steps is None:
             return ""
