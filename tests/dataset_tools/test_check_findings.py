@@ -249,11 +249,6 @@ def test_depth_without_a_camera_is_a_note_that_says_what_to_write(rooms: Path) -
     assert "a model trained on it refuses --focal-px" in note
     assert "give tasks.depth.intrinsics: {focal: [fx, fy], centre: [cx, cy]}" in note
     assert report.sound
-    settings(
-        rooms, tasks={"semseg": {"classes": CLASSES}}
-    )  # whose depth/ is not read: it has no metres that could be wrong
-    (rooms / "depth").rename(rooms / "unused")
-    assert look(rooms).notes == []
 
 
 def test_a_class_that_only_the_validation_lacks_is_a_note(rooms: Path) -> None:
