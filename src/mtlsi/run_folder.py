@@ -31,6 +31,8 @@ from mtlsi.reading import parse_json, read_content
 from mtlsi.weights import replace_weights
 from mtlsi.yaml_files import read_yaml
 
+BEST = "best"
+"""The model with the best score, in the run folder."""
 STATE, METRICS, SCORES, LOCK = "state", "metrics.jsonl", "scores.json", ".lock"
 TIMES = ("train_s", "evaluation_s")
 """Seconds, in a line of metrics."""
@@ -168,6 +170,13 @@ def load_config(out: Path) -> RunConfig:
         raise MistakeError(f"{path}: {message_of(error)}; expected the folder of a started run") from error
 
 
+def run_of(model: str | Path) -> Path | None:
+    """The run folder that a model is from: ``model`` itself, or, of RUN/best, RUN; None for a model without its run."""
+    path = Path(model)
+    folders = (path, path.parent) if path.name == BEST else (path,)
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
 def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
     """Stored settings under their present names, lists as tuples."""
     return {
@@ -177,14 +186,14 @@ def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def import_named_plugins(named: Iterable[str], model: str | Path) -> None:
-    """Import the plugins ``named`` on the command, which must be all that the run folder ``model`` was trained with.
+    """Import the plugins ``named`` on the command, which must be all that the run of ``model`` was trained with.
 
     Importing runs their code, and a run folder may be somebody else's: its config.yaml alone runs nothing. Raises
     ``MistakeError`` for a plugin that is not named.
     """
     named = tuple(named)
-    if (Path(model) / "config.yaml").is_file():
-        for name in load_config(Path(model)).plugins:
+    if (run := run_of(model)) is not None:
+        for name in load_config(run).plugins:
             if name not in settle_plugins(named):
                 raise MistakeError(f"{model} was trained with the plugin {name}; give --plugin {name} to run its code")
     import_plugins(named)
@@ -196,15 +205,15 @@ def save_model(model: nn.Module, state: dict[str, Tensor], out: Path) -> None:
     write_settings(model, out)
 
 
-def pack_model(run: Path, folder: Path) -> None:
+def pack_model(model: Path, folder: Path) -> None:
     """A model folder to share: matrices in float16, which halves the size; vectors, such as batch statistics, stay."""
     from safetensors.torch import load_file
 
-    state = load_file(run / WEIGHTS)
+    state = load_file(model / WEIGHTS)
     replace_weights(
         folder / WEIGHTS, {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in state.items()}
     )
-    replace_bytes(folder / CONFIG, (run / CONFIG).read_bytes())
+    replace_bytes(folder / CONFIG, (model / CONFIG).read_bytes())
 
 
 @dataclass(frozen=True)
@@ -232,6 +241,12 @@ def progress_of(run: Path, config: RunConfig) -> Progress:
     stopped = 0 < step < options.iterations and any(cadences)
     last = max(step // every * every for every in cadences if every) if stopped else options.iterations
     return Progress(last, seconds or None)
+
+
+def seconds_until(run: Path, step: int) -> float | None:
+    """Seconds of training up to ``step``, evaluations left out; None where the metrics do not say."""
+    spent = [values.get("train_s") for values in read_metrics(run)[0] if values["step"] <= step]
+    return max((seconds for seconds in spent if isinstance(seconds, int | float)), default=None)
 
 
 def append_metrics(out: Path, line: dict[str, Any]) -> None:

@@ -36,7 +36,8 @@ def label(*classes: int) -> np.ndarray:
 
 def settings(root: Path, **keys: object) -> None:
     first = {"splits": {"train": ["a", "b"], "val": ["c", "d"]}}
-    tasks = {"semseg": {"classes": CLASSES}, "depth": {"unit": "m"}}
+    depth = {"unit": "m", "intrinsics": {"focal": [W, W], "centre": [W / 2, H / 2]}}
+    tasks = {"semseg": {"classes": CLASSES}, "depth": depth}
     (root / "dataset.yaml").write_text(yaml.safe_dump(first | {"tasks": tasks} | keys, sort_keys=False))
 
 
@@ -239,6 +240,15 @@ def test_a_quarter_turn_that_the_labels_share_is_a_note(rooms: Path) -> None:
     assert report.sound
     assert len(report.notes) == 1
     assert re.search(r"1 images have an orientation tag and are read upright: .*images/a.png$", report.notes[0])
+
+
+def test_depth_without_a_camera_is_a_note_that_says_what_to_write(rooms: Path) -> None:
+    settings(rooms, tasks={"semseg": {"classes": CLASSES}, "depth": {"unit": "m"}})
+    report = look(rooms)
+    (note,) = report.notes
+    assert "a model trained on it refuses --focal-px" in note
+    assert "give tasks.depth.intrinsics: {focal: [fx, fy], centre: [cx, cy]}" in note
+    assert report.sound
 
 
 def test_a_class_that_only_the_validation_lacks_is_a_note(rooms: Path) -> None:

@@ -370,6 +370,8 @@ def test_images_are_shown_as_the_run_showed_them(tiny_run, tmp_path):
     for asked, expected in ((None, "keep_ratio"), ("stretch", "stretch")):
         options = EvaluateOptions(str(tmp_path / "model"), resize=asked)
         assert data_config(options, network).resize == expected
+    (tmp_path / "model" / "best").mkdir()  # the best model of a run is shown images as its run was
+    assert data_config(EvaluateOptions(str(tmp_path / "model" / "best")), network).resize == "keep_ratio"
     assert data_config(EvaluateOptions(str(tiny_run.out)), network).resize == "stretch"
     assert data_config(EvaluateOptions(str(tiny_run.out), resize="keep_ratio"), network).resize == "keep_ratio"
 

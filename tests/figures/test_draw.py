@@ -20,6 +20,7 @@ from mtlsi.evaluation.protocols import showing_by
 from mtlsi.evaluation.subject import Subject, open_subject
 from mtlsi.figures.draw import DRAWERS, draw_sheet, figures_from_command, measure
 from mtlsi.kinds import decode
+from mtlsi.model.build import create_model
 from mtlsi.model.network import Output
 from mtlsi.options.measuring import EvaluateOptions, FiguresOptions
 from mtlsi.tasks import TASKS, Task, register_task
@@ -141,11 +142,27 @@ def test_by_default_they_lie_in_the_run_and_of_a_model_folder_here(tiny_run, tmp
     assert main(["figures", "run", "--limit", "1", "--tasks", "depth", "--shown", "0"]) == 0
     assert f"2 figures and figures.json in {run.relative_to(tmp_path) / 'figures'}" in capsys.readouterr().out
     assert {path.name for path in (run / "figures").iterdir()} == {"figures.json", "training.png", "depth_errors.png"}
+    shutil.copytree(run, run / "best", ignore=lambda *_: ["config.yaml", "metrics.jsonl", "figures"])
+    assert main(["figures", "run/best", "--limit", "1", "--tasks", "depth", "--shown", "0"]) == 0  # of its run's data
+    names = {path.name for path in (run / "best" / "figures").iterdir()}
+    assert names == {"figures.json", "training.png", "depth_errors.png"}
     (run / "config.yaml").unlink()
     (run / "metrics.jsonl").unlink()
     assert main(["figures", "run", "--data", "scenes", "--limit", "1", "--tasks", "normals"]) == 0
     names = {path.name for path in (tmp_path / "run-figures").iterdir()}
     assert names == {"figures.json", "normals_angles.png", "normals_best_worst.png"}
+
+
+def test_tasks_of_other_classes_are_left_out(nyud_root, tmp_path, capsys):
+    network = create_model(
+        "tiny", tasks=("semseg", "depth"), classes={"semseg": ("room", "thing")}, input_size=(64, 64)
+    )
+    network.save_pretrained(tmp_path / "model")
+    arguments = ["figures", str(tmp_path / "model"), "--data", "nyud", "--root", str(nyud_root), "--limit", "1"]
+    assert main([*arguments, "--shown", "0", "--out", str(tmp_path / "out")]) == 0
+    told = "left out: semseg (the model has 2 classes, the data 40 or other names)"
+    assert told in " ".join(capsys.readouterr().out.split())
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"figures.json", "depth_errors.png"}
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,12 @@ from mtlsi.data.scenes import dataset
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate_from_command
 from mtlsi.model import hub
+from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.options.measuring import EvaluateOptions, PackOptions
 from mtlsi.packing import pack
 from mtlsi.packing.pack import pack_from_command
+from mtlsi.training.best import keep
 
 QUIET = Console(file=StringIO())
 
@@ -60,6 +62,7 @@ def test_the_packed_folder_is_the_model_and_its_card_has_the_scores_of_its_own_c
     assert "3 images of the split val, shown at 64x64" in text
     assert "Trained on generated rooms: 6 images, rendered at 64x64 times 0.5 to 2, crops of 64x64." in text
     assert "It starts from random weights." in text
+    assert "(preset `tiny`)" in text
     assert re.search(r"6 steps of 2 images in \d+ minutes: adamw, learning rate 0\.001", text)
     assert text.endswith("it was trained for six steps.\n")
     parameters = sum(x.numel() for x in MTLSINet.from_pretrained(out).parameters())
@@ -101,10 +104,80 @@ def test_the_card_of_a_stopped_run_says_whose_weights_these_are(tiny_run, tmp_pa
     assert re.search(r"4 steps of 2 images in \d+ minutes \(stopped; its schedule was made for 6\): adamw", text)
 
 
+@pytest.fixture
+def run_with_best(tiny_run, tmp_path):
+    """A copy of the run whose best model, kept after step 4 of 6, says zero where the last one says something."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "config.json", "model.safetensors", "metrics.jsonl", "scores.json"):
+        (run / name).write_bytes((tiny_run.out / name).read_bytes())
+    network = MTLSINet.from_pretrained(run)
+    zeros = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
+    found = {"images": 2, "step": 4, "best_by": "delta", "value": 1.25}
+    keep(network, zeros, {"depth": {"RMSE": 1.0}}, run, data="scenes", split="val", **found)
+    return run
+
+
+def test_the_best_model_of_a_run_is_packed_with_its_runs_settings(run_with_best, tmp_path, capsys):
+    arguments = ["--data", "scenes", "--limit", "1", "--tasks", "depth", "--out"]
+    assert main(["pack", str(run_with_best / "best"), *arguments, str(tmp_path / "kept")]) == 0
+    assert "these are the last weights" not in capsys.readouterr().out
+    text = (tmp_path / "kept" / "README.md").read_text()
+    assert all((value == 0).all() for value in MTLSINet.from_pretrained(tmp_path / "kept").state_dict().values())
+    assert re.search(r"- 4 steps of 2 images in \d+ minutes \(of a schedule made for 6\): adamw, ", text)
+    assert "The best weights of the run by delta (1.25 on 2 validation images, after step 4), not the last." in text
+    assert "Trained on generated rooms: 6 images" in text
+
+    assert main(["pack", str(run_with_best), *arguments, str(tmp_path / "last")]) == 0
+    assert f"the best, of step 4: mtlsi pack {run_with_best / 'best'} ..." in capsys.readouterr().out
+    text = (tmp_path / "last" / "README.md").read_text()
+    assert "The last weights, not the best." in text
+    assert "- 6 steps of 2 images" in text
+
+
+def test_a_best_model_that_does_not_say_its_step_is_refused(run_with_best, tmp_path, capsys):
+    (run_with_best / "best" / "scores.json").write_text('{"step": "four"}')
+    assert main(["pack", str(run_with_best / "best"), "--data", "scenes", "--out", str(tmp_path / "new")]) == 2
+    assert "scores.json: step 'four'; expected a whole number" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_without_its_run_is_packed_and_its_card_says_that_its_training_is_unknown(tiny_run, tmp_path):
+    model = tmp_path / "model"
+    MTLSINet.from_pretrained(tiny_run.out).save_pretrained(model)
+    options = PackOptions(str(model), data="scenes", limit=1, tasks="depth", out=tmp_path / "packed")
+    text = (pack_from_command(options, console=QUIET) / "README.md").read_text()
+    assert (
+        "## Data and training\nHow it was trained is not known: the model was packed without its run folder.\n" in text
+    )
+    assert "preset" not in text
+    assert "steps" not in text
+
+
+def test_the_card_names_no_preset_whose_sizes_are_others(run_with_best, tmp_path):
+    """A run with --init writes down so what of the model that it starts from differs."""
+    config = (run_with_best / "config.yaml").read_text()
+    (run_with_best / "config.yaml").write_text(config.replace("model: {}", "model: {num_tokens: 16}"))
+    options = PackOptions(str(run_with_best), data="scenes", limit=1, tasks="depth", out=tmp_path / "packed")
+    assert "preset" not in (pack_from_command(options, console=QUIET) / "README.md").read_text()
+
+
+def test_tasks_of_other_classes_are_left_out_of_the_card(nyud_root, tmp_path):
+    network = create_model(
+        "tiny", tasks=("semseg", "depth"), classes={"semseg": ("room", "thing")}, input_size=(64, 64)
+    )
+    network.save_pretrained(tmp_path / "model")
+    said = StringIO()
+    options = PackOptions(str(tmp_path / "model"), data="nyud", root=str(nyud_root), limit=1, out=tmp_path / "packed")
+    text = (pack_from_command(options, console=Console(file=said, width=200)) / "README.md").read_text()
+    assert "left out: semseg (the model has 2 classes, the data 40 or other names)" in said.getvalue()
+    assert re.findall(r"^\| (\w+) ", text, re.MULTILINE) == ["task", "depth"]
+
+
 def test_mistakes_leave_nothing(tiny_run, tmp_path, capsys):
     (tmp_path / "there").mkdir()
     for arguments, told in (
-        (["nyud-mobilenetv2", "--data", "scenes", "--out", "new"], "expected the folder of a started run"),
+        (["nowhere", "--data", "scenes", "--out", "new"], "is not a folder, not packaged"),
         ([str(tiny_run.out), "--data", "scenes", "--out", "there"], "there is there already; give a new folder"),
         ([str(tiny_run.out), "--data", "nyud", "--out", "new"], "needs its folder"),
         ([str(tiny_run.out), "--data", "scenes", "--notes", "none.md", "--out", "new"], "expected a Markdown file"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
@@ -16,6 +17,7 @@ from mtlsi.model.network import MTLSINet
 from mtlsi.model.pretrained import is_packaged
 from mtlsi.training import setup
 from mtlsi.training.setup import (
+    assemble,
     build_criterion,
     build_model,
     build_optimizer,
@@ -92,6 +94,25 @@ def test_depth_begins_at_the_middle_of_the_labels(tiny_config):
         assert prediction.mean() == pytest.approx(median, abs=0.5)
     assert network.input_size == (64, 64)
     assert network.tasks == NYUD
+
+
+@pytest.mark.parametrize("intrinsics", ["", ", intrinsics: {focal: [60, 60], centre: [32, 32]}"])
+def test_depth_of_an_own_folder_without_a_camera_is_noted_before_the_first_step(tiny_config, tmp_path, intrinsics):
+    root = tmp_path / "rooms"
+    for folder, pixels in (
+        ("images", np.full((64, 64, 3), 90, np.uint8)),
+        ("depth", np.full((64, 64), 2000, np.uint16)),
+    ):
+        (root / folder).mkdir(parents=True)
+        for name in "ab":
+            Image.fromarray(pixels).save(root / folder / f"{name}.png")
+    (root / "dataset.yaml").write_text(f"splits: {{val: [b]}}\ntasks: {{depth: {{unit: mm{intrinsics}}}}}\n")
+    data = replace(tiny_config.data, name="folder", root=str(root), zoom=(0.5, 1.0))
+    run = assemble(settle(replace(tiny_config, data=data)), tmp_path / "run", resume=False)
+    assert bool(run.network.camera) == bool(intrinsics)
+    told = [note for note in run.notes if "names no camera" in note]
+    assert len(told) == (not intrinsics)
+    assert all("give tasks.depth.intrinsics: {focal: [fx, fy], centre: [cx, cy]}" in note for note in told)
 
 
 def test_settling_writes_out_the_precision_and_whole_paths(monkeypatch, tmp_path):

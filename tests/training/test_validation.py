@@ -110,7 +110,7 @@ def test_the_best_model_is_kept_beside_the_last_one_with_the_scores_it_has(patie
     best_step, best_rmse = min(found, key=lambda pair: pair[1])
     kept = json.loads((out / "best" / "scores.json").read_text())
     assert (kept["step"], kept["best_by"], kept["value"], kept["images"]) == (best_step, "depth.RMSE", best_rmse, 1)
-    assert f"best depth.RMSE {best_rmse:.4g} at step {best_step}: {out / 'best'}" in said
+    assert f"best depth.RMSE {best_rmse:.4g} at step {best_step}: {out / 'best'}; give that as the model" in said
     assert "ended at step" not in said
     model = MTLSINet.from_pretrained(out / "best")
     again = evaluate(model, open_dataset(config.data, "val"), config.data, indices=[0])

@@ -23,6 +23,7 @@ from mtlsi.data.transforms import Sample, scales
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
 from mtlsi.kinds.colouring import Colour
+from mtlsi.tasks import TASKS
 
 FIRST_VALIDATION_SCENE = 1_000_000
 """Scenes from this index on are never trained on."""
@@ -165,6 +166,17 @@ def spread(num_images: int, length: int) -> list[int]:
     """Indices of ``num_images`` (0: all) spread evenly over ``length``: neighbours in a data set show the same room."""
     count = min(num_images or length, length)
     return [i * length // count for i in range(count)]
+
+
+def note_on_camera(dataset: LabelledImages) -> tuple[str, ...]:
+    """What a person should know of depth in a folder of their own that does not say its camera; () where it does."""
+    metric = any(TASKS[task].kind == "distance" for task in dataset.tasks)
+    if not isinstance(dataset, Folder) or not metric or camera_of(dataset):
+        return ()
+    return (
+        "dataset.yaml names no camera: a model trained on it refuses --focal-px, and its metres are right for such a camera "
+        "alone; give tasks.depth.intrinsics: {focal: [fx, fy], centre: [cx, cy]}, in pixels of the depth maps",
+    )
 
 
 def note_on_blur(dataset: LabelledImages, config: DataConfig) -> tuple[str, ...]:

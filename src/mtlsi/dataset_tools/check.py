@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mtlsi.data.datasets import empty_splits_of, open_folder, splits_of, unread_files_of
+from mtlsi.data.datasets import empty_splits_of, note_on_camera, open_folder, splits_of, unread_files_of
 from mtlsi.data.readers.files import IMAGE, FileDataset
 from mtlsi.data.readers.folder import Folder
 from mtlsi.dataset_tools.findings import (
@@ -119,6 +119,7 @@ def _doubt(datasets: dict[str, FileDataset], found: dict[str, list[Reading]], re
         return
     dataset = next(iter(datasets.values()))
     readings = [reading for of_split in found.values() for reading in of_split]
+    report.notes += note_on_camera(dataset)
     images = [reading for reading in readings if reading.what == IMAGE]
     shares: dict[str, dict[str, dict[str, float]]] = {}
     for count in report.counts:

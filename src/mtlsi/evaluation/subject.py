@@ -51,12 +51,12 @@ def data_config(options: MeasureOptions, network: MTLSINet, *, showing: Showing 
     """The data with the labels of the tasks asked for (None: all), images shown as ``showing``, a protocol's, says.
 
     Without it they have the size and the way of resizing that are asked for, else those of the run, if ``options.model`` is
-    a run folder, else they are brought to the network's own size as in its training.
+    from one, else they are brought to the network's own size as in its training.
     """
     size_hw: Any = network.input_size
     resize, tasks = network.resize, tasks_of(options)
-    if (Path(options.model) / "config.yaml").is_file():
-        of_run = run_folder.load_config(Path(options.model)).data
+    if (run := run_folder.run_of(options.model)) is not None:
+        of_run = run_folder.load_config(run).data
         size_hw, resize = of_run.image_hw, of_run.resize
     size_hw, resize = options.size_hw or size_hw, options.resize or resize
     if showing is not None:

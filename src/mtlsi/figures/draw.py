@@ -21,7 +21,7 @@ from mtlsi.drawing.errors import plot_angles, plot_class_scores, plot_errors_by_
 from mtlsi.drawing.panels import sheet
 from mtlsi.drawing.plots import plot_curves, plot_precision_recall
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.evaluate import evaluate, shared_tasks
+from mtlsi.evaluation.evaluate import evaluate, measurable_tasks, shared_tasks
 from mtlsi.evaluation.protocols import cut_out
 from mtlsi.evaluation.report import Evaluation, write_figures
 from mtlsi.evaluation.subject import Subject, check_options, context_of, open_subject, protocol_of, tasks_of
@@ -47,10 +47,12 @@ def figures_from_command(options: FiguresOptions, *, console: Console | None = N
         raise MistakeError(f"--shown {options.num_shown}; expected the number of images, or 0 for no sheets")
     out = options.out or out_of(options.model)
     subject = open_subject(options, console, showing=showing)
-    shared_tasks(subject.network, subject.dataset, tasks_of(options))
+    tasks = tasks_of(options) or measurable_tasks(subject.network, subject.dataset, console)
+    options = replace(options, tasks=shared_tasks(subject.network, subject.dataset, tasks))
     check_folder(out)
     scores, seen = measure(options, subject, console)
-    written, numbers = draw_training(Path(options.model), out), {}
+    run = run_folder.run_of(options.model)
+    written, numbers = [] if run is None else draw_training(run, out), {}
     for task in scores:
         found = DRAWERS[TASKS[task].kind](task, seen, scores, out)
         if found is None:
@@ -68,19 +70,15 @@ def filled_in(options: FiguresOptions) -> FiguresOptions:
     """The options with the data of the run where none is named."""
     if options.data:
         return options
-    if not _is_run(options.model):
+    if (run := run_folder.run_of(options.model)) is None:
         return replace(options, data="nyud")
-    data = run_folder.load_config(Path(options.model)).data
+    data = run_folder.load_config(run).data
     return replace(options, data=data.name, root=options.root or data.root)
 
 
 def out_of(model: str) -> Path:
     """Where figures go unless told otherwise."""
-    return Path(model, "figures") if _is_run(model) else Path(f"{Path(model).name}-figures")
-
-
-def _is_run(model: str) -> bool:
-    return (Path(model) / "config.yaml").is_file()
+    return Path(f"{Path(model).name}-figures") if run_folder.run_of(model) is None else Path(model, "figures")
 
 
 # ---- the pass over the images

@@ -36,25 +36,8 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
     Raises ``MistakeError`` where there is no such model, its weights do not fit its own config.json, or that was written in
     a newer format.
     """
-    packaged = PACKAGED / ALIASES.get(str(name), str(name))
-    source = packaged if packaged.is_dir() else Path(name)
-    asked = {key: kwargs.pop(key) for key in OF_THE_HUB if key in kwargs}
-    if source.is_dir():
-        for part in (CONFIG, WEIGHTS):
-            if not (source / part).is_file():
-                pickled = next((path for path in sorted(source.iterdir()) if path.suffix in PICKLED), source / part)
-                raise MistakeError(
-                    f"model folder {source} has no {part}; expected a run or model folder with both{advice(pickled)}"
-                )
-        folder = source
-    elif source.exists():
-        raise MistakeError(
-            f"model {source} is a file; expected the folder that holds config.json and model.safetensors{advice(source)}"
-        )
-    elif not may_be_on_the_hub(str(name)):
-        raise MistakeError(_not_found(name))
-    else:
-        folder = _fetched(str(name), asked)
+    source = _source(name)
+    folder = folder_of(name, **{key: kwargs.pop(key) for key in OF_THE_HUB if key in kwargs})
     try:
         check_settings(folder / CONFIG)
         check_weights(folder / WEIGHTS)
@@ -66,6 +49,35 @@ def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -
         more = advice_on_model(folder / WEIGHTS, error)
         raise MistakeError(f"model {source}: weights and config.json do not fit each other ({reason}){more}") from error
     return model.eval()
+
+
+def folder_of(name: str | Path, **asked: Any) -> Path:
+    """The folder with the two files of a packaged model, a model or run folder or a model of the hub.
+
+    ``asked``: what is asked of the hub. Raises ``MistakeError`` where there is no such model.
+    """
+    source = _source(name)
+    if source.is_dir():
+        for part in (CONFIG, WEIGHTS):
+            if not (source / part).is_file():
+                pickled = next((path for path in sorted(source.iterdir()) if path.suffix in PICKLED), source / part)
+                raise MistakeError(
+                    f"model folder {source} has no {part}; expected a run or model folder with both{advice(pickled)}"
+                )
+        return source
+    if source.exists():
+        raise MistakeError(
+            f"model {source} is a file; expected the folder that holds config.json and model.safetensors{advice(source)}"
+        )
+    if not may_be_on_the_hub(str(name)):
+        raise MistakeError(_not_found(name))
+    return _fetched(str(name), asked)
+
+
+def _source(name: str | Path) -> Path:
+    """Where a packaged model lies, or the folder that ``name`` may be."""
+    packaged = PACKAGED / ALIASES.get(str(name), str(name))
+    return packaged if packaged.is_dir() else Path(name)
 
 
 def _fetched(name: str, asked: Mapping[str, Any]) -> Path:

@@ -11,8 +11,9 @@ from mtlsi.config import FROM_SHARES, RunConfig
 from mtlsi.evaluation.report import Scores, decimals
 from mtlsi.model.card import front_matter, introduction, terms_text, use_text
 from mtlsi.model.network import MTLSINet
-from mtlsi.run_folder import Progress
+from mtlsi.run_folder import BEST, Progress
 from mtlsi.tasks import TASKS
+from mtlsi.training.best import Kept
 
 PICTURE = "rooms.jpg"
 
@@ -52,16 +53,28 @@ class Trained:
     whole: str
     """What size a whole image has at zoom 1, in words."""
     progress: Progress
+    best: Kept | None = None
+    """The evaluation for which these weights were kept; None: they are the last."""
 
 
 def card(
-    name: str, network: MTLSINet, measured: Measured, trained: Trained, *, megabytes: float, license: str, notes: str
+    name: str,
+    network: MTLSINet,
+    measured: Measured,
+    trained: Trained | None,
+    *,
+    megabytes: float,
+    license: str,
+    notes: str,
 ) -> str:
-    """The card in Markdown, with the front matter that model hubs read; ``notes``, Markdown too, come last."""
+    """The card in Markdown, with the front matter that model hubs read; ``notes``, Markdown too, come last.
+
+    ``trained``: None where nobody knows.
+    """
     parts = [
         front_matter(network.tasks, license),
         f"# {name.rpartition('/')[2]}",
-        introduction(network, trained.config.preset, megabytes),
+        introduction(network, preset_of(trained), megabytes),
         f"![Predictions for generated rooms that it was not trained on]({PICTURE})",
         use_text(name),
         f"## Scores\n{scores_text(name, measured)}",
@@ -70,6 +83,11 @@ def card(
         notes.strip(),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def preset_of(trained: Trained | None) -> str | None:
+    """The preset of the run; None where it changed sizes, as --init does, or where nobody knows."""
+    return None if trained is None or trained.config.model else trained.config.preset
 
 
 def scores_text(name: str, measured: Measured) -> str:
@@ -105,8 +123,10 @@ def figure(task: str, value: float) -> str:
     return "-" if isnan(value) else f"{value:.{decimals(task)}f}"
 
 
-def training_text(trained: Trained) -> str:
+def training_text(trained: Trained | None) -> str:
     """What the run's configuration says, as a list."""
+    if trained is None:
+        return "How it was trained is not known: the model was packed without its run folder."
     config, options, data = trained.config, trained.config.train, trained.config.data
     images = "" if trained.images is None else f"{trained.images} images, "
     frozen = [f"everything up to stride {options.freeze_stride}"] if options.freeze_stride else []
@@ -115,11 +135,14 @@ def training_text(trained: Trained) -> str:
     done, seconds = trained.progress.saved_step, trained.progress.seconds
     minutes = "" if seconds is None else f" in {seconds / 60:.0f} minutes"
     steps = f"{done} steps of {options.batch_size * options.accumulate} images{minutes}"
-    if done < options.iterations:
+    if trained.best is not None:
+        steps += f" (of a schedule made for {options.iterations})"
+    elif done < options.iterations:
         steps += f" (stopped; its schedule was made for {options.iterations})"
     balance = "" if options.balance == "fixed" else f", losses balanced by {options.balance}"
     weights = ", ".join(f"{task} {weight:g}" for task, weight in options.loss_weights.items()) or "the field's"
     weighed = options.class_weights if isinstance(options.class_weights, dict) else {"all classes": FROM_SHARES}
+    kind = "The last weights, not the best." if trained.best is None else best_text(trained.best)
     classes = ", ".join(f"{task} {'by their shares' if w == FROM_SHARES else 'by hand'}" for task, w in weighed.items())
     lines = [
         f"Trained on {trained.layout}: {images}{trained.whole} times {data.zoom[0]:g} to {data.zoom[1]:g}, crops of "
@@ -128,15 +151,25 @@ def training_text(trained: Trained) -> str:
         f"{steps}: {options.optimizer}, "
         f"learning rate {options.lr:g} ({options.backbone_lr_factor:g} of it for the backbone), {options.precision}"
         f"{balance}.",
-        f"Loss weights: {weights}.{f' Classes weighed: {classes}.' if classes else ''} The last weights, not the best.",
+        f"Loss weights: {weights}.{f' Classes weighed: {classes}.' if classes else ''} {kind}",
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def best_text(best: Kept) -> str:
+    """Which weights were kept, and why."""
+    return (
+        f"The best weights of the run by {best.score} ({best.value:.4g} on {best.num_images} validation images, after step "
+        f"{best.step}), not the last."
+    )
 
 
 def start_text(config: RunConfig) -> str:
     """What the weights were before training."""
     if config.init is not None:
-        return f"It starts from the model `{Path(config.init).name}`."
+        init = Path(config.init)
+        name = "/".join(init.parts[-2:]) if init.name == BEST else init.name
+        return f"It starts from the model `{name}`."
     weights = config.backbone_weights or "none"
     if weights == "none":
         return "It starts from random weights."

@@ -19,16 +19,18 @@ from mtlsi.data.scenes.dataset import render_scene
 from mtlsi.drawing.panels import panel
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.evaluation.constant import Constant
-from mtlsi.evaluation.evaluate import evaluate
+from mtlsi.evaluation.evaluate import evaluate, measurable_tasks
 from mtlsi.evaluation.protocols import showing_by
 from mtlsi.evaluation.report import score_table
 from mtlsi.evaluation.subject import Subject, check_options, open_subject, protocol_of, tasks_of
 from mtlsi.model.hub import check_push, push_folder
+from mtlsi.model.pretrained import folder_of
 from mtlsi.options.measuring import PackOptions
 from mtlsi.packing.card import PICTURE, Measured, Trained, card
 from mtlsi.prediction.predictor import Predictor
 from mtlsi.reading import read_text
 from mtlsi.tasks import BOUNDARY_PROTOCOL
+from mtlsi.training.best import Kept, kept, kept_step
 
 ROOMS = (1_000_246, 1_000_236)
 """Generated rooms on a card's picture; validation images start at 1,000,000."""
@@ -38,17 +40,20 @@ ROOM_HW = (288, 384)
 def pack_from_command(options: PackOptions, *, console: Console | None = None) -> Path:
     """Write the folder ``options.out``, whole or not at all, upload it where asked to, and give its path.
 
-    The scores are those of the packed weights. Raises ``MistakeError`` where ``model`` is no run folder, ``out`` is there
-    already or the data cannot be read.
+    The scores are those of the packed weights. ``model`` is a run folder, the best model in one, or any other model, of
+    whose training the card then says nothing. Raises ``MistakeError`` where there is no such model, ``out`` is there already
+    or the data cannot be read.
     """
     console = console or Console()
-    run, notes = Path(options.model), read_notes(options.notes_path)
+    run, notes = run_folder.run_of(options.model), read_notes(options.notes_path)
     showing = check_options(options)
     if options.push is not None:
         check_push(options.push)
     if options.out.exists():
         raise MistakeError(f"--out {options.out} is there already; give a new folder")
-    config = run_folder.load_config(run)
+    config = None if run is None else run_folder.load_config(run)
+    best = None if run is None or run == Path(options.model) else kept(run)
+    model = folder_of(options.model)
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         fresh = options.out.parent / f".{options.out.name}-{uuid.uuid4().hex}"
@@ -56,9 +61,9 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
     except OSError as error:
         raise MistakeError(f"cannot write to {options.out.parent} ({message_of(error)}); give another --out") from error
     try:
-        run_folder.import_named_plugins(options.plugin, run)
-        run_folder.pack_model(run, fresh)
-        if showing is None:  # the folder to share does not say how the run resized
+        run_folder.import_named_plugins(options.plugin, options.model)
+        run_folder.pack_model(model, fresh)
+        if showing is None and config is not None:  # the folder to share does not say how the run resized
             options = replace(options, resize=options.resize or config.data.resize)
         subject = open_subject(replace(options, model=str(fresh)), console, showing=showing)
         training = open_dataset(subject.config, "train")
@@ -70,7 +75,7 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
             options.push or options.out.name,
             subject.network,
             measured,
-            trained(run, config, options, training),
+            None if run is None or config is None else trained(run, config, options, training, best),
             megabytes=(fresh / "model.safetensors").stat().st_size / 1e6,
             license=options.license,
             notes=notes,
@@ -79,6 +84,9 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
         fresh.rename(options.out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+    if run is not None and best is None and (step := kept_step(run)) is not None:
+        note = f"these are the last weights; the best, of step {step}: mtlsi pack {run / run_folder.BEST} ..."
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(f"model folder: {options.out}", markup=False, highlight=False, soft_wrap=True)
     if options.push is not None:
         push(options, console)
@@ -107,7 +115,8 @@ def measure(options: PackOptions, subject: Subject, training: LabelledImages, co
     """The model's scores and, on the same images, those of the best constant of the split ``training``."""
     dataset, indices, showing = subject.dataset, subject.indices, subject.showing
     protocol = protocol_of(options)
-    asked: dict[str, Any] = {"tasks": tasks_of(options), "indices": indices, "showing": showing}
+    tasks = tasks_of(options) or measurable_tasks(subject.network, dataset, console)
+    asked: dict[str, Any] = {"tasks": tasks, "indices": indices, "showing": showing}
     asked["boundary_protocol"] = protocol
     scores = evaluate(subject.network, dataset, subject.config, device=subject.device, console=console, **asked)
     constant = evaluate(Constant(training), dataset, subject.config, **asked)
@@ -141,15 +150,21 @@ def flags_of(options: PackOptions) -> str:
     return shown + " --count-unknown-boundaries" * options.count_unknown_boundaries
 
 
-def trained(run: Path, config: RunConfig, options: PackOptions, training: LabelledImages) -> Trained:
-    """What the run folder says of its training; ``training`` is the training split of the data that is measured on."""
+def trained(run: Path, config: RunConfig, options: PackOptions, training: LabelledImages, best: Kept | None) -> Trained:
+    """What the run folder says of its training; ``training`` is the training split of the data that is measured on.
+
+    ``best``: what is packed; None: the last weights.
+    """
     images, layout, whole = None, config.data.name, showing_by(config.data).resized
     if config.data.name == "scenes":
         images, layout = config.data.num_train, "generated rooms"
         whole = "rendered at {}x{}".format(*(config.data.image_hw or config.data.size_hw))
     elif config.data.name == options.data:
         images, layout = len(training), getattr(training, "layout", layout)
-    return Trained(config, layout, images, whole, run_folder.progress_of(run, config))
+    progress = run_folder.progress_of(run, config)
+    if best is not None:
+        progress = run_folder.Progress(best.step, run_folder.seconds_until(run, best.step))
+    return Trained(config, layout, images, whole, progress, best)
 
 
 def rooms(subject: Subject) -> np.ndarray:

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any, overload
 
@@ -221,9 +221,9 @@ def shown_to(model: nn.Module, working_size: Size) -> Shown:
 
 def is_pair(value: Any) -> bool:
     """Whether it is two whole numbers of at least 1, such as a height and a width."""
-    return (
-        isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(x, Integral) and x >= 1 for x in value)
-    )
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    return all(isinstance(one, int | np.integer) and one >= 1 for one in value)
 
 
 def compiled(network: Callable[..., Output], device: torch.device) -> Callable[..., Output]:

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 from mtlsi import run_folder
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import Scores, write_scores
+from mtlsi.field_types import check_types
 from mtlsi.metrics.directions import figure_named
 from mtlsi.reading import read_json
+from mtlsi.run_folder import BEST
 from mtlsi.tasks import TASKS
 
-BEST = "best"
-"""The model with the best score, in the run folder."""
 DELTA = "delta"
 
 
@@ -120,6 +121,31 @@ def scores_in(line: Mapping[str, Any]) -> Scores:
         if start == "val" and value is not None:
             scores.setdefault(task, {})[figure] = value
     return scores
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The model in a run's best/."""
+
+    step: int
+    score: str
+    """By which it is the best."""
+    value: float
+    num_images: int
+    """How many it was measured on."""
+
+
+def kept(out: Path) -> Kept:
+    """What ``out``/best says of itself; ``MistakeError`` where it says nothing."""
+    path = out / BEST / run_folder.SCORES
+    found = read_json(path, "scores")
+    values: dict[str, Any] = {name: found.get(key) for name, key in KEYS.items()}
+    check_types(Kept, values, f"{path}: ")
+    return Kept(**values)
+
+
+KEYS = {"step": "step", "score": "best_by", "value": "value", "num_images": "images"}
+"""Where ``scores.json`` has what ``Kept`` says."""
 
 
 def kept_step(out: Path) -> int | None:

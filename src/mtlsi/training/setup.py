@@ -20,7 +20,15 @@ from torchmetrics import Metric
 
 from mtlsi import kinds, processes, run_folder
 from mtlsi.config import RESIZES, RunConfig, TrainConfig
-from mtlsi.data.datasets import LabelledImages, camera_of, colours_of, constant_predictions, note_on_blur, open_dataset
+from mtlsi.data.datasets import (
+    LabelledImages,
+    camera_of,
+    colours_of,
+    constant_predictions,
+    note_on_blur,
+    note_on_camera,
+    open_dataset,
+)
 from mtlsi.data.transforms import Sample
 from mtlsi.device import choose_precision
 from mtlsi.errors import MistakeError
@@ -212,7 +220,7 @@ def assemble(
     if accelerator.is_main_process:
         blur = note_on_blur(train_set, config.data) if train_transform is None else ()
         cut, recording = run_folder.forget_metrics_after(out, position.step), notes_on_recording(run, obstacle(run))
-        run.notes = (*notes, *cut, *blur, *recording)
+        run.notes = (*notes, *cut, *note_on_camera(train_set), *blur, *recording)
         run_folder.save_config(config, out)
         if weights:
             class_weights.save(weights, train_set.classes, out)

@@ -12,7 +12,8 @@ from mtlsi.drawing.plots import plot_curves
 from mtlsi.errors import Stopped
 from mtlsi.evaluation.evaluate import BATCH_SIZE, evaluate
 from mtlsi.evaluation.report import Scores
-from mtlsi.training.best import BEST, Best, keep, kept_step
+from mtlsi.run_folder import BEST
+from mtlsi.training.best import Best, keep, kept_step
 from mtlsi.training.callbacks import Callbacks
 from mtlsi.training.log import Log
 from mtlsi.training.setup import TrainingRun
@@ -132,7 +133,10 @@ class Validation:
         if self.best.best is None:
             lines.append(f"{self.best.score} was never defined: no model is kept in {self.run.out / BEST}")
         else:
-            lines.append(f"best {self.best.describe()}: {self.run.out / BEST}")
+            kept = self.run.out / BEST
+            lines.append(
+                f"best {self.best.describe()}: {kept}; give that as the model: {self.run.out} has the last weights"
+            )
         return lines
 
 
