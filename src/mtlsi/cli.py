@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from mtlsi import garbage, processes
-from mtlsi.errors import MistakeError, Stopped
+from mtlsi.errors import OF_THE_SYSTEM, MistakeError, Stopped, refusal
 from mtlsi.flags import Parser, add_flags, one_line, read_flags
 from mtlsi.options.data import CheckOptions, DeriveOptions, PrepareOptions
 from mtlsi.options.measuring import (
@@ -74,6 +74,11 @@ def _main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever reads the output, such as head, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         return 0
+    except OSError as error:
+        if error.errno not in OF_THE_SYSTEM:
+            raise
+        processes.say(f"mtlsi: {one_line(refusal(error))}; put that right and give the command again")
+        return 2
     except RuntimeError as error:
         if not processes.lost_another(error):
             raise

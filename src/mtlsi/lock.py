@@ -58,10 +58,15 @@ def held(path: Path) -> Iterator[None]:
 def _create(path: Path, text: str) -> bool:
     """Whether the lock was free and is ours now."""
     try:
-        with path.open("x") as file:
-            file.write(text)
+        file = path.open("x")
     except FileExistsError:
         return False
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:  # a full disk; a lock that says nothing would be respected
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return True
 
 
@@ -137,3 +142,4 @@ def _holder(text: str) -> str:
         return "another process"
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(fields.get("since", 0)))
     return f"process {fields.get('pid')} on {fields.get('host')} since {since}"
+

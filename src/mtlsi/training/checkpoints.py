@@ -20,11 +20,11 @@ from typing import Any
 
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.run_folder import STATE, STEP_FOLDER, saved_steps
+from mtlsi.tensor_files import save_tensors
 
 FACTS, MANIFEST = "state.json", "manifest.json"
 TENSORS = ("model", "average", "optimizer", "learned")
@@ -107,10 +107,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_tensors(path: Path, tensors: Tensors, *, like: Path) -> None:
     """A safetensors file on the disk, which may be read by whoever may read ``like``."""
-    try:
-        save_file(_on_their_own(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:  # what the system says, in other words
-        raise OSError(f"{path.name}: {message_of(error)}") from error
+    save_tensors(path, _on_their_own(tensors), {"format": "pt"})
     shutil.copymode(like, path)  # safetensors keeps its files to their owner
     _sync(path)
 

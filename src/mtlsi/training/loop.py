@@ -25,6 +25,7 @@ from mtlsi.drawing.panels import compare_panel
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.report import Scores, introduce, write_scores
+from mtlsi.io import replace_array
 from mtlsi.model.inherit import describe
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.stored import WEIGHTS
@@ -297,4 +298,4 @@ def draw_samples(
     for index in spread(num_images, len(dataset)):
         shown = predict_image(network, dataset, config, index)
         sheet = compare_panel(shown.photo, shown.predicted, shown.truth, network.classes, colours=network.colours)
-        Image.fromarray(sheet).save(folder / f"{dataset.name(index).replace('/', '_')}.png")
+        replace_array(folder / f"{dataset.name(index).replace('/', '_')}.png", Image.fromarray(sheet))
