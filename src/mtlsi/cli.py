@@ -80,6 +80,9 @@ def _main(arguments: Sequence[str]) -> int:
         processes.say(f"mtlsi: {one_line(refusal(error))}; put that right and give the command again")
         return 2
     except RuntimeError as error:
+        if (lost := processes.lost_loader(error)) is not None:
+            processes.say(f"mtlsi: {one_line(lost)}")
+            return 2
         if not processes.lost_another(error):
             raise
         processes.say(f"mtlsi: {processes.LOST}")

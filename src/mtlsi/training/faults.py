@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtlsi import run_folder
-from mtlsi.errors import OF_THE_SYSTEM, MistakeError, message_of, refusal
+from mtlsi import processes, run_folder
+from mtlsi.errors import OF_THE_SYSTEM, MistakeError, refusal
 from mtlsi.lock import HeldError, held
 
 
@@ -41,12 +41,9 @@ def told_plainly(out: Path) -> Iterator[None]:
             raise
         raise MistakeError(f"{refusal(error)}; {whole_state(out)}") from error
     except RuntimeError as error:
-        if isinstance(error, MistakeError) or "DataLoader worker (pid" not in str(error):
+        if (lost := processes.lost_loader(error)) is None:
             raise
-        raise MistakeError(
-            f"a loader process ended unexpectedly ({message_of(error, 160)}); the system kills one when memory runs out: "
-            f"lower data.num_workers in config.yaml if it comes again; {whole_state(out)}"
-        ) from error
+        raise MistakeError(f"{lost}; {whole_state(out)}") from error
 
 
 def _lies_in(folder: Path, path: object) -> bool:
