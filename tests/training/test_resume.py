@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -205,6 +206,16 @@ def signed(folder):
         (lambda facts: facts.update(images=7), "expected the facts of a run"),
         (lambda facts: facts.pop("average_updates"), "average_updates.* is missing"),
         (lambda facts: facts.clear(), "does not say what settings"),
+        (lambda facts: facts["position"].update(step=math.inf), "Infinity in place of a number"),
+        (lambda facts: facts["position"].update(step=-5), "step -5; expected a whole number"),
+        (lambda facts: facts["position"].update(step=True), "step True; expected a whole number"),
+        (lambda facts: facts["position"].update(step=2.0), "step 2.0; expected a whole number"),
+        (lambda facts: facts["position"].update(step=2), "step 2, in step_000001; expected step_000002"),
+        (lambda facts: facts["position"].update(skipped=3), "skipped 3; expected a whole number from 0 to 1"),
+        (lambda facts: facts["position"].update(seconds=-1), "seconds -1; expected a number of at least 0"),
+        (lambda facts: facts["position"].update(seconds=10**400), "seconds 1000.*; expected a number"),
+        (lambda facts: facts.update(average_updates=-5), "average_updates -5; expected a whole number"),
+        (lambda facts: facts.update(average_updates=3), "average_updates 3; expected a whole number from 0 to 1"),
     ],
 )
 def test_facts_of_another_run_or_of_none_are_refused(cut, change, told):
