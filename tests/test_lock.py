@@ -45,6 +45,18 @@ def test_a_lock_of_a_process_that_lives_is_respected(tmp_path, host):
     assert json.loads(path.read_text())["pid"] == os.getppid()
 
 
+@pytest.mark.parametrize("since", ["x", None, {}, [], 1e300, -1e18, 10**400, "NaN"])
+def test_a_lock_that_says_no_time_is_respected(tmp_path, since):
+    content = json.dumps({"pid": os.getppid(), "host": socket.gethostname(), "since": since})
+    (tmp_path / "0.lock").write_text(content)
+    with (
+        pytest.raises(HeldError, match=f"process {os.getppid()} on .* since an unknown time"),
+        held(tmp_path / "0.lock"),
+    ):
+        pass
+    assert (tmp_path / "0.lock").read_text() == content
+
+
 def test_a_lock_that_is_being_written_is_respected(tmp_path):
     (tmp_path / "0.lock").touch()
     with pytest.raises(HeldError, match="another process"), held(tmp_path / "0.lock"):

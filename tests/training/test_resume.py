@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -273,6 +275,10 @@ def test_a_folder_in_use_is_refused_and_a_stale_lock_is_not(three_steps, cut, tm
         with pytest.raises(MistakeError, match=f"is being trained by process {os.getppid()} on .* since"):
             start()
         assert json.loads((out / LOCK).read_text()) == lock
+    (new / LOCK).unlink()
+    (new / LOCK).symlink_to(LOCK)  # a loop
+    with pytest.raises(MistakeError, match=re.escape(os.strerror(errno.ELOOP))):
+        train(three_steps, new, console=quiet())
     (cut / LOCK).write_text(json.dumps({**lock, "pid": ended.pid}))
     resume(cut, console=quiet())
     assert not (cut / LOCK).exists()
