@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from mtlsi import garbage, processes
+from mtlsi import garbage, interrupts, processes
 from mtlsi.errors import OF_THE_SYSTEM, MistakeError, Stopped, refusal
 from mtlsi.flags import Parser, add_flags, one_line, read_flags
 from mtlsi.options.data import CheckOptions, DeriveOptions, PrepareOptions
@@ -46,8 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     code = 1  # of a fault of ours, for which Python shows where it happened
     if arguments is None:
         garbage.pause()
+        interrupts.note()
     try:
         code = _main(sys.argv[1:] if arguments is None else arguments)
+    except Exception:
+        if not interrupts.have_come():
+            raise
+        processes.say("mtlsi: stopped")
+        code = 130
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
         raise
