@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import weakref
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from mtlsi.data.datasets import open_dataset
 from mtlsi.data.transforms import TrainTransform
 from mtlsi.errors import MistakeError, Stopped, message_of
 from mtlsi.model.network import MTLSINet
+from mtlsi.training import validation
 from mtlsi.training.loop import resume, train
 from mtlsi.training.stopping import StopRequest
 
@@ -331,3 +333,26 @@ def test_a_signal_waits_where_python_would_drop_what_it_raises():
         stop._came(signal.SIGTERM, SimpleNamespace(f_code=weakref.WeakSet.remove.__code__))  # type: ignore[arg-type]
         with pytest.raises(Stopped):
             stop.raise_if_asked()
+
+
+class Signals:
+    """Is a signal to this process where it is looked up, in whatever Python code looks."""
+
+    __hash__ = partial(signal.raise_signal, signal.SIGTERM)  # type: ignore[assignment]
+
+
+@needs_signals
+def test_a_signal_that_had_to_wait_while_curves_are_drawn_is_not_lost(three_steps, whole, tmp_path, monkeypatch):
+    def plot_curves(*_, **__):
+        with suppress(TypeError):  # no hash is no number
+            weakref.WeakValueDictionary()[Signals()] = three_steps
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(validation, "plot_curves", plot_curves)
+        with pytest.raises(Stopped, match="stopped after step 3"):
+            train(three_steps, out, console=quiet())
+    assert not (out / "scores.json").exists()
+    resume(out, console=quiet())
+    assert (out / "scores.json").exists()
+    assert same_state(out, whole)
