@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from full_disk import files_of_at_most
 from mtlsi.cli import main
 from mtlsi.config import DataConfig, RunConfig
 from mtlsi.data.datasets import open_dataset
@@ -368,6 +370,34 @@ def test_predict_writes_points_and_calibrates(model, mistaken, photo, tmp_path, 
         assert told in mistaken(*command, *flags)
     assert "for one image" in mistaken("predict", tmp_path, "--model", model, "--calibrate", "9,9,2")
     assert "no task of distances" in mistaken("predict", photo, "--model", model, "--tasks", "semseg", "--points")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "num_bytes", "told"),
+    [
+        (("predict", "PHOTO", "--model", "MODEL"), 0, ".lock: "),
+        (("predict", "PHOTO", "--model", "MODEL"), 1000, "photo_"),
+        (("pack", "MODEL"), 1000, "model.safetensors: "),
+        (("figures", "MODEL", "--limit", "1"), 60_000, ".png: "),
+    ],
+)
+def test_a_full_disk_is_one_line(mistaken, model, photo, tmp_path, arguments, num_bytes, told):
+    given = [{"PHOTO": photo, "MODEL": model}.get(word, word) for word in arguments]
+    with files_of_at_most(num_bytes):
+        line = mistaken(*given, "--out", tmp_path / "out")
+    assert told in line
+    assert os.strerror(errno.EFBIG) in line
+
+
+def test_output_that_cannot_be_written_is_one_line():
+    study = ROOT / "recipes" / "studies" / "tokens_scenes.yaml"
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no such device there")
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "mtlsi", "study", str(study), "--out", "out", "--list"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == f"mtlsi: {os.strerror(errno.ENOSPC)}; put that right and give the command again\n"
 
 
 def test_stopping_is_no_crash(monkeypatch, capsys):

@@ -66,6 +66,7 @@ def test_a_precision_has_one_name_whichever_way_it_is_spelled(spelling, name):
         ("data.num_train", 0, "num_train"),
         ("data.num_val", 0, "num_val"),
         ("data.num_workers", -1, "num_workers"),
+        ("data.num_workers", 1_000_000, "expected at most 512"),
         ("data.zoom", (2.0, 1.0), "zoom"),
         ("data.zoom", (0.0, 1.0), "zoom"),
         ("data.image_hw", (0, 64), "image_hw"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from full_disk import files_of_at_most
 from mtlsi.io import replace_array, replace_bytes, replace_text, replacing
 from mtlsi.model.build import create_model
 from mtlsi.run_folder import pack_model
@@ -64,6 +66,16 @@ def test_what_fails_halfway_leaves_the_old_file_alone(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         fail()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}
+
+
+@pytest.mark.parametrize("ending", ["npy", "png", "pdf", "jpg"])
+def test_a_full_disk_names_the_file_and_leaves_nothing(ending, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    content = noise if ending == "npy" else Image.fromarray(noise)
+    with files_of_at_most(1000), pytest.raises(OSError, match=rf"a\.{ending}") as caught:
+        replace_array(tmp_path / f"a.{ending}", content)
+    assert caught.value.errno == errno.EFBIG
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from full_disk import files_of_at_most
 from mtlsi.lock import SILENT_S, HeldError, held
 
 
@@ -44,9 +45,28 @@ def test_a_lock_of_a_process_that_lives_is_respected(tmp_path, host):
     assert json.loads(path.read_text())["pid"] == os.getppid()
 
 
+@pytest.mark.parametrize("since", ["x", None, {}, [], 1e300, -1e18, 10**400, "NaN"])
+def test_a_lock_that_says_no_time_is_respected(tmp_path, since):
+    content = json.dumps({"pid": os.getppid(), "host": socket.gethostname(), "since": since})
+    (tmp_path / "0.lock").write_text(content)
+    with (
+        pytest.raises(HeldError, match=f"process {os.getppid()} on .* since an unknown time"),
+        held(tmp_path / "0.lock"),
+    ):
+        pass
+    assert (tmp_path / "0.lock").read_text() == content
+
+
 def test_a_lock_that_is_being_written_is_respected(tmp_path):
     (tmp_path / "0.lock").touch()
     with pytest.raises(HeldError, match="another process"), held(tmp_path / "0.lock"):
+        pass
+
+
+def test_a_lock_for_which_the_disk_has_no_room_is_not_left_half_written(tmp_path):
+    with files_of_at_most(0), pytest.raises(OSError, match=r"0\.lock"), held(tmp_path / "0.lock"):
+        pass
+    with held(tmp_path / "0.lock"):
         pass
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -8,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from full_disk import files_of_at_most
 from mtlsi.errors import MistakeError
 from mtlsi.weights import check_weights, is_whole, replace_weights
 
@@ -62,3 +64,13 @@ def test_damage_is_a_mistake_and_a_file_without_a_checksum_is_none(tmp_path):
     check_weights(path)
     assert not is_whole(path)
     assert not is_whole(tmp_path / "nowhere")
+
+
+def test_a_full_disk_is_told_as_of_any_file_and_leaves_the_old_one(tmp_path):
+    path = tmp_path / "model.safetensors"
+    replace_weights(path, {"a": torch.zeros(3)})
+    with files_of_at_most(1000), pytest.raises(OSError, match=r"model\.safetensors") as caught:
+        replace_weights(path, {"a": torch.zeros(1000)})
+    assert caught.value.errno == errno.EFBIG
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+    assert torch.equal(load_file(path)["a"], torch.zeros(3))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from mtlsi import garbage, processes
-from mtlsi.errors import MistakeError, Stopped
+from mtlsi import garbage, interrupts, processes
+from mtlsi.errors import OF_THE_SYSTEM, MistakeError, Stopped, refusal
 from mtlsi.flags import Parser, add_flags, one_line, read_flags
 from mtlsi.options.data import CheckOptions, DeriveOptions, PrepareOptions
 from mtlsi.options.measuring import (
@@ -46,8 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     code = 1  # of a fault of ours, for which Python shows where it happened
     if arguments is None:
         garbage.pause()
+        interrupts.note()
     try:
         code = _main(sys.argv[1:] if arguments is None else arguments)
+    except Exception:
+        if not interrupts.have_come():
+            raise
+        processes.say("mtlsi: stopped")
+        code = 130
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
         raise
@@ -74,7 +80,15 @@ def _main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever reads the output, such as head, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         return 0
+    except OSError as error:
+        if error.errno not in OF_THE_SYSTEM:
+            raise
+        processes.say(f"mtlsi: {one_line(refusal(error))}; put that right and give the command again")
+        return 2
     except RuntimeError as error:
+        if (lost := processes.lost_loader(error)) is not None:
+            processes.say(f"mtlsi: {one_line(lost)}")
+            return 2
         if not processes.lost_another(error):
             raise
         processes.say(f"mtlsi: {processes.LOST}")

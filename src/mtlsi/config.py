@@ -24,6 +24,8 @@ BALANCES = ("fixed", "uncertainty", "dwa", "famo", "upgrad", "pcgrad", "cagrad",
 """What train.balance may be."""
 RESIZES = ("stretch", "keep_ratio")
 """What data.resize may be; the second name is MMSegmentation's."""
+MOST_WORKERS = 512
+"""Loader processes: machines have no more cores for one training, and each takes memory before it has read anything."""
 FROM_SHARES = "from_shares"
 """What train.class_weights may be, for a task or for all: from the classes' shares of the training labels."""
 
@@ -78,6 +80,8 @@ class DataConfig:
         """Raises ``MistakeError`` for numbers that cannot be trained with."""
         _at_least(1, "data", self, "num_train", "num_val")
         _at_least(0, "data", self, "num_workers")
+        if self.num_workers > MOST_WORKERS:
+            raise MistakeError(f"data.num_workers {self.num_workers}; expected at most {MOST_WORKERS}")
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise MistakeError(f"data.zoom {list(self.zoom)}; expected two numbers above 0, the smaller one first")
         check_choice("data.resize", self.resize, RESIZES)

@@ -17,6 +17,7 @@ from mtlsi.evaluation.constant import Constant
 from mtlsi.evaluation.evaluate import evaluate
 from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.report import Scores, score_table, write_scores
+from mtlsi.io import replace_array
 from mtlsi.model.network import MTLSINet
 from mtlsi.run_folder import prepare_run_folder
 from mtlsi.training.loop import train
@@ -78,7 +79,7 @@ def show_packaged(name: str, out: Path, console: Console) -> None:
     console.print(score_table(scores, others={"constant": evaluate(Constant(train_set), rooms, config)}))
     shown = predict_image(network, rooms, config, 0)
     sheet = compare_panel(shown.photo, shown.predicted, shown.truth, network.classes, colours=network.colours)
-    Image.fromarray(sheet).save(out / f"{name}.png")
+    replace_array(out / f"{name}.png", Image.fromarray(sheet))
     console.print(f"look at {out / name}.png", markup=False, highlight=False, soft_wrap=True)
 
 

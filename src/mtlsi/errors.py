@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection
 from typing import Any
 
 MOST = 2000
 """Characters of a message."""
+OF_THE_SYSTEM = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOTDIR,
+    errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
+"""Numbers of an ``OSError`` by which the system refuses room, permission or handles: what a person can put right."""
 
 
 class MistakeError(ValueError):
@@ -43,6 +49,11 @@ def message_of(error: BaseException, most: int = 1000) -> str:
     if strerror := getattr(error, "strerror", None):  # also of FFmpeg's errors, which need not be the system's
         return clipped(" ".join(strerror.split()), most)
     return clipped(f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split()), most)
+
+
+def refusal(error: OSError) -> str:
+    """What the system refuses and why, in one line; of an error that names no file only why."""
+    return f"{error.filename}: {message_of(error)}" if error.filename else message_of(error)
 
 
 def clipped(line: str, most: int) -> str:

@@ -185,5 +185,6 @@ def _is_mapping(kind: Any) -> bool:
 
 
 def one_line(text: str) -> str:
-    """``text`` without line breaks."""
-    return " ".join(text.split())
+    """``text`` without line breaks, and with every other sign that steers a terminal written out, such as ``\\x1b``."""
+    signs = (sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in " ".join(text.split()))
+    return "".join(signs)

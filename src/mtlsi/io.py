@@ -23,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A name beside ``path`` for a library that writes files itself; what is there at the end becomes ``path``.
 
     With the permissions of any new file: some libraries write for the owner's eyes alone. Where the context is left by an
-    exception, nothing is written. Of several processes at once the last one wins. Raises ``OSError``.
+    exception, nothing is written. Of several processes at once the last one wins. Raises ``OSError``, which names ``path``.
     """
     part = path.with_name(f".{uuid.uuid4().hex}.part")  # short: the name itself may be as long as names can be
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +33,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield part
         part.chmod(usual)
         part.replace(path)
+    except OSError as error:  # a full disk names nothing, and the temporary name says nothing to a person
+        if error.errno is not None and error.filename in (None, str(part), part):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -59,14 +63,19 @@ def plain(value: Any) -> Any:
 
 
 def replace_array(path: Path, content: np.ndarray | Image.Image) -> None:
-    """Write an array as a NumPy file, or an image as a PNG file (PDF where ``path`` says so), atomically."""
+    """Write an array as a NumPy file, or an image as a PNG file (PDF or JPEG where ``path`` says so), atomically.
+
+    Images are made in memory first: an encoder that writes a file itself does not say why it could not.
+    """
     if not isinstance(content, Image.Image):
         with replacing(path) as part, part.open("wb") as file:
             _write_array(file, content)
         return
-    buffer = io.BytesIO()
-    if path.suffix.lower() == ".pdf":
+    buffer, ending = io.BytesIO(), path.suffix.lower()
+    if ending == ".pdf":
         content.convert("RGB").save(buffer, format="PDF", resolution=130)
+    elif ending == ".jpg":
+        content.save(buffer, format="JPEG", quality=88)
     else:
         content.save(buffer, format="PNG", compress_level=3)
     replace_bytes(path, buffer.getvalue())

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mtlsi.reading import parse_json, read_content
 
@@ -58,10 +59,15 @@ def held(path: Path) -> Iterator[None]:
 def _create(path: Path, text: str) -> bool:
     """Whether the lock was free and is ours now."""
     try:
-        with path.open("x") as file:
-            file.write(text)
+        file = path.open("x")
     except FileExistsError:
         return False
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:  # a full disk; a lock that says nothing would be respected
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return True
 
 
@@ -135,5 +141,12 @@ def _holder(text: str) -> str:
     fields = _read(text)
     if not fields:
         return "another process"
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(fields.get("since", 0)))
-    return f"process {fields.get('pid')} on {fields.get('host')} since {since}"
+    return f"process {fields.get('pid')} on {fields.get('host')} since {_when(fields.get('since'))}"
+
+
+def _when(since: Any) -> str:
+    """A time in seconds, in words; whoever wrote the lock may have written anything."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(since + 0.0))
+    except (TypeError, ValueError, OverflowError, OSError):
+        return "an unknown time"

@@ -39,6 +39,8 @@ POLL_S = 0.2
 """So often a process looks whether another one has ended the work."""
 PATIENCE_S = 10.0
 """A process that ends the work waits for the others to notice at most this long."""
+LOADER = "DataLoader worker (pid"
+"""What torch calls a loader process that is gone."""
 LOST = "another process is gone: it was killed, or its machine failed; a training run goes on with --resume"
 
 
@@ -201,6 +203,16 @@ def say(line: str) -> None:
 def lost_another(error: Exception) -> bool:
     """Whether ``error`` came of a call that another process was to answer, and did not."""
     return has_joined() and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
+def lost_loader(error: Exception) -> str | None:
+    """What became of a loader process, in words, where ``error`` came of its end; None where it did not."""
+    if LOADER not in str(error) and "Too many open files" not in str(error):
+        return None
+    return (
+        f"a loader process ended unexpectedly ({message_of(error, 160)}): what it could not have is told above, or else the "
+        "system has killed it, as it does when memory runs out; ask for fewer with data.num_workers or --workers"
+    )
 
 
 def leave(code: int) -> None:

@@ -7,10 +7,11 @@ reads it. ``state/``: everything that a resumed run needs. ``metrics.jsonl``: on
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from mtlsi.field_types import check_types
 from mtlsi.io import plain, replace_bytes, replace_text
 from mtlsi.model.stored import CONFIG, WEIGHTS, write_settings
 from mtlsi.plugins import import_plugins, settle_plugins
-from mtlsi.reading import parse_json, read_content
+from mtlsi.reading import parse_json, read_content, shortened
 from mtlsi.weights import replace_weights
 from mtlsi.yaml_files import read_yaml
 
@@ -99,8 +100,19 @@ class Position:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after ``state``. Raises ``TypeError``, ``KeyError`` or ``ValueError`` for what is none."""
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        self.skipped = int(state["skipped"])
+        step = count_in(state, "step", LAST_STEP)
+        skipped, seconds = count_in(state, "skipped", step), state["seconds"]
+        if not _is_number(seconds) or not 0 <= seconds < math.inf:
+            raise ValueError(f"seconds {shortened(seconds)}; expected a number of at least 0")
+        self.step, self.seconds, self.skipped = step, float(seconds), skipped
+
+
+def count_in(facts: Mapping[str, Any], name: str, most: int) -> int:
+    """The whole number ``name`` of ``facts``, 0 to ``most``; ``KeyError`` or ``ValueError`` where it is none."""
+    value = facts[name]
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{name} {shortened(value)}; expected a whole number from 0 to {most}")
+    return value
 
 
 def saved_steps(out: Path) -> list[int]:

@@ -1,14 +1,20 @@
-"""What a safetensors file says it holds, checked before anything of it is loaded."""
+"""Safetensors files: written, and what one says it holds, checked before anything of it is loaded."""
 
 from __future__ import annotations
 
 import io
 import math
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.reading import check_plain, parse_json, shortened
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_BYTES = 64 * 2**30
 """Of a file: networks of sixteen thousand million weights."""
@@ -17,6 +23,19 @@ MOST_HEADER = 8 * 2**20
 MOST_TENSORS = 20_000
 """A network of three hundred million weights has two thousand."""
 MOST_AXES = 16
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write ``path``. Raises ``OSError`` as Python's own files do: safetensors has the system's number in its text alone."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        if (number := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def check_tensor_file(path: Path) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mtlsi.errors import MistakeError
 from mtlsi.io import replacing
-from mtlsi.tensor_files import read_header
+from mtlsi.tensor_files import read_header, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,19 +25,10 @@ NAME, UNKNOWN = "sha256", "0" * 64
 
 def replace_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write ``path`` with its checksum, whole or not at all, and have it on the disk. Raises ``OSError``."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        with replacing(path) as part:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                part,
-                metadata={"format": "pt", NAME: UNKNOWN},
-            )
-            _enter_checksum(part)
-    except SafetensorError as error:  # what the system says, in other words
-        raise OSError(f"{path.name}: {error}") from error
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as part:
+        save_tensors(part, whole, {"format": "pt", NAME: UNKNOWN})
+        _enter_checksum(part)
 
 
 def check_weights(path: Path) -> None:

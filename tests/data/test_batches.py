@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import re
+from contextlib import suppress
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
 
-from mtlsi import kinds
+from mtlsi import kinds, processes
 from mtlsi.config import DataConfig
 from mtlsi.data.batches import Collate, TrainingImages, evaluation_batches, training_batches
 from mtlsi.data.datasets import constant_predictions, open_dataset
@@ -16,6 +19,9 @@ from mtlsi.data.scenes.dataset import Scenes, render_scene
 from mtlsi.data.transforms import TrainTransform
 from mtlsi.errors import MistakeError
 from mtlsi.tasks import TASKS
+
+if os.name != "nt":
+    import resource
 
 SMALL = DataConfig(num_train=5, num_val=3, size_hw=(32, 32), image_hw=(32, 48), num_workers=0)
 
@@ -356,3 +362,36 @@ def test_loader_processes_end_where_reading_stops_early(loaders):
     assert len(loaders()) == 1
     batches.close()
     assert loaders() == set()
+
+
+class Limited:
+    """An augmentation that leaves the loader process, in which it runs, files of so many bytes, or so many file handles."""
+
+    def __init__(self, num_bytes=None, num_handles=0):
+        self.num_bytes, self.num_handles, self.held = num_bytes, num_handles, list[int]()
+
+    def __call__(self, sample, _):
+        if self.num_bytes is not None:
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.num_bytes, limits[1]))
+        elif not self.held:
+            with suppress(OSError):
+                while True:
+                    self.held.append(os.open(os.devnull, os.O_RDONLY))
+            for _ in range(self.num_handles):
+                os.close(self.held.pop())
+        return sample
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such limits there")
+@pytest.mark.parametrize("limits", [(1000,), *((None, number) for number in (0, 1, 2, 4))], ids=str)
+def test_a_loader_process_that_cannot_hand_a_batch_over_ends(limits, capfd):
+    """It would be waited for without end."""
+    config = DataConfig(num_workers=1)
+    batches = training_batches(Counting(), config, sampler(4, 2, stop=9), seed=0, transform=Limited(*limits))
+    with pytest.raises(RuntimeError) as caught:
+        list(batches)
+    assert "a loader process ended unexpectedly" in (processes.lost_loader(caught.value) or "")
+    assert re.fullmatch(r"mtlsi: a loader process: .*(File too large|Too many open files).*\n", capfd.readouterr().err)
+    del caught  # with it the frames that hold the loader
+    assert multiprocessing.active_children() == []

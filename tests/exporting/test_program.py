@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from full_disk import files_of_at_most
 from mtlsi import decode, normalise
+from mtlsi.errors import MistakeError
 from mtlsi.exporting.export import export
 from mtlsi.model.build import create_model
 from mtlsi.options.using import ExportOptions
@@ -31,3 +34,7 @@ def test_a_program_runs_at_other_sizes(tmp_path):
         expected = decode(task, x)
         expected = expected.permute(0, 2, 3, 1) if expected.dim() == 4 else expected
         torch.testing.assert_close(found[task], expected, atol=1e-4, rtol=1e-4)
+    full = replace(options, out=tmp_path / "full.pt2")
+    with files_of_at_most(10_000), pytest.raises(MistakeError, match=r"cannot write .*full\.pt2"):
+        export(full, console=Console(file=StringIO()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.pt2", "model"]

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import stat
+from functools import partial
 from io import StringIO
 
 import pytest
@@ -213,5 +214,16 @@ def test_tensors_of_other_names_shapes_and_types_are_refused(tmp_path, given, to
 @pytest.mark.parametrize("raw", [b"", b"12345678", b"\xff" * 64, (2**40).to_bytes(8, "little") + b"{}"])
 def test_what_is_no_safetensors_file_is_refused(tmp_path, raw):
     (tmp_path / "x.safetensors").write_bytes(raw)
-    with pytest.raises(MistakeError, match="expected a file that mtlsi wrote"):
+    with pytest.raises(MistakeError, match=r"x\.safetensors: .*(not a whole safetensors file|a header of)"):
         read_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(2, 3)})
+
+
+@pytest.mark.parametrize(("number", "told"), [(20_001, "20001 tensors; expected"), (200_000, "a header of .* bytes")])
+def test_a_header_of_more_than_any_network_has_is_refused_before_it_is_looked_through(tmp_path, number, told):
+    """A few bytes name a tensor without numbers, which takes a thousand times as much in memory."""
+    names = {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(number)}
+    header, path = json.dumps(names).encode(), tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    for read in (checkpoints.names_in, partial(read_tensors, expected={"a": torch.zeros(2, 3)})):
+        with pytest.raises(MistakeError, match=told):
+            read(path)

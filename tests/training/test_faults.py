@@ -7,11 +7,14 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import weakref
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +24,14 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from full_disk import files_of_at_most
 from mtlsi.cli import main
 from mtlsi.config import RunConfig
 from mtlsi.data.datasets import open_dataset
 from mtlsi.data.transforms import TrainTransform
-from mtlsi.errors import MistakeError, Stopped
+from mtlsi.errors import MistakeError, Stopped, message_of
 from mtlsi.model.network import MTLSINet
-from mtlsi.training import checkpoints
+from mtlsi.training import validation
 from mtlsi.training.loop import resume, train
 from mtlsi.training.stopping import StopRequest
 
@@ -162,22 +166,54 @@ def test_a_run_that_is_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path
 # ---- the disk, the loaders
 
 
-def test_a_full_disk_is_one_line_and_costs_no_checkpoint(three_steps, whole, tmp_path, monkeypatch):
-    def full(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
+@pytest.mark.parametrize(
+    ("num_bytes", "at"), [(0, ""), (100_000, "model.safetensors: "), (2_000_000, "optimizer.safetensors: ")]
+)
+def test_a_full_disk_is_one_line_and_costs_no_checkpoint(three_steps, whole, tmp_path, num_bytes, at):
     out, config = tmp_path / "run", with_train(three_steps, checkpoint_every=1)
-    with monkeypatch.context() as patched:
-        fill = After(2, lambda: patched.setattr(checkpoints.os, "fsync", full))
+    with ExitStack() as limits:
+        fill = After(2, lambda: limits.enter_context(files_of_at_most(num_bytes)))
         with pytest.raises(MistakeError) as caught:
             train(config, out, console=quiet(), callbacks=[fill])
     said = str(caught.value)
-    assert said.startswith(os.strerror(errno.ENOSPC))
-    assert f"the checkpoint of step 1 is whole; put that right and go on with mtlsi train --resume {out}" in said
+    assert f"{at}{os.strerror(errno.EFBIG)}; the checkpoint of step 1 is whole" in said
+    assert f"put that right and go on with mtlsi train --resume {out}" in said
     assert "\n" not in said
     assert os.listdir(out / "state") == ["step_000001"]
     resume(out, console=quiet())
     assert same_state(out, whole)
+
+
+def gone(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "number"),
+    [
+        ("", gone, errno.ENOENT),
+        ("state", gone, None),  # it is made again
+        ("state", lambda path: (gone(path), path.symlink_to("state")), errno.EEXIST),
+        ("metrics.jsonl", lambda path: (gone(path), path.mkdir()), errno.EISDIR),
+        ("model.safetensors", lambda path: (gone(path), path.mkdir()), errno.EISDIR),
+    ],
+)
+def test_a_run_folder_that_somebody_changes_meanwhile_is_one_line(three_steps, tmp_path, name, change, number):
+    out, config = tmp_path / "run", with_train(three_steps, checkpoint_every=1, log_every=1)
+    act = After(2, lambda: change(out / name))
+    if number is None:
+        train(config, out, console=quiet(), callbacks=[act])
+        return
+    with pytest.raises(MistakeError) as caught:
+        train(config, out, console=quiet(), callbacks=[act])
+    assert str(caught.value).startswith(f"{out / name}")
+    assert message_of(OSError(number, os.strerror(number))) in str(caught.value)
+    assert f"go on with mtlsi train --resume {out}" in str(caught.value)
+
+
+def test_a_file_elsewhere_that_is_not_there_is_a_fault_of_the_program(three_steps, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        train(three_steps, tmp_path / "run", console=quiet(), callbacks=[After(1, (tmp_path / "none").read_text)])
 
 
 @needs_signals
@@ -297,3 +333,26 @@ def test_a_signal_waits_where_python_would_drop_what_it_raises():
         stop._came(signal.SIGTERM, SimpleNamespace(f_code=weakref.WeakSet.remove.__code__))  # type: ignore[arg-type]
         with pytest.raises(Stopped):
             stop.raise_if_asked()
+
+
+class Signals:
+    """Is a signal to this process where it is looked up, in whatever Python code looks."""
+
+    __hash__ = partial(signal.raise_signal, signal.SIGTERM)  # type: ignore[assignment]
+
+
+@needs_signals
+def test_a_signal_that_had_to_wait_while_curves_are_drawn_is_not_lost(three_steps, whole, tmp_path, monkeypatch):
+    def plot_curves(*_, **__):
+        with suppress(TypeError):  # no hash is no number
+            weakref.WeakValueDictionary()[Signals()] = three_steps
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(validation, "plot_curves", plot_curves)
+        with pytest.raises(Stopped, match="stopped after step 3"):
+            train(three_steps, out, console=quiet())
+    assert not (out / "scores.json").exists()
+    resume(out, console=quiet())
+    assert (out / "scores.json").exists()
+    assert same_state(out, whole)

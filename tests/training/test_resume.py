@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -205,6 +208,16 @@ def signed(folder):
         (lambda facts: facts.update(images=7), "expected the facts of a run"),
         (lambda facts: facts.pop("average_updates"), "average_updates.* is missing"),
         (lambda facts: facts.clear(), "does not say what settings"),
+        (lambda facts: facts["position"].update(step=math.inf), "Infinity in place of a number"),
+        (lambda facts: facts["position"].update(step=-5), "step -5; expected a whole number"),
+        (lambda facts: facts["position"].update(step=True), "step True; expected a whole number"),
+        (lambda facts: facts["position"].update(step=2.0), "step 2.0; expected a whole number"),
+        (lambda facts: facts["position"].update(step=2), "step 2, in step_000001; expected step_000002"),
+        (lambda facts: facts["position"].update(skipped=3), "skipped 3; expected a whole number from 0 to 1"),
+        (lambda facts: facts["position"].update(seconds=-1), "seconds -1; expected a number of at least 0"),
+        (lambda facts: facts["position"].update(seconds=10**400), "seconds 1000.*; expected a number"),
+        (lambda facts: facts.update(average_updates=-5), "average_updates -5; expected a whole number"),
+        (lambda facts: facts.update(average_updates=3), "average_updates 3; expected a whole number from 0 to 1"),
     ],
 )
 def test_facts_of_another_run_or_of_none_are_refused(cut, change, told):
@@ -262,6 +275,10 @@ def test_a_folder_in_use_is_refused_and_a_stale_lock_is_not(three_steps, cut, tm
         with pytest.raises(MistakeError, match=f"is being trained by process {os.getppid()} on .* since"):
             start()
         assert json.loads((out / LOCK).read_text()) == lock
+    (new / LOCK).unlink()
+    (new / LOCK).symlink_to(LOCK)  # a loop
+    with pytest.raises(MistakeError, match=re.escape(os.strerror(errno.ELOOP))):
+        train(three_steps, new, console=quiet())
     (cut / LOCK).write_text(json.dumps({**lock, "pid": ended.pid}))
     resume(cut, console=quiet())
     assert not (cut / LOCK).exists()

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing.queues
 import os
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mtlsi import kinds
+from mtlsi import kinds, processes
 from mtlsi.config import DataConfig
 from mtlsi.data.datasets import LabelledImages, ZoomableImages
 from mtlsi.data.sampling import RunSampler, mix_seeds
 from mtlsi.data.transforms import EvaluationTransform, Sample, TrainTransform
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.tasks import own_records, register_records
 
 
@@ -92,6 +94,8 @@ def _read(batches: Iterator[Any]) -> Generator[Any, None, None]:
         if not found:
             raise
         raise MistakeError(message.strip()) from None
+    except (EOFError, ConnectionError) as error:  # before torch has noticed that its process ended
+        raise RuntimeError(f"{processes.LOADER} unknown) broke off") from error
     finally:
         if end := getattr(batches, "_shutdown_workers", None):
             end()
@@ -173,7 +177,22 @@ def ignore_signals() -> None:
     signal.signal(signal.SIGTERM, end_the_second_time)
 
 
+def end_at_faults() -> None:
+    """End this loader process where a thread of its own cannot hand a batch over, for want of file handles or memory.
+
+    Left to itself it would print a traceback and go on, and the training process would wait for that batch without end.
+    """
+
+    def end(error: BaseException) -> NoReturn:
+        print(f"mtlsi: a loader process: {message_of(error)}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, _: end(error))
+    sys.excepthook = lambda _, error, __: end(error)  # of what gives out the handles of its memory
+
+
 def _start_worker(records: list[dict[str, Any]], _: int) -> None:
     ignore_signals()
+    end_at_faults()
     register_records(records)  # a spawned process knows the built-in tasks only
     torch.set_num_threads(1)  # workers share the cores with the training process

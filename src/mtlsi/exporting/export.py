@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import uuid
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -142,7 +143,9 @@ def _calibrating(paths: Sequence[Path], out: Path) -> Iterator[np.ndarray]:
 def _write_program(model: MTLSINet, tasks: tuple[str, ...], path: Path) -> compare.Predict:
     from mtlsi.exporting.program import open_program, whole_program
 
-    torch.export.save(whole_program(model, tasks), path)
+    written = io.BytesIO()
+    torch.export.save(whole_program(model, tasks), written)
+    path.write_bytes(written.getbuffer())  # torch's own writer ends the process where the disk is full
     loaded = open_program(path)
     return lambda images: {task: x.numpy() for task, x in loaded(torch.from_numpy(images)).items()}
 

@@ -23,6 +23,7 @@ from mtlsi.evaluation.evaluate import evaluate, measurable_tasks
 from mtlsi.evaluation.protocols import showing_by
 from mtlsi.evaluation.report import score_table
 from mtlsi.evaluation.subject import Subject, check_options, open_subject, protocol_of, tasks_of
+from mtlsi.io import replace_array
 from mtlsi.model.hub import check_push, push_folder
 from mtlsi.model.pretrained import folder_of
 from mtlsi.options.measuring import PackOptions
@@ -70,7 +71,7 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
         measured = measure(options, subject, training, console)
         said: dict[str, Any] = {"derived": measured.derived, "caption": str(subject.showing)}
         console.print(score_table(measured.scores, others={"constant": measured.constant}, **said))
-        Image.fromarray(rooms(subject)).save(fresh / PICTURE, quality=88)
+        replace_array(fresh / PICTURE, Image.fromarray(rooms(subject)))
         text = card(
             options.push or options.out.name,
             subject.network,

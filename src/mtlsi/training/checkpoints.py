@@ -20,11 +20,12 @@ from typing import Any
 
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.reading import parse_json
 from mtlsi.run_folder import STATE, STEP_FOLDER, saved_steps
+from mtlsi.tensor_files import check_tensor_file, save_tensors
 
 FACTS, MANIFEST = "state.json", "manifest.json"
 TENSORS = ("model", "average", "optimizer", "learned")
@@ -107,10 +108,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_tensors(path: Path, tensors: Tensors, *, like: Path) -> None:
     """A safetensors file on the disk, which may be read by whoever may read ``like``."""
-    try:
-        save_file(_on_their_own(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:  # what the system says, in other words
-        raise OSError(f"{path.name}: {message_of(error)}") from error
+    save_tensors(path, _on_their_own(tensors), {"format": "pt"})
     shutil.copymode(like, path)  # safetensors keeps its files to their owner
     _sync(path)
 
@@ -210,8 +208,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MOST_JSON_BYTES:
             raise DamagedError(f"{path.name} has more than {MOST_JSON_BYTES} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise DamagedError(f"{path.name} cannot be read: {message_of(error, 100)}") from error
     if not isinstance(content, dict):
         raise DamagedError(f"{path.name} is no JSON object")
@@ -223,6 +221,7 @@ def read_tensors(path: Path, expected: Tensors) -> dict[str, Tensor]:
 
     Nothing is read before all names and shapes are known to be right. Raises ``MistakeError`` for the first that is not.
     """
+    check_tensor_file(path)
     try:
         with safe_open(path, "pt") as file:
             check_names(path, file.keys(), expected)
@@ -240,7 +239,8 @@ def read_tensors(path: Path, expected: Tensors) -> dict[str, Tensor]:
 
 
 def names_in(path: Path) -> list[str]:
-    """The names of the tensors in a file."""
+    """The names of the tensors in a file; ``MistakeError`` where it is none."""
+    check_tensor_file(path)
     try:
         with safe_open(path, "pt") as file:
             return list(file.keys())

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtlsi import run_folder
-from mtlsi.errors import MistakeError, message_of
+from mtlsi import processes, run_folder
+from mtlsi.errors import OF_THE_SYSTEM, MistakeError, refusal
 from mtlsi.lock import HeldError, held
-
-OF_THE_DISK = (
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENOTDIR, errno.ESTALE,
-)  # fmt: skip
 
 
 @contextmanager
@@ -34,21 +30,24 @@ def alone_in(out: Path) -> Iterator[None]:
 
 @contextmanager
 def told_plainly(out: Path) -> Iterator[None]:
-    """Turns a disk that takes nothing more and a loader process that was killed into a ``MistakeError``."""
+    """Turns what the system refuses, such as room on the disk, and a loader process that was killed into a ``MistakeError``.
+
+    Of what lies in the run folder ``out`` also what is gone or of another kind: somebody else has changed it.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in OF_THE_DISK:
+        if error.errno not in OF_THE_SYSTEM and not _lies_in(out, error.filename):
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        raise MistakeError(f"{where}{message_of(error)}; {whole_state(out)}") from error
+        raise MistakeError(f"{refusal(error)}; {whole_state(out)}") from error
     except RuntimeError as error:
-        if isinstance(error, MistakeError) or "DataLoader worker (pid" not in str(error):
+        if (lost := processes.lost_loader(error)) is None:
             raise
-        raise MistakeError(
-            f"a loader process ended unexpectedly ({message_of(error, 160)}); the system kills one when memory runs out: "
-            f"lower data.num_workers in config.yaml if it comes again; {whole_state(out)}"
-        ) from error
+        raise MistakeError(f"{lost}; {whole_state(out)}") from error
+
+
+def _lies_in(folder: Path, path: object) -> bool:
+    return isinstance(path, str | Path) and Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
 
 
 def whole_state(out: Path) -> str:

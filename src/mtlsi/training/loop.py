@@ -25,6 +25,7 @@ from mtlsi.drawing.panels import compare_panel
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.report import Scores, introduce, write_scores
+from mtlsi.io import replace_array
 from mtlsi.model.inherit import describe
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.stored import WEIGHTS
@@ -132,7 +133,7 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
                 stop.raise_if_asked()
     if not scores:
         scores = measure_finished(run, validation)
-        stop.raise_if_asked()
+    stop.raise_if_asked()
     with run.averaged():
         if run.accelerator.is_main_process:
             finish(run, scores, validation, console)
@@ -282,7 +283,9 @@ def finish(run: TrainingRun, scores: Scores, validation: Validation, console: Co
     images = len(spread(run.config.train.final_images, len(run.val_set)))
     context = {"data": data.name, "split": "val", "images": images}
     validation.draw_curves()
+    validation.stop.raise_if_asked()  # drawing is full of weak references, where a signal can only wait
     draw_samples(run.network, run.val_set, data, out / "samples")
+    validation.stop.raise_if_asked()
     write_scores(scores, out / run_folder.SCORES, **context)
     for line in (*validation.farewell(), f"run folder: {out}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -297,4 +300,4 @@ def draw_samples(
     for index in spread(num_images, len(dataset)):
         shown = predict_image(network, dataset, config, index)
         sheet = compare_panel(shown.photo, shown.predicted, shown.truth, network.classes, colours=network.colours)
-        Image.fromarray(sheet).save(folder / f"{dataset.name(index).replace('/', '_')}.png")
+        replace_array(folder / f"{dataset.name(index).replace('/', '_')}.png", Image.fromarray(sheet))

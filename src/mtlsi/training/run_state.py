@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mtlsi.data.datasets import LabelledImages
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.run_folder import STEP_FOLDER, count_in
 from mtlsi.training import checkpoints, sharding
 from mtlsi.training.checkpoints import Checkpoint
 from mtlsi.training.same_settings import flat
@@ -85,7 +86,9 @@ def load(run: TrainingRun, checkpoint: Checkpoint) -> None:
                 f"weights with --init {run.out} and another --out"
             )
         run.position.load_state_dict(facts["position"])
-        run.average.num_updates = int(facts["average_updates"])
+        run.average.num_updates = count_in(facts, "average_updates", run.position.step)
+        if (of_step := STEP_FOLDER.format(run.position.step)) != folder.name:
+            raise ValueError(f"step {run.position.step}, in {folder.name}; expected {of_step}")
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, MistakeError):
             raise
