@@ -65,6 +65,8 @@ def test_a_precision_has_one_name_whichever_way_it_is_spelled(spelling, name):
         ("model", {"decoder_stride": 0}, "decoder_stride"),
         ("data.num_train", 0, "num_train"),
         ("data.num_val", 0, "num_val"),
+        ("data.num_train", 1_000_001, "num_train 1000001; expected 1000000 at most"),
+        ("data.num_val", 9 * 10**12, "num_val 9000000000000; expected 1000000 at most"),
         ("data.num_workers", -1, "num_workers"),
         ("data.num_workers", 1_000_000, "expected at most 512"),
         ("data.zoom", (2.0, 1.0), "zoom"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         garbage.pause()
         interrupts.note()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8; stderr shows them so by itself
+            sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _main(sys.argv[1:] if arguments is None else arguments)
     except Exception:

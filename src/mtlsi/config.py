@@ -26,6 +26,8 @@ RESIZES = ("stretch", "keep_ratio")
 """What data.resize may be; the second name is MMSegmentation's."""
 MOST_WORKERS = 512
 """Loader processes: machines have no more cores for one training, and each takes memory before it has read anything."""
+MOST_SCENES = 1_000_000
+"""Generated scenes have a number: below this one those to train on, from it on as many to evaluate on."""
 FROM_SHARES = "from_shares"
 """What train.class_weights may be, for a task or for all: from the classes' shares of the training labels."""
 
@@ -79,6 +81,9 @@ class DataConfig:
     def check(self) -> None:
         """Raises ``MistakeError`` for numbers that cannot be trained with."""
         _at_least(1, "data", self, "num_train", "num_val")
+        for name in ("num_train", "num_val"):
+            if (number := getattr(self, name)) > MOST_SCENES:
+                raise MistakeError(f"data.{name} {number}; expected {MOST_SCENES} at most")
         _at_least(0, "data", self, "num_workers")
         if self.num_workers > MOST_WORKERS:
             raise MistakeError(f"data.num_workers {self.num_workers}; expected at most {MOST_WORKERS}")
@@ -260,6 +265,7 @@ class RunConfig:
         """Raises a one-line ``MistakeError`` for the first setting that cannot be trained with."""
         self.train.check()
         self.data.check()
+        self._check_names()
         if self.init is not None and self.backbone_weights is not None:
             raise MistakeError(
                 "give one of init, the whole of a trained model, and backbone_weights, its backbone alone"
@@ -273,6 +279,14 @@ class RunConfig:
             raise MistakeError(
                 f"data.size_hw {list(self.data.size_hw)}; expected multiples of the decoder's stride {stride}, 64 or more"
             )
+
+    def _check_names(self) -> None:
+        named = {"data.root": self.data.root, "init": self.init, "backbone_weights": self.backbone_weights}
+        for setting, name in named.items():
+            try:
+                (name or "").encode()
+            except UnicodeEncodeError as error:
+                raise MistakeError(f"{setting} {name}: not UTF-8, and config.yaml is to hold it; rename it") from error
 
 
 def check_class_weights(given: Any) -> None:

@@ -51,8 +51,8 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write ``path`` atomically, in UTF-8."""
-    replace_bytes(path, text.encode())
+    """Write ``path`` atomically, in UTF-8; a byte of a file's name that is not stands there as in JSON: ``\\udcff``."""
+    replace_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def plain(value: Any) -> Any:

@@ -122,11 +122,15 @@ def check_inside(folder: Path, path: Path) -> None:
 
 
 def check_relative(name: str) -> None:
-    """Raises ``MistakeError`` for a name that, taken as a path below a folder, could lead out of it."""
+    """Raises ``MistakeError`` for a name that, taken as a path below a folder, could lead out of it or is no file's."""
     if not name or "\0" in name or name.startswith(("/", "\\")) or ":" in name[:2]:
         raise MistakeError(f"name {shortened(name)}; expected one below a folder, such as kitchen/0003")
     if ".." in re.split(r"[/\\]", name):
         raise MistakeError(f"name {shortened(name)} leads out of its folder; expected one without ..")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise MistakeError(f"name {shortened(name)}: no file can have it; expected one such as kitchen/0003") from error
 
 
 def shortened(value: Any, most: int = 60) -> str:

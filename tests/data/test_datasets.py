@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtlsi.config import DataConfig
-from mtlsi.data.datasets import note_on_blur
+from mtlsi.config import DataConfig, RunConfig
+from mtlsi.data.datasets import note_on_blur, open_dataset
 from mtlsi.training.setup import assemble, settle
 
 
@@ -51,3 +51,10 @@ def test_a_run_tells_it_at_its_start(nyud_root, tiny_config, tmp_path, zoom, num
     data = DataConfig(name="nyud", root=str(nyud_root), size_hw=(32, 32), zoom=zoom, num_workers=0)
     run = assemble(settle(replace(tiny_config, data=data)), tmp_path / "run", resume=False)
     assert sum("their blur tells the zoom" in note for note in run.notes) == num_notes
+
+
+def test_no_scene_to_evaluate_on_is_trained_on_however_many_there_are():
+    most = DataConfig(num_train=1_000_000, num_val=1_000_000)
+    RunConfig(data=most).check()
+    train, val = open_dataset(most, "train"), open_dataset(most, "val")
+    assert {train.name(index) for index in range(999_000, len(train))}.isdisjoint(map(val.name, range(1000)))

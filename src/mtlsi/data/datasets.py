@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtlsi import kinds
-from mtlsi.config import DataConfig, split_names
+from mtlsi.config import MOST_SCENES, DataConfig, split_names
 from mtlsi.data.readers.cityscapes_png import open_cityscapes, open_cityscapes19
 from mtlsi.data.readers.files import FileDataset
 from mtlsi.data.readers.folder import Folder, splits_of_folder, unread_files
@@ -24,10 +24,6 @@ from mtlsi.errors import MistakeError
 from mtlsi.io import holds
 from mtlsi.kinds.colouring import Colour
 from mtlsi.tasks import TASKS
-
-FIRST_VALIDATION_SCENE = 1_000_000
-"""Scenes from this index on are never trained on."""
-
 
 class LabelledImages(Protocol):
     """What the project asks of a data set: samples by index, their names, its tasks and class names."""
@@ -114,7 +110,7 @@ def open_dataset(config: DataConfig, split: str, seed: int = 0) -> LabelledImage
             size_hw=config.image_hw or config.size_hw,
             label_set=config.label_set,
             tasks=tasks,
-            first_index=0 if training else FIRST_VALIDATION_SCENE,
+            first_index=0 if training else MOST_SCENES,
         )
     if config.name not in READERS:
         raise MistakeError(f"unknown data set {config.name!r}; expected scenes, {', '.join(READERS)}")

@@ -112,7 +112,7 @@ def images_of(dataset: LabelledImages) -> dict[str, Any]:
     """How many training images there are, and a checksum of their names in order: a step's images are numbers of it."""
     digest = hashlib.sha256()
     for index in range(len(dataset)):
-        digest.update(dataset.name(index).encode() + b"\0")
+        digest.update(dataset.name(index).encode(errors="surrogatepass") + b"\0")  # a file's name need not be UTF-8
     return {"count": len(dataset), "names": digest.hexdigest()}
 
 

@@ -75,7 +75,7 @@ def _shared_out(names: Iterable[str], shares: Mapping[str, float]) -> dict[str, 
     for split, share in shares.items():
         starts[split], start = (start, start + share), start + share
     starts["train"] = (start, 1.0)
-    places = {name: int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in names}
+    places = {name: _place_of(name) for name in names}
     found: dict[str, list[str]] = {
         split: [name for name, place in places.items() if low <= place < high] for split, (low, high) in starts.items()
     }
@@ -86,6 +86,11 @@ def _shared_out(names: Iterable[str], shares: Mapping[str, float]) -> dict[str, 
             found[giver].remove(nearest)
             found[split].append(nearest)
     return found
+
+
+def _place_of(name: str) -> float:
+    """Where a name's hash lies in 0..1; a name need not be UTF-8."""
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
 
 
 def _resolve(settings: Settings, split: str, names: str | tuple[str, ...], images: Collection[str]) -> list[str]:

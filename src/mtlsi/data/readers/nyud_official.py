@@ -156,7 +156,8 @@ class OfficialNYUD(FileDataset):
 
     def _key(self, name: str) -> str:
         state = self.file.stat()
-        return hashlib.sha256(f"{self.file.name} {state.st_size} {state.st_mtime_ns} {name}".encode()).hexdigest()[:32]
+        facts = f"{self.file.name} {state.st_size} {state.st_mtime_ns} {name}"
+        return hashlib.sha256(facts.encode(errors="surrogatepass")).hexdigest()[:32]  # a name need not be UTF-8
 
     def _find(self, what: str, name: str) -> tuple[Path, Source]:  # noqa: ARG002
         return self.file, self.sources[what][0]
