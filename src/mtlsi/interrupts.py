@@ -1,6 +1,6 @@
 """Ctrl-C while a command starts: whatever exception comes of it is its doing.
 
-Raised while a module is imported it need not stay what it is: NumPy, cut short, recurses without end where it is imported again.
+Raised while a module is imported it need not stay what it is: NumPy's import, cut short, recurses without end the next time.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _came = False
 
 def note() -> None:
     """Take note of Ctrl-C from now on, which raises ``KeyboardInterrupt`` as before; not where it does something else."""
-    if threading.current_thread() is threading.main_thread():
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, _take_note)
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is threading.main_thread() and handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _take_note)
 
 
 def have_come() -> bool:

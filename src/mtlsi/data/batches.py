@@ -187,7 +187,8 @@ def end_at_faults() -> None:
         print(f"mtlsi: a loader process: {message_of(error)}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, _: end(error))
+    hook = staticmethod(lambda error, _: end(error))
+    multiprocessing.queues.Queue._on_queue_feeder_error = hook  # pyright: ignore[reportAttributeAccessIssue]
     sys.excepthook = lambda _, error, __: end(error)  # of what gives out the handles of its memory
 
 
