@@ -24,6 +24,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.io import holds
 from mtlsi.kinds.colouring import Colour
 
+
 class LabelledImages(Protocol):
     """What the project asks of a data set: samples by index, their names, its tasks and class names."""
 
