@@ -92,5 +92,5 @@ def test_what_no_file_can_have_and_what_no_run_can_keep_is_told(tmp_path: Path) 
     check_relative(ODD)
     with pytest.raises(MistakeError, match="no file can have it"):
         check_relative("a\ud800")
-    with pytest.raises(MistakeError, match="^data.root .*: not UTF-8"):
+    with pytest.raises(MistakeError, match=r"^data\.root .*: not UTF-8"):
         RunConfig(data=DataConfig(name="folder", root=str(tmp_path / ODD))).check()

@@ -58,6 +58,8 @@ LAST_VALUE = 65535
 MOST_CLASSES = 2**12
 """Of all tasks of a data set or a model together. Choice: ADE20K in full has 3,688; pixels are counted by label and
 prediction, in 128 MB for so many, of which a batch takes as much again."""
+MOST_TASKS = 64
+"""Of one's own, and of one network."""
 RESERVED = ("image", "images", "size", "panel")
 """Names that samples, folders and files use for other things."""
 
@@ -197,7 +199,13 @@ def own_records(tasks: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def register_records(records: Iterable[Mapping[str, Any]]) -> None:
-    """Register the tasks that ``own_records`` described. Raises ``MistakeError`` for a record that is none."""
+    """Register the tasks that ``own_records`` described.
+
+    Raises ``MistakeError`` for a record that is none, and for more than ``MOST_TASKS``.
+    """
+    records = list(records)
+    if len(records) > MOST_TASKS:
+        raise MistakeError(f"{len(records)} records of tasks; expected {MOST_TASKS} at most")
     for record in records:
         try:
             check_types(Task, record, "task record: ")

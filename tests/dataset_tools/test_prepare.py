@@ -129,3 +129,37 @@ def test_a_broken_prepared_folder_is_named(nyud_root, tmp_path):
     np.testing.assert_equal((out / "prepared.json").write_text("{"), 1)
     with pytest.raises(MistakeError, match=r"prepared.json: cannot be read"):
         Prepared(out)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"tasks": {"train": ["height"], "val": ["height"]}}, "unknown task 'height'"),
+        ({"tasks": {"train": [], "val": []}}, "expected at least one"),
+        ({"splits": {"train": [], "val": []}}, "no images of the split train"),
+        ({"colours": {"semseg": 5}}, "colours.semseg' is 5"),
+        ({"colours": {"semseg": [5]}}, "colours.semseg' is 5"),
+        ({"own_tasks": [{"name": f"own_{i}", "kind": "value"} for i in range(65)]}, "65 records of tasks; expected 64"),
+    ],
+)
+def test_an_index_that_was_never_written_is_told(nyud_root, tmp_path, change, told):
+    run(nyud_root, tmp_path / "fast")
+    index = json.loads((tmp_path / "fast/prepared.json").read_text())
+    (tmp_path / "fast/prepared.json").write_text(json.dumps(index | change))
+    with pytest.raises(MistakeError, match=told):
+        Prepared(tmp_path / "fast", "train")
+
+
+@pytest.mark.parametrize(("task", "value"), [("semseg", 40), ("boundary", 2)])
+def test_a_label_beyond_its_classes_is_told(nyud_root, tmp_path, task, value):
+    run(nyud_root, tmp_path / "fast")
+    dataset = Prepared(tmp_path / "fast", "train")
+    sample = dataset[0]
+    for last, sound in ((value - 1, True), (255, True), (value, False)):
+        sample[task][0, 0] = last
+        image_path(tmp_path / "fast", dataset.name(0)).write_bytes(pack(sample))
+        if sound:
+            assert dataset[0][task][0, 0] == last
+        else:
+            with pytest.raises(MistakeError, match=f"{task} beyond its {value} classes"):
+                dataset[0]

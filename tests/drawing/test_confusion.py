@@ -54,7 +54,9 @@ def test_shares_are_said_in_the_cells_and_an_unlabelled_class_has_none(tmp_path)
 def test_names_are_left_out_where_nobody_could_read_them(tmp_path):
     for number, read in ((60, True), (700, False)):
         one, other = (
-            darkness(plot_confusion(np.eye(number).tolist(), [f"{word} {i}" for i in range(number)], tmp_path / "a.png"))
+            darkness(
+                plot_confusion(np.eye(number).tolist(), [f"{word} {i}" for i in range(number)], tmp_path / "a.png")
+            )
             for word in ("lamp", "chair")
         )
         assert (one.shape != other.shape or (one != other).any()) == read

@@ -25,6 +25,7 @@ from mtlsi.io import holds
 from mtlsi.kinds.colouring import Colour
 from mtlsi.tasks import TASKS
 
+
 class LabelledImages(Protocol):
     """What the project asks of a data set: samples by index, their names, its tasks and class names."""
 

@@ -8,9 +8,8 @@ from typing import Any
 from mtlsi.config import RESIZES
 from mtlsi.errors import MistakeError
 from mtlsi.reading import shortened
-from mtlsi.tasks import check_classes
+from mtlsi.tasks import MOST_TASKS, check_classes
 
-MOST_TASKS = 64
 MOST_SIDE = 100_000
 
 

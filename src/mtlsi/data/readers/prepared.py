@@ -30,7 +30,7 @@ from mtlsi.data.readers.files import IMAGE, check_split
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import size_of_jpeg
 from mtlsi.reading import check_relative, read_content, read_json, shortened
-from mtlsi.tasks import check_classes, check_tasks, register_records
+from mtlsi.tasks import TASKS, check_classes, check_tasks, register_records
 from mtlsi.tensor_files import check_tensor_bytes
 
 INDEX = "prepared.json"
@@ -84,7 +84,9 @@ class Prepared(torch.utils.data.Dataset[dict[str, Tensor]]):
         register_records(index.get("own_tasks", ()))
         check_split(split, index["splits"], str(self.root))
         self.names: list[str] = index["splits"][split]
-        held = tuple(index["tasks"][split])
+        if not self.names:
+            raise MistakeError(f"{self.root / INDEX}: no images of the split {split}; run mtlsi data prepare again")
+        held = check_tasks(index["tasks"][split])
         self.tasks = check_tasks(tasks, among=held) if tasks else held
         self.classes = {task: tuple(names) for task, names in index["classes"].items() if task in self.tasks}
         self.colours = {task: chosen for task, chosen in index.get("colours", {}).items() if task in self.classes}
@@ -103,7 +105,17 @@ class Prepared(torch.utils.data.Dataset[dict[str, Tensor]]):
             content = read_content(path)
         except OSError as error:
             raise MistakeError(f"{path}: cannot be read ({error.strerror}); run mtlsi data prepare again") from error
-        return unpack(path, content, self.tasks)
+        sample = unpack(path, content, self.tasks)
+        for task, label in sample.items():
+            if (number := self._num_classes(task)) and ((label >= number) & kinds.of(task).valid(label)).any():
+                raise MistakeError(f"{path}: {task} beyond its {number} classes; run mtlsi data prepare again")
+        return sample
+
+    def _num_classes(self, task: str) -> int:
+        """How many values a label of ``task`` may have; 0: any number."""
+        if task in self.classes:
+            return len(self.classes[task])
+        return 2 if task != IMAGE and TASKS[task].kind == "strength" else 0
 
     def name(self, index: int) -> str:
         """The name that item ``index`` has in the data set it came from."""
@@ -152,6 +164,10 @@ def _check_index(index: dict[str, Any]) -> None:
             raise ValueError(f"tasks.{split} is missing")
     for value in index["derived"]:
         _expect("derived", value, str)
+    for task, colours in index.get("colours", {}).items():
+        _expect(f"colours.{task}", colours, list)
+        for colour in colours:
+            _expect(f"colours.{task}", colour, list)
 
 
 def _expect(key: str, value: Any, kind: type | tuple[type, ...]) -> None:
