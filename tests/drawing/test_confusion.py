@@ -55,7 +55,9 @@ def test_names_are_left_out_where_nobody_could_read_them(tmp_path):
     for number, read in ((60, True), (700, False)):
         one, other = (
             darkness(
-                plot_confusion(np.eye(number).tolist(), [f"{word} {i}" for i in range(number)], tmp_path / "a.png")
+                plot_confusion(
+                    np.eye(number, dtype=int).tolist(), [f"{word} {i}" for i in range(number)], tmp_path / "a.png"
+                )
             )
             for word in ("lamp", "chair")
         )

@@ -52,7 +52,7 @@ def test_a_number_that_stands_for_nothing_is_named_unless_it_is_unknown(name: st
 
 def test_numbers_far_apart_take_no_memory(tmp_path: Path) -> None:
     values = ((LEAST, 0), (0, 0), (1, 1), (180_000_000, 1), (GREATEST, 0))
-    np.save(tmp_path / "a.npy", np.int32([[LEAST, 0, 1], [180_000_000, GREATEST, 255]]))
+    np.save(tmp_path / "a.npy", np.array([[LEAST, 0, 1], [180_000_000, GREATEST, 255]], np.int32))
     content = (tmp_path / "a.npy").read_bytes()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     read = decode_class_map(tmp_path / "a.npy", content, classes=ClassMap("semseg", 2, values, (255,)))
