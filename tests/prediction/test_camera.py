@@ -124,6 +124,8 @@ def test_a_model_that_does_not_know_its_camera_rescales_nothing():
         predictor(camera=500.0)
     with pytest.raises(MistakeError, match="focal length -3; expected"):
         Camera(focal_px=-3)
+    with pytest.raises(MistakeError, match="focal length '500'; expected a number"):
+        Camera(focal_px="500")  # type: ignore[arg-type]
     with pytest.raises(MistakeError, match="field of view 180; expected"):
         Camera(fov_deg=180)
     with pytest.raises(MistakeError, match="expected one of --focal-px and --fov-deg"):

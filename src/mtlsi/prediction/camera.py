@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,9 @@ class Camera:
     def __post_init__(self) -> None:
         if self.focal_px is not None and self.fov_deg is not None:
             raise MistakeError("a focal length and a field of view; expected one of --focal-px and --fov-deg")
+        for name, value in (("focal length", self.focal_px), ("field of view", self.fov_deg)):
+            if not isinstance(value, Real | None):
+                raise MistakeError(f"{name} {value!r}; expected a number")
         if self.focal_px is not None and not 0 < self.focal_px < math.inf:
             raise MistakeError(f"focal length {self.focal_px:g}; expected a number of pixels above 0")
         if self.fov_deg is not None and not 0 < self.fov_deg < 180:
