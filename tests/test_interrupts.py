@@ -13,6 +13,7 @@ import os, signal, sys
 from mtlsi.__main__ import run
 
 module, becomes = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
 
 class Finder:
     def find_spec(self, name, *_):

@@ -12,7 +12,7 @@ from mtlsi.drawing.plots import plot_curves
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import compare_single_task
 from mtlsi.lock import held
-from mtlsi.prediction.manifest import Manifest
+from mtlsi.prediction.manifest import Manifest, Source
 from mtlsi.reading import MOST_VALUES, parse_json, read_json
 from mtlsi.studies.figures import headline_of
 from mtlsi.training import class_weights
@@ -72,17 +72,16 @@ def test_damaged_lines_are_passed_over_by_readers_of_lines(wrong, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(bad + "\n".join(map(json.dumps, good)).encode() + b"\n")
     assert run_folder.read_metrics(tmp_path)[0] == good
     assert plot_curves(tmp_path / "metrics.jsonl", tmp_path / "a.svg").stat().st_size > 0 if wrong != "latin" else True
-    Manifest(tmp_path).append("a", 7, {})
+    Manifest(tmp_path).append("a", Source("/photos/a.jpg", 7, 3), 5, {})
     with (tmp_path / "manifest.jsonl").open("ab") as file:
         file.write(bad + b'{"results": "a", "state": "-1"}\n{"results": "b", "state": "' + b"f" * 99 + b'"}\n')
-    Manifest(tmp_path).append("c", 9, {})
+    Manifest(tmp_path).append("c", Source("/photos/c.jpg", 9, 4), 6, {})
     again = Manifest(tmp_path)
-    assert [again.is_done(name, state) for name, state in (("a", 7), ("a", 8), ("c", 9), ("b", 0))] == [
-        True,
-        False,
-        True,
-        False,
+    assert [(line.state, line.changed, line.content) for line in map(again.last, "ac") if line] == [
+        (7, 3, 5),
+        (9, 4, 6),
     ]
+    assert again.last("b") is None
 
 
 @pytest.mark.parametrize("wrong", ["folder", "pipe", "a gigabyte"])
@@ -92,7 +91,7 @@ def test_what_is_no_plain_file_in_the_place_of_lines_or_of_a_lock_is_a_mistake(w
     if wrong != "a gigabyte":
         place(tmp_path / "manifest.jsonl", wrong)
         with pytest.raises(MistakeError, match="expected a plain file"):
-            Manifest(tmp_path).is_done("a", 1)
+            Manifest(tmp_path).last("a")
     with pytest.raises(MistakeError, match=r"metrics\.jsonl"):
         run_folder.read_metrics(tmp_path)
     with pytest.raises(MistakeError, match=r"metrics\.jsonl"):

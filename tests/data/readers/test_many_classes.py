@@ -78,6 +78,6 @@ def test_more_are_refused_in_a_prepared_folder_in_a_model_and_by_the_metric(tmp_
     with pytest.raises(MistakeError, match=told):
         read_index(tmp_path)
     with pytest.raises(MistakeError, match=told):
-        check_facts(["semseg"], {"semseg": TOO_MANY}, [64, 64], [])
+        check_facts(["semseg"], {"semseg": TOO_MANY}, [64, 64], [], "stretch")
     with pytest.raises(MistakeError, match=told):
         build_metric(TASKS["semseg"], MetricSettings(num_classes=5000))
