@@ -242,12 +242,13 @@ def test_a_card_of_some_tasks_gives_the_command_that_measures_them_and_how_image
     asked = {"data": "nyud", "root": str(nyud_root), "tasks": "normals"}
     out = pack_from_command(PackOptions(str(tmp_path / "run"), **asked, out=tmp_path / "kept"), console=QUIET)
     card = (out / "README.md").read_text()
-    assert "mtlsi evaluate kept --data nyud --root FOLDER --resize keep_ratio --tasks normals\n" in card
+    assert "mtlsi evaluate kept --data nyud --root FOLDER --tasks normals\n" in card  # the model says how
     assert "shown as follows: images resized by one factor into 64x64, padded to 64x64; compared" in card
     assert "resized by one factor into 64x64 times 0.5 to 2" in card
     assert mean_angle(card) == pytest.approx(kept["mErr"], rel=0.02)  # as the run itself, but for half precision
-    stretched = evaluate_from_command(EvaluateOptions(str(out), **asked), console=QUIET)["normals"]["mErr"]
-    again = evaluate_from_command(EvaluateOptions(str(out), **asked, resize="keep_ratio"), console=QUIET)["normals"]
+    again = evaluate_from_command(EvaluateOptions(str(out), **asked), console=QUIET)["normals"]
+    other = EvaluateOptions(str(out), **asked, resize="stretch")
+    stretched = evaluate_from_command(other, console=QUIET)["normals"]["mErr"]
     assert mean_angle(card) == pytest.approx(again["mErr"], abs=0.01) != pytest.approx(stretched, abs=0.01)
     assert "| depth |" not in card
     assert "Boundaries are" not in card

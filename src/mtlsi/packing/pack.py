@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from mtlsi import run_folder
-from mtlsi.config import RESIZES, RunConfig
+from mtlsi.config import RunConfig
 from mtlsi.data.datasets import LabelledImages, open_dataset
 from mtlsi.data.scenes.dataset import render_scene
 from mtlsi.drawing.panels import panel
@@ -64,7 +64,7 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
     try:
         run_folder.import_named_plugins(options.plugin, options.model)
         run_folder.pack_model(model, fresh)
-        if showing is None and config is not None:  # the folder to share does not say how the run resized
+        if showing is None and config is not None:  # an older model does not say how its run resized
             options = replace(options, resize=options.resize or config.data.resize)
         subject = open_subject(replace(options, model=str(fresh)), console, showing=showing)
         training = open_dataset(subject.config, "train")
@@ -132,17 +132,20 @@ def measure(options: PackOptions, subject: Subject, training: LabelledImages, co
         options.split,
         "shown at {}x{}".format(*shown_at) if plain else f"shown as follows: {showing}",
         dataset.derived,
-        flags_of(options),
+        flags_of(options, subject.network.resize),
         str(protocol.on_data(dataset.boundary_tolerance)),
     )
 
 
-def flags_of(options: PackOptions) -> str:
-    """What ``mtlsi evaluate`` needs beyond the data, to measure the packed model as it was measured here."""
+def flags_of(options: PackOptions, resize: str) -> str:
+    """What ``mtlsi evaluate`` needs beyond the data, to measure the packed model as it was measured here.
+
+    ``resize``: how the model itself says that its images are resized.
+    """
     tasks = tasks_of(options)
     flags = {
         "size": options.size_hw and "{} {}".format(*options.size_hw),
-        "resize": options.resize if options.resize != RESIZES[0] else None,
+        "resize": options.resize if options.resize != resize else None,
         "protocol": options.protocol,
         "tasks": tasks and ",".join(tasks),
         "boundary-protocol": options.boundary_protocol if options.boundary_protocol != BOUNDARY_PROTOCOL else None,
