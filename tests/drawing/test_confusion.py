@@ -51,6 +51,7 @@ def test_shares_are_said_in_the_cells_and_an_unlabelled_class_has_none(tmp_path)
     assert np.ptp(cells[1]) == 0
 
 
+@pytest.mark.slow
 def test_names_are_left_out_where_nobody_could_read_them(tmp_path):
     for number, read in ((60, True), (700, False)):
         one, other = (
