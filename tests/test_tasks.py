@@ -201,3 +201,16 @@ def test_a_seventh_task_is_one_record():
     assert model.decoder.heads.predict.of_task["flow"].weight.grad.abs().sum() > 0
     direction = mtlsi.decode("flow", out.final["flow"])
     torch.testing.assert_close(direction.norm(dim=1), torch.ones(1, 64, 64))
+
+
+@pytest.mark.parametrize("sign", ["\x1b[2J", "\x9b2J", "\r", "\x00"])
+def test_names_that_would_steer_a_terminal_are_refused(sign):
+    for make in (
+        lambda: create_model("tiny", tasks=("semseg",), classes={"semseg": ["floor", f"wall{sign}"]}),
+        lambda: Task("albedo", kind="value", title=f"a{sign}"),
+        lambda: Task("albedo", kind="value", unit=sign),
+    ):
+        with pytest.raises(MistakeError, match="expected no control characters") as refused:
+            make()
+        assert sign not in str(refused.value)
+    assert create_model("tiny", tasks=("semseg",), classes={"semseg": ["床", "стена", "a\u00a0b"]}).classes

@@ -19,6 +19,7 @@ direction   (3 H W) float32   unit vectors, x right, y up, z to the    (0, 0, 0)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any
@@ -55,6 +56,8 @@ SCORES = {
 """By metric: its headline score, whether higher is better, and the unit."""
 LAST_VALUE = 65535
 """The greatest of 16 bits: in label files and in memory a pixel without a class."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""Control characters, those of terminals among them."""
 MOST_CLASSES = 2**12
 """Of all tasks of a data set or a model together. Choice: ADE20K in full has 3,688; pixels are counted by label and
 prediction, in 128 MB for so many, of which a batch takes as much again."""
@@ -62,6 +65,12 @@ MOST_TASKS = 64
 """Of one's own, and of one network."""
 RESERVED = ("image", "images", "size", "panel")
 """Names that samples, folders and files use for other things."""
+
+
+def check_printed(what: str, text: Any) -> None:
+    """Raises ``MistakeError``, which begins with ``what``, for a text with signs that would steer a terminal."""
+    if isinstance(text, str) and CONTROL.search(text):
+        raise MistakeError(f"{what}: {shortened(text)}; expected no control characters")
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,8 @@ class Task:
             _set(self, "higher_is_better", higher_is_better)
         if self.unit is None:
             _set(self, "unit", "m" if self.kind == "distance" else unit)
+        for field in ("title", "unit"):
+            check_printed(f"task {self.name!r}: {field}", getattr(self, field))
         self._check_numbers()
 
     def _check_numbers(self) -> None:
@@ -278,13 +289,16 @@ def num_channels(task: str, classes: dict[str, Any]) -> int:
 
 
 def check_classes(classes: Mapping[str, Sequence[Any]], where: str = "") -> None:
-    """Raises ``MistakeError``, which begins with ``where``, for more than ``MOST_CLASSES`` by task."""
+    """Raises ``MistakeError``, which begins with ``where``, for more than ``MOST_CLASSES``, and as ``check_printed``."""
     counts = {task: len(names) for task, names in classes.items()}
     if sum(counts.values()) > MOST_CLASSES:
         shown = ", ".join(f"{count} of {task}" for task, count in counts.items())
         raise MistakeError(
             f"{where}classes: {shown}; expected {MOST_CLASSES} in all at most; leave out or merge rare ones"
         )
+    for task, names in classes.items():
+        for name in names:
+            check_printed(f"{where}a class of {task}", name)
 
 
 def check_tasks(tasks: str | Iterable[str], among: Iterable[str] = TASKS) -> tuple[str, ...]:
