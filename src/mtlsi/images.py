@@ -116,8 +116,9 @@ def open_image(
                 raise MistakeError(f"{size}; expected at most {most_pixels // 10**6} million: make it smaller first")
             if image.format in ("JPEG", "MPO"):
                 begin = opened.tell()
-                opened.seek(0)
-                _check_scans(opened.read(), image.width * image.height)
+                if opened.seek(0, os.SEEK_END) * image.width * image.height >= HEAVY:  # few are read twice
+                    opened.seek(0)
+                    _check_scans(opened.read())
                 opened.seek(begin)
             _load_as_stored(image)
             yield image
@@ -147,14 +148,13 @@ def peek_image(path: FilePath) -> Image.Image:
 def size_of_jpeg(content: bytes) -> tuple[int, int]:
     """Height and width of a JPEG file, not decoded. Raises ``UNREADABLE``, and ``MistakeError`` for too many scans."""
     with _QUIET, Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
-        _check_scans(content, image.width * image.height)
+        if len(content) * image.width * image.height >= HEAVY:
+            _check_scans(content)
         return image.height, image.width
 
 
-def _check_scans(content: bytes, num_pixels: int) -> None:
-    """Raises ``MistakeError`` for a JPEG file of very many scans, where its bytes and pixels could be minutes of work."""
-    if len(content) * num_pixels < HEAVY:
-        return
+def _check_scans(content: bytes) -> None:
+    """Raises ``MistakeError`` for a JPEG file of very many scans, which may be minutes of work."""
     at, num_scans = 2, 0
     while (marker := _MARKER.search(content, at)) is not None and marker[0] != b"\xff\xd9":  # the end of the image
         num_scans += marker[0] == b"\xff\xda"

@@ -14,6 +14,7 @@ from mtlsi import kinds
 from mtlsi.model.backbone import STRIDES
 from mtlsi.model.network import MTLSINet
 from mtlsi.nn.normalise import normalise
+from mtlsi.prediction.camera import multiplied
 from mtlsi.prediction.shown import Shown
 
 Predict = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -95,6 +96,5 @@ def under_pytorch(
         raw = final[task].float()
         smaller = height * width <= raw.shape[2] * raw.shape[3]
         decoded = kinds.decode(task, F.interpolate(raw, (height, width), mode="bilinear", antialias=smaller)).numpy()
-        decoded = decoded * np.float32(share) if kinds.of(task).task.kind == "distance" else decoded
         results[task] = decoded.transpose(0, 2, 3, 1) if decoded.ndim == 4 else decoded
-    return results
+    return dict(multiplied(results, share))
