@@ -14,9 +14,9 @@ from mtlsi.evaluation.report import compare_single_task
 from mtlsi.lock import held
 from mtlsi.prediction.manifest import Manifest, Source
 from mtlsi.reading import MOST_VALUES, parse_json, read_json
+from mtlsi.run_folder import kept_step
 from mtlsi.studies.figures import headline_of
 from mtlsi.training import class_weights
-from mtlsi.training.best import kept_step
 
 SCORES = {"depth": {"RMSE": 0.5}}
 WRONG = {

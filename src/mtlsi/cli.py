@@ -243,6 +243,7 @@ def _open_predictor(options: PredictOptions) -> Predictor | GraphPredictor:
 
         import_named_plugins(options.plugin, options.model)
         model = MTLSINet.from_pretrained(options.model)
+        _tell_of_best(options.model)
         return TiledPredictor(model, options.tiles, device=options.device, dtype=options.dtype, compile=options.compile)
     finally:
         garbage.resume()
@@ -252,6 +253,7 @@ def _export(options: ExportOptions) -> int:
     from mtlsi.exporting.export import export
 
     export(options)
+    _tell_of_best(options.model)
     return 0
 
 
@@ -261,8 +263,16 @@ def _page(options: PageOptions) -> int:
 
     for model in options.models or (DEFAULT_MODEL,):
         import_named_plugins(options.plugin, model)
+        _tell_of_best(model)
     page_from_command(options)
     return 0
+
+
+def _tell_of_best(model: str) -> None:
+    from mtlsi.run_folder import note_of_best
+
+    if (note := note_of_best(model)) is not None:
+        processes.say(f"mtlsi: {note}")
 
 
 def _boundary(options: BoundaryOptions) -> int:

@@ -28,7 +28,7 @@ from mtlsi.field_types import check_types
 from mtlsi.io import plain, replace_bytes, replace_text
 from mtlsi.model.stored import CONFIG, WEIGHTS, write_settings
 from mtlsi.plugins import import_plugins, settle_plugins
-from mtlsi.reading import parse_json, read_content, shortened
+from mtlsi.reading import parse_json, read_content, read_json, shortened
 from mtlsi.weights import replace_weights
 from mtlsi.yaml_files import read_yaml
 
@@ -187,6 +187,23 @@ def run_of(model: str | Path) -> Path | None:
     path = Path(model)
     folders = (path, path.parent) if path.name == BEST else (path,)
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
+def kept_step(out: Path) -> int | None:
+    """The step of the model in ``out``/best; None where there is none."""
+    try:
+        step = read_json(out / BEST / SCORES, "scores").get("step")
+    except MistakeError:
+        return None
+    return step if isinstance(step, int) and not isinstance(step, bool) else None
+
+
+def note_of_best(model: str | Path) -> str | None:
+    """One line where ``model`` is a run that keeps a better model than its last; None for any other model."""
+    run = Path(model)
+    if run_of(model) != run or (step := kept_step(run)) is None or step in saved_steps(run)[:1]:
+        return None
+    return f"{run} has the run's last weights; the best, of step {step}: {run / BEST}"
 
 
 def _renamed(settings: dict[str, Any]) -> dict[str, Any]:

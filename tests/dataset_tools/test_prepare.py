@@ -139,6 +139,9 @@ def test_a_broken_prepared_folder_is_named(nyud_root, tmp_path):
         ({"splits": {"train": [], "val": []}}, "no images of the split train"),
         ({"colours": {"semseg": 5}}, "colours.semseg' is 5"),
         ({"colours": {"semseg": [5]}}, "colours.semseg' is 5"),
+        ({"boundary_tolerance": 0}, "boundary_tolerance is 0; expected a share"),
+        ({"boundary_tolerance": 1.5}, "boundary_tolerance is 1.5"),
+        ({"boundary_tolerance": "x"}, "boundary_tolerance' is 'x'"),
         ({"own_tasks": [{"name": f"own_{i}", "kind": "value"} for i in range(65)]}, "65 records of tasks; expected 64"),
     ],
 )

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
-from mtlsi.training.best import Best, keep, kept_step
+from mtlsi.run_folder import kept_step, note_of_best
+from mtlsi.training.best import Best, keep
 
 TASKS = ("semseg", "depth")
 CLASSES = {"semseg": ("wall", "floor")}
@@ -106,3 +107,17 @@ def test_a_kept_model_is_a_model_folder_and_replaces_the_one_before(tmp_path):
     assert json.loads((tmp_path / "best" / "scores.json").read_text())["scores"] == {
         "depth": {"RMSE": 1.0, "MAE": None}
     }
+
+
+def test_a_run_with_a_better_model_than_its_last_says_so(tmp_path):
+    run = tmp_path / "run"
+    (run / "state" / "step_000007").mkdir(parents=True)
+    (run / "config.yaml").write_text("")
+    assert note_of_best(run) is None
+    network = create_model("tiny", tasks=("depth",))
+    keep(network, network.state_dict(), {"depth": {"RMSE": 1.0}}, run, step=3)
+    assert note_of_best(str(run)) == f"{run} has the run's last weights; the best, of step 3: {run / 'best'}"
+    assert note_of_best(run / "best") is None
+    assert note_of_best("nyud") is None
+    keep(network, network.state_dict(), {"depth": {"RMSE": 1.0}}, run, step=7)
+    assert note_of_best(run) is None  # the last is the best

@@ -91,6 +91,8 @@ def open_subject(options: MeasureOptions, console: Console, *, showing: Showing 
     """
     run_folder.import_named_plugins(options.plugin, options.model)
     network = MTLSINet.from_pretrained(options.model)
+    if (note := run_folder.note_of_best(options.model)) is not None:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     if (tasks := tasks_of(options)) is not None:
         check_tasks(tasks, among=network.tasks)
     own = processes.own_device() if options.device is None else None

@@ -31,7 +31,7 @@ from mtlsi.packing.card import PICTURE, Measured, Trained, card
 from mtlsi.prediction.predictor import Predictor
 from mtlsi.reading import read_text
 from mtlsi.tasks import BOUNDARY_PROTOCOL
-from mtlsi.training.best import Kept, kept, kept_step
+from mtlsi.training.best import Kept, kept
 
 ROOMS = (1_000_246, 1_000_236)
 """Generated rooms on a card's picture; validation images start at 1,000,000."""
@@ -85,8 +85,7 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
         fresh.rename(options.out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    if run is not None and best is None and (step := kept_step(run)) is not None:
-        note = f"these are the last weights; the best, of step {step}: mtlsi pack {run / run_folder.BEST} ..."
+    if (note := run_folder.note_of_best(options.model)) is not None:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(f"model folder: {options.out}", markup=False, highlight=False, soft_wrap=True)
     if options.push is not None:

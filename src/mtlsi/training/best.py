@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from mtlsi import run_folder
-from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import Scores, write_scores
 from mtlsi.field_types import check_types
 from mtlsi.metrics.directions import figure_named
@@ -146,15 +145,6 @@ def kept(out: Path) -> Kept:
 
 KEYS = {"step": "step", "score": "best_by", "value": "value", "num_images": "images"}
 """Where ``scores.json`` has what ``Kept`` says."""
-
-
-def kept_step(out: Path) -> int | None:
-    """The step of the model in ``out``/best; None where there is none."""
-    try:
-        step = read_json(out / BEST / run_folder.SCORES, "scores").get("step")
-    except MistakeError:
-        return None
-    return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 def keep(model: nn.Module, state: Mapping[str, Tensor], scores: Scores, out: Path, **context: Any) -> None:

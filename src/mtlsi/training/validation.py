@@ -12,8 +12,8 @@ from mtlsi.drawing.plots import plot_curves
 from mtlsi.errors import Stopped
 from mtlsi.evaluation.evaluate import BATCH_SIZE, evaluate
 from mtlsi.evaluation.report import Scores
-from mtlsi.run_folder import BEST
-from mtlsi.training.best import Best, keep, kept_step
+from mtlsi.run_folder import BEST, kept_step
+from mtlsi.training.best import Best, keep
 from mtlsi.training.callbacks import Callbacks
 from mtlsi.training.log import Log
 from mtlsi.training.setup import TrainingRun

@@ -147,6 +147,10 @@ def _check_index(index: dict[str, Any]) -> None:
     for key, kind in (("splits", dict), ("tasks", dict), ("classes", dict), ("derived", list), ("layout", str)):
         _expect(key, index[key], kind)
     _expect("boundary_tolerance", index["boundary_tolerance"], (int, float))
+    if not 0 < index["boundary_tolerance"] < 1:
+        raise ValueError(
+            f"boundary_tolerance is {index['boundary_tolerance']}; expected a share of the image's diagonal"
+        )
     _expect("own_tasks", index.get("own_tasks", []), list)
     _expect("colours", index.get("colours", {}), dict)
     _expect("camera", index.get("camera", {}), dict)
