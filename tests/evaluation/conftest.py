@@ -27,6 +27,8 @@ def active_network() -> Callable[..., MTLSINet]:
                     parameter.uniform_(-0.5, 0.5)
             if form == "paper":
                 decoder.distiller.assign.reduce.weight.mul_(100)
+            for parameter in (*decoder.fusion.queries.parameters(), decoder.fusion.key_value.weight):
+                parameter.mul_(10)  # else positions attend to the same
             for block in decoder.cross_window:
                 block.token_query.weight.mul_(10)
                 block.token_key_value.weight.mul_(10)

@@ -185,6 +185,6 @@ def test_parts_that_the_model_lacks_are_left_out_and_said_so(tmp_path):
     found = diagnose_from_command(
         DiagnoseOptions(str(tmp_path), data="scenes", limit=2), console=Console(file=said, width=100)
     )
-    assert list(found.variants) == [AS_TRAINED, "no_fusion", "no_coarse", "no_mix"]
+    assert list(found.variants) == [AS_TRAINED, "fusion_mean", "no_fusion", "no_coarse", "no_mix"]
     assert (found.tokens, found.blocks) == ({}, [])
     assert "left out: tokens_mean (the model has no CWIB, which reads tokens)" in said.getvalue()

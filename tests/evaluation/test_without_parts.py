@@ -120,6 +120,22 @@ def test_without_fusion_what_follows_reads_the_preliminary_features(network):
     assert differ(found, network(shown, full_size=False).final)
 
 
+def test_fusion_mean_gives_every_position_the_mean_of_what_the_fusion_adds(network):
+    shown, kept, silent = images(64, 96), [], copy.deepcopy(network).decoder.fusion
+    for parameter in silent.merge.reduce.parameters():
+        parameter.zero_()  # it gives J alone
+
+    def averaged(_, given, fused):
+        joined = silent(*given)
+        kept.append(torch.stack([joined[:, :, n] + (fused - joined).mean(2) for n in range(fused.shape[2])], 2))
+        return kept[-1]
+
+    found, whole = changed(network, VARIANTS["fusion_mean"])(shown).final, network(shown).final
+    network.decoder.fusion.register_forward_hook(averaged)
+    assert_same(found, network(shown).final)
+    assert differ(found, whole)
+
+
 def test_without_coarse_predictions_their_weights_do_not_matter(network):
     shown, blind = images(64, 96), copy.deepcopy(network)
     for layer in blind.decoder.fusion.embed.values():
@@ -178,7 +194,7 @@ def test_the_network_stays_as_it_is_and_weights_are_shared(network, name):
 
 def test_parts_that_a_network_was_trained_without_are_left_out_and_said_so():
     fusion, cross_window = (
-        {"no_fusion", "no_coarse"},
+        {"fusion_mean", "no_fusion", "no_coarse"},
         {"tokens_mean", "tokens_of_another_image", "no_tokens", "no_windows"},
     )
     assert left_out(create_model("tiny").decoder) == {}  # type: ignore[arg-type]

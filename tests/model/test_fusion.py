@@ -7,7 +7,7 @@ from torch import nn
 
 from mtlsi import kernels
 from mtlsi.errors import MistakeError
-from mtlsi.model.fusion import MultiQueryLinearFusion, SharedQueries
+from mtlsi.model.fusion import CONTEXTS, LEAST_SHARE, MultiQueryLinearFusion, SharedQueries
 from random_weights import draw_weights
 
 OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
@@ -16,11 +16,15 @@ KINDS = ("dense", "separable", "shared")
 SIZE = (5, 7)  # odd: the pooled squares at the edges are cut
 
 
-def block(scales=(1, 3, 5), *, queries="separable"):
+def block(scales=(1, 3, 5), *, queries="separable", context="sums"):
     """The block in evaluation, with every weight and statistic drawn again."""
     torch.manual_seed(0)
-    module = MultiQueryLinearFusion(CHANNELS, OUTPUTS, num_heads=HEADS, scales=scales, pool=POOL, queries=queries)
-    return draw_weights(module, std=0.3)
+    options = {"num_heads": HEADS, "scales": scales, "pool": POOL, "queries": queries, "context": context}
+    module = draw_weights(MultiQueryLinearFusion(CHANNELS, OUTPUTS, **options), std=0.3)
+    for name, weight in module.named_parameters():
+        if name.endswith("log_scale"):
+            weight.data += 1
+    return module
 
 
 def inputs(size_hw=SIZE, batch=2):
@@ -60,6 +64,23 @@ def naive_queries(module, x):
     return [convolved(layer.across, seen)[0] for layer, seen in zip(module, around, strict=True)]
 
 
+def naive_shares(layer, head, x):
+    """What each position (n d) gives to each channel of a head."""
+    directions = [row - x.mean(0) for row in x]
+    return torch.stack([torch.softmax(row / row.norm() * layer.log_scale[head].exp(), 0) for row in directions])
+
+
+def naive_centroids(shares, values):
+    """The mean value of each share less that of all positions, normalised, and the shares' sizes."""
+    sizes, means = shares.mean(0), []
+    for i in range(shares.shape[1]):
+        beyond = sum(share[i] * (value - values.mean(0)) for share, value in zip(shares, values, strict=True)) / len(
+            values
+        )
+        means.append(beyond / (sizes[i] + LEAST_SHARE))
+    return torch.stack([(x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt() for x in means]), sizes
+
+
 def naive_fusion(module, features, coarse):
     """One image, float64, task by task and head by head, with the attention matrices written out: (t n c)."""
     h, w = features.shape[-2:]
@@ -86,10 +107,16 @@ def naive_fusion(module, features, coarse):
     queries = naive_queries(module.queries, side_by_side[None])
     for t in range(TASKS):
         per_scale = []
-        for query in queries:
+        for scale, query in enumerate(queries):
             own = query[t * CHANNELS : (t + 1) * CHANNELS].flatten(1).T  # n c
             for head in range(HEADS):
                 part = slice(head * d, (head + 1) * d)
+                if module.key_shares is not None:
+                    shared = torch.cat([naive_shares(module.key_shares, head, k[:, part]) for k in keys])
+                    means, sizes = naive_centroids(shared, all_values[:, part])
+                    taken = naive_shares(module.query_shares[scale], head, own[:, part]) * sizes
+                    per_scale.append(taken / taken.sum(1, keepdim=True) @ means)
+                    continue
                 matrix = (F.elu(own[:, part]) + 1) @ (F.elu(all_keys[:, part]) + 1).T  # n (t m)
                 per_scale.append(matrix / matrix.sum(1, keepdim=True) @ all_values[:, part])
         hidden = F.gelu(naive_linear(module.merge.expand, t, torch.cat(per_scale, 1)))
@@ -97,19 +124,43 @@ def naive_fusion(module, features, coarse):
     return torch.stack(fused)
 
 
+@pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("queries", KINDS)
 @pytest.mark.parametrize("scales", [(1, 3, 5), (3,), (1, 7)])
-def test_block_equals_loops_over_tasks_heads_and_scales_with_explicit_attention(scales, queries):
-    module, (features, coarse) = block(scales, queries=queries), inputs()
+def test_block_equals_loops_over_tasks_heads_and_scales_with_explicit_attention(scales, queries, context):
+    module, (features, coarse) = block(scales, queries=queries, context=context), inputs()
     with torch.no_grad():
         out = module(features, together(coarse))
-        exact = block(scales, queries=queries).double()
+        exact = block(scales, queries=queries, context=context).double()
         expected = [
             naive_fusion(exact, features[b].double(), {task: x[b].double() for task, x in coarse.items()})
             for b in range(len(features))
         ]
     assert out.shape == (2, TASKS, math.prod(SIZE), CHANNELS)
     torch.testing.assert_close(out.double(), torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_positions_attend_to_different_things_from_the_start_where_the_context_is_of_centroids(monkeypatch):
+    """What they attend to, as a share of its square, beyond its mean over the positions: with sums next to nothing."""
+
+    def beyond_mean(context):
+        torch.manual_seed(0)
+        module = MultiQueryLinearFusion(
+            32, OUTPUTS, num_heads=1, scales=(1,), pool=1, queries="dense", context=context
+        ).eval()
+        kept = []
+        attend = kernels.attend_and_expand
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr(kernels, "attend_and_expand", lambda *given: (kept.append(given[:3]), attend(*given))[1])
+            features = torch.randn(1, TASKS, 32, 12, 16) + torch.randn(1, TASKS, 32, 1, 1)
+            module(features, together({task: torch.randn(1, n, 12, 16) for task, n in OUTPUTS.items()}))
+        (queries,), c, z = kept[0]
+        taken = F.elu(queries) + 1
+        attended = taken @ c[0, 0] / (taken @ z[0, 0, :, None])
+        return float(1 - attended.mean(2).square().sum() / attended.square().sum(-1).mean(2).sum())
+
+    assert beyond_mean("sums") < 0.1
+    assert beyond_mean("centroids") > 0.5
 
 
 def test_one_context_is_computed_and_it_has_no_axis_for_tasks_or_scales(monkeypatch):

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from mtlsi.errors import MistakeError
 from mtlsi.model.cross_window import NoCrossWindow
 from mtlsi.model.decoder import MTLSIDecoder
-from mtlsi.model.fusion import NoFusion
+from mtlsi.model.fusion import MultiQueryLinearFusion, NoFusion
 from mtlsi.model.network import MTLSINet
+from mtlsi.nn.layout import to_positions
 from mtlsi.nn.task_subset import shallow_copy
 
 Change = Callable[[MTLSIDecoder], None]
@@ -106,6 +107,18 @@ class WithoutCoarse(nn.Module):
         return self.fusion(features, torch.zeros_like(coarse))
 
 
+class MeanOfFusion(nn.Module):
+    """What the fusion adds to a position's own J is the mean of that over the image's positions."""
+
+    def __init__(self, fusion: MultiQueryLinearFusion):
+        super().__init__()
+        self.fusion = fusion
+
+    def forward(self, features: Tensor, coarse: Tensor) -> Tensor:
+        joined = to_positions(self.fusion.joined(features, coarse))  # b t n c
+        return joined + (self.fusion(features, coarse) - joined).mean(2, keepdim=True)
+
+
 def tokens_mean(decoder: MTLSIDecoder) -> None:
     """All tokens of an image and a task are their mean: what is lost is what tells them apart."""
     decoder.distiller = MeanTokens(decoder.distiller)
@@ -131,6 +144,11 @@ def no_fusion(decoder: MTLSIDecoder) -> None:
     decoder.fusion = NoFusion()
 
 
+def fusion_mean(decoder: MTLSIDecoder) -> None:
+    """What the fusion adds is the same at every position of an image: what is lost is what tells positions apart."""
+    decoder.fusion = MeanOfFusion(cast(MultiQueryLinearFusion, decoder.fusion))
+
+
 def no_coarse(decoder: MTLSIDecoder) -> None:
     """The fusion reads coarse predictions of zero."""
     decoder.fusion = WithoutCoarse(decoder.fusion)
@@ -143,7 +161,7 @@ def no_mix(decoder: MTLSIDecoder) -> None:
 
 
 OF_TOKENS: tuple[Change, ...] = (tokens_mean, tokens_of_another_image, no_tokens, no_windows)
-OF_FUSION: tuple[Change, ...] = (no_fusion, no_coarse)
+OF_FUSION: tuple[Change, ...] = (fusion_mean, no_fusion, no_coarse)
 VARIANTS = {change.__name__: change for change in (*OF_TOKENS, *OF_FUSION, no_mix)}
 """What is taken out, by name."""
 

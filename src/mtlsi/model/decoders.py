@@ -57,6 +57,7 @@ def build_mtlsi(spec: DecoderSpec) -> MTLSIDecoder:
             scales=sizes.scales,
             pool=sizes.context_pool,
             queries=sizes.queries,
+            context=form.context,
         )
     distiller: nn.Module = nn.Identity()
     cross_window: nn.Module = NoCrossWindow()

@@ -12,6 +12,7 @@ from typing import Any
 from mtlsi.errors import MistakeError, check_choice
 from mtlsi.model.decoder_spec import options_given
 from mtlsi.model.final import ADD_COARSE
+from mtlsi.model.fusion import CONTEXTS
 from mtlsi.model.preliminary import DEEP_SUPERVISION
 from mtlsi.sizes import ModelConfig
 
@@ -20,6 +21,10 @@ from mtlsi.sizes import ModelConfig
 class Form:
     """The choices in which the two forms differ."""
 
+    context: str = "sums"
+    """What a position attends to in the fusion. sums: C, the sums of values weighed by elu + 1 of the keys; centroids: every
+    position is shared out to a head's channels by its direction from the mean of its task, and attends to the mean values
+    of these shares, less that of all."""
     tokens: str = "shares"
     """shares: every position is shared out to the tokens by the softmax of an MLP; centroids: by its direction from the
     image's mean, and a token is the centroid of its share, less that mean."""
@@ -59,6 +64,7 @@ FORMS = {
 }
 """By ``ModelConfig.form``."""
 CHOICES: dict[str, tuple[Any, ...]] = {
+    "context": CONTEXTS,
     "tokens": ("shares", "centroids"),
     "pool": (1, 2, 4),
     "refine": ("preliminary", "fused"),
