@@ -10,7 +10,7 @@ import pytest
 from mtlsi import run_folder
 from mtlsi.drawing.plots import plot_curves
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.report import compare_single_task
+from mtlsi.evaluation.report import read_single_task
 from mtlsi.lock import held
 from mtlsi.prediction.manifest import Manifest, Source
 from mtlsi.reading import MOST_VALUES, parse_json, read_json
@@ -43,7 +43,7 @@ def place(path, wrong):
 
 
 READERS = {
-    "single_task": ("single.json", lambda path: compare_single_task(SCORES, path)),
+    "single_task": ("single.json", read_single_task),
     "class_weights": ("class_weights.json", lambda path: class_weights.load(path, {"semseg": ("wall", "floor")})),
     "scores": ("scores.json", lambda path: headline_of(path.parent)),
     "object": ("a.json", lambda path: read_json(path, "an object")["depth"] + 1),

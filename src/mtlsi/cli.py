@@ -169,6 +169,8 @@ def _demo(options: DemoOptions) -> int:
 
 def _study(options: StudyOptions) -> int:
     if options.list_commands:  # needs no torch
+        if options.table or options.sheet or options.pdf:
+            raise MistakeError("give one of --list, which only lists commands, and --table, --sheet or --pdf")
         from mtlsi.studies.plan import commands
 
         print("\n".join(commands(options)))
@@ -341,7 +343,7 @@ def _data_prepare(options: PrepareOptions) -> int:
     from mtlsi.dataset_tools.prepare import prepare
 
     _check_workers(options.num_workers)
-    prepare(options.root, options.out, size_hw=options.size_hw, num_workers=options.num_workers)
+    prepare(options.root, options.out, data=options.data, size_hw=options.size_hw, num_workers=options.num_workers)
     return 0
 
 

@@ -54,12 +54,31 @@ def test_an_image_without_the_label_gets_none(nyud_root, tmp_path):
         (Derivation(()), "nothing to derive"),
         (Derivation(("normals",)), "give --focal FX FY and --centre CX CY"),
         (Derivation(("saliency",), salient=("cat",)), "class 'cat' is not one of the data set's: wall"),
+        (Derivation(("normals",), camera=CAMERA, depth_step_m=-1.0), "--depth-step -1; expected metres, above 0"),
     ],
 )
 def test_what_cannot_be_derived_is_told_before_anything_is_written(nyud_root, tmp_path, wanted, message):
     with pytest.raises(MistakeError, match=message):
         run(nyud_root, tmp_path / "out", wanted)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("focal_xy", [(0.0, 100.0), (-100.0, 100.0), (float("nan"), 100.0), (float("inf"), 1.0)])
+def test_a_camera_that_cannot_be_is_told(focal_xy):
+    with pytest.raises(MistakeError, match="expected focal lengths above 0 and a centre"):
+        Camera(focal_xy, (32.0, 24.0))
+    with pytest.raises(MistakeError, match="expected focal lengths above 0 and a centre"):
+        Camera((50.0, 50.0), (float("nan"), 24.0))
+
+
+def test_labels_of_the_data_set_are_never_replaced(nyud_root):
+    (nyud_root / "edge").mkdir()
+    (nyud_root / "boundary").mkdir()
+    kept = nyud_root / "boundary/0001.png"
+    kept.write_bytes(b"of somebody")
+    with pytest.raises(MistakeError, match="boundary holds files of the data set itself; give another --out"):
+        run(nyud_root, nyud_root, Derivation(("boundary",)))
+    assert kept.read_bytes() == b"of somebody"
 
 
 def test_a_data_set_without_the_source_is_told(nyud_root, tmp_path):

@@ -131,6 +131,30 @@ def test_a_broken_prepared_folder_is_named(nyud_root, tmp_path):
         Prepared(out)
 
 
+@pytest.mark.parametrize("size_hw", [(0, 64), (64, -1)])
+def test_a_size_that_cannot_be_is_told_before_anything_is_written(nyud_root, tmp_path, size_hw):
+    with pytest.raises(MistakeError, match=r"--size .*; expected a height and a width of 1 pixel or more"):
+        prepare(nyud_root, tmp_path / "fast", size_hw=size_hw, num_workers=0)
+    assert not (tmp_path / "fast").exists()
+
+
+def test_a_prepared_folder_is_opened_as_the_data_set_it_was_made_from_alone(nyud_root, tmp_path):
+    run(nyud_root, tmp_path / "fast")
+    root = str(tmp_path / "fast")
+    assert len(open_dataset(DataConfig(name="nyud", root=root), "val")) == 2
+    with pytest.raises(
+        MistakeError, match=r"data pascal, but .*fast was prepared from nyud; name that, or prepare pascal: "
+    ):
+        open_dataset(DataConfig(name="pascal", root=root), "val")
+    index = json.loads((tmp_path / "fast/prepared.json").read_text())
+    assert index.pop("data") == "nyud"
+    (tmp_path / "fast/prepared.json").write_text(json.dumps(index))  # as older ones are
+    assert len(open_dataset(DataConfig(name="pascal", root=root), "val")) == 2
+    run(nyud_root, tmp_path / "fast")  # and are gone on with
+    with pytest.raises(MistakeError, match="unknown data set 'nyu'; expected one of nyud, pascal"):
+        prepare(nyud_root, tmp_path / "other", data="nyu", num_workers=0)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -385,12 +385,35 @@ def test_images_are_shown_as_the_run_showed_them(tiny_run, tmp_path):
         ({"confusion": __file__}, "cannot write"),
         ({"curve_path": "curve.jpg"}, "picture curve.jpg: of no known kind; expected a name that ends in .png, .pdf"),
         ({"boundary_protocol": "SEISM"}, "boundary protocol 'SEISM'; expected one of bsds"),
+        ({"single_task": "nowhere.json"}, "nowhere.json"),
     ],
 )
 def test_requests_that_cannot_be_met_are_refused_before_anything_is_loaded(changes, message):
     changes = {name: x if name in ("limit", "size_hw", "boundary_protocol") else Path(x) for name, x in changes.items()}
     with pytest.raises(MistakeError, match=message):
         evaluate_from_command(EvaluateOptions("no such model", **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"single_task": '{"depth": 0.5, "semseg": 40}'}, "expected the same tasks in both"),
+        ({"single_task": '{"depth": 0}'}, "single-task score of depth: 0.0; expected a number above 0"),
+        ({"curve_path": ""}, "curve.png: no boundaries are measured"),
+        ({"confusion": ""}, "no task with classes is measured; leave it out"),
+    ],
+)
+def test_what_cannot_be_made_of_the_tasks_is_told_before_they_are_measured(
+    tiny_run, tmp_path, monkeypatch, changes, message
+):
+    monkeypatch.setattr("mtlsi.evaluation.evaluate.evaluate", lambda *_, **__: pytest.fail("was measured"))
+    paths = {"single_task": tmp_path / "single.json", "curve_path": tmp_path / "curve.png", "confusion": tmp_path / "c"}
+    for name, text in changes.items():
+        if text:
+            paths[name].write_text(text)
+    options = EvaluateOptions(str(tiny_run.out), data="scenes", limit=2, tasks="depth")
+    with pytest.raises(MistakeError, match=message):
+        evaluate_from_command(replace(options, **{name: paths[name] for name in changes}))
 
 
 def test_every_pair_is_heard_before_its_image(tiny_run):

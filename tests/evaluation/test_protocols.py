@@ -206,6 +206,14 @@ def test_a_part_may_be_cut_out_with_its_labels():
 def test_a_protocol_stands_in_the_tables_and_in_the_file(nyud_root, tmp_path, capsys):
     network = create_model("tiny", dataset="nyud", input_size=(64, 64))
     network.save_pretrained(tmp_path / "model")
+    with pytest.raises(MistakeError, match=r"is 48x64; expected the 425x560 that the protocol was published on"):
+        evaluate_from_command(
+            EvaluateOptions(str(tmp_path / "model"), data="nyud", root=str(nyud_root), protocol="invpt", tasks="depth")
+        )
+    for folder, suffix in (("images", "jpg"), ("depth", "png"), ("segmentation", "png")):
+        for path in (nyud_root / folder).glob(f"*.{suffix}"):
+            with Image.open(path) as image:
+                image.resize((560, 425), Image.Resampling.NEAREST).save(path)
     options = EvaluateOptions(
         str(tmp_path / "model"),
         data="nyud",
@@ -234,7 +242,9 @@ def test_stored_images_of_nyud_are_cut_to_the_published_part(nyud_root, tmp_path
                 image.resize(size, Image.Resampling.NEAREST).save(path)
     options = EvaluateOptions(str(tmp_path / "model"), data="nyud", root=str(nyud_root), protocol="atrc", tasks="depth")
     options = replace(options, save=tmp_path / "saved")
-    with pytest.raises(MistakeError, match="image 0004 is 480x700, the protocol pads to 425x560"):
+    with pytest.raises(
+        MistakeError, match="image 0004 is 480x700; expected the 425x560 that the protocol was published on, or 480x640"
+    ):
         evaluate_from_command(options)
     evaluate_from_command(replace(options, limit=1), console=Console(file=StringIO()))
     assert np.load(tmp_path / "saved" / "depth" / "0003.npy").shape == (425, 560)

@@ -15,9 +15,10 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import (
     OF_READINGS,
     Evaluation,
-    compare_single_task,
+    headline,
     introduce,
     paper_row,
+    read_single_task,
     reading_table,
     score_table,
     tables,
@@ -26,6 +27,7 @@ from mtlsi.evaluation.report import (
 )
 from mtlsi.metrics import DepthError
 from mtlsi.metrics.boundary.protocols import PROTOCOLS
+from mtlsi.metrics.delta import delta_m
 
 SCORES = {"semseg": {"mIoU": 40.0, "pixel_acc": 70.0}, "depth": {"RMSE": 0.6, "abs_rel": float("nan")}}
 
@@ -69,7 +71,7 @@ def test_delta_m_reads_plain_figures_and_the_files_of_write_scores(tmp_path):
     plain.write_text('{"semseg": 50, "depth": 0.8}')
     write_scores({"semseg": {"mIoU": 50.0}, "depth": {"RMSE": 0.8}}, written, data="scenes")
     for path in (plain, written):
-        assert compare_single_task(SCORES, path) == pytest.approx(expected)
+        assert delta_m(headline(SCORES), read_single_task(path)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +84,13 @@ def test_delta_m_reads_plain_figures_and_the_files_of_write_scores(tmp_path):
 def test_single_task_scores_that_cannot_be_used_are_a_mistake_in_one_line(tmp_path, text):
     (tmp_path / "single.json").write_text(text)
     with pytest.raises(MistakeError) as caught:
-        compare_single_task(SCORES, tmp_path / "single.json")
+        delta_m(headline(SCORES), read_single_task(tmp_path / "single.json"))
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_of_single_task_scores_that_is_not_there_is_a_mistake(tmp_path):
     with pytest.raises(MistakeError, match=r"single\.json"):
-        compare_single_task(SCORES, tmp_path / "single.json")
+        delta_m(headline(SCORES), read_single_task(tmp_path / "single.json"))
 
 
 def test_the_table_has_every_figure_its_unit_and_the_columns_to_compare(tmp_path):

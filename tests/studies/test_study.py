@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from mtlsi import study
 from mtlsi.cli import main
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.report import compare_single_task
+from mtlsi.evaluation.report import headline, read_single_task
+from mtlsi.metrics.delta import delta_m
 from mtlsi.run_folder import load_config
 from mtlsi.studies.study import Outcome
 from mtlsi.training import loop
@@ -164,7 +165,9 @@ def test_delta_m_is_against_the_single_task_runs_and_evaluate_reads_the_baseline
     assert json.loads((finished.out / "baseline.json").read_text()) == pytest.approx(single)
     run = scores_of(finished.out / "heads/0")
     changes = [1 - run[task][SCORES[task]] / single[task] for task in SCORES]
-    assert compare_single_task(run, finished.out / "baseline.json") == pytest.approx(100 * np.mean(changes))
+    assert delta_m(headline(run), read_single_task(finished.out / "baseline.json")) == pytest.approx(
+        100 * np.mean(changes)
+    )
 
 
 def test_a_study_that_has_finished_trains_nothing_more(finished, monkeypatch, capsys):
@@ -308,7 +311,7 @@ def test_incomplete_variants_are_marked_and_have_no_delta_m(finished, tmp_path):
     rows = {row["variant"]: row for row in json.loads((tmp_path / "table.json").read_text())["variants"]}
     assert rows["heads"]["delta_m"] is None
     assert not (tmp_path / "baseline.json").exists()
-    assert "Delta_m: not yet" in (tmp_path / "table.md").read_text()
+    assert "Delta_m: none, alone_depth must finish." in (tmp_path / "table.md").read_text()
 
 
 def test_a_study_without_any_finished_run_has_no_table(finished, tmp_path):

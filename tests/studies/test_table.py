@@ -12,8 +12,18 @@ from rich.console import Console
 from mtlsi.config import RunConfig
 from mtlsi.errors import MistakeError
 from mtlsi.studies.figures import Row, add_delta_m, headline_of, scored, single_task_scores
-from mtlsi.studies.plan import Plan, StudyRun, Variant
-from mtlsi.studies.table import as_csv, as_json, as_latex, as_markdown, latex, points_of, print_table
+from mtlsi.studies.plan import Plan, Plot, StudyRun, Variant
+from mtlsi.studies.table import (
+    as_csv,
+    as_json,
+    as_latex,
+    as_markdown,
+    latex,
+    name_of,
+    notes_of,
+    points_of,
+    print_table,
+)
 
 
 def plan_of(*names: str, baseline: dict | None = None, seeds=(0, 1), title="A & B", note="") -> Plan:
@@ -47,14 +57,43 @@ def test_delta_m_is_the_mean_signed_change_against_the_single_tasks():
         row("two", {"depth": 1.0}, {"depth": 1.0}),
         row("partly", {"semseg": 44.0, "depth": 0.9}),
         row("undefined", {"semseg": nan, "depth": 0.9}, {"semseg": 50.0, "depth": 0.9}),
+        row("more", *[{"normals": 30.0, "semseg": 44.0, "depth": 1.0}] * 2),
     ]
     plan = plan_of(*(each.variant for each in rows), baseline={"semseg": "one", "depth": "two"})
     add_delta_m(plan, rows)
     assert rows[0].delta_m == pytest.approx((10 + 10) / 2)  # 10 % more mIoU, 10 % less RMSE
-    assert [each.delta_m for each in rows[1:]] == [None] * 4
+    assert [each.delta_m for each in rows[1:5]] == [None] * 4
+    assert rows[5].delta_m == pytest.approx(5)  # over the tasks that are compared
+    assert "Delta_m: against one, two." in notes_of(plan, rows)
     assert single_task_scores(plan, rows) == {"semseg": 40.0, "depth": 1.0}
     rows[1].num_planned = 3
     assert single_task_scores(plan, rows) == {}
+    assert "Delta_m: none, one must finish." in notes_of(plan, rows)
+
+
+@pytest.mark.parametrize(("score", "shown"), [(0.0, "0"), (nan, "undefined")])
+def test_single_task_scores_that_cannot_be_divided_by_are_named(score, shown):
+    rows = [row("one", {"semseg": score}, planned=1), row("two", {"depth": 1.0}, planned=1)]
+    plan = plan_of("one", "two", baseline={"semseg": "one", "depth": "two"})
+    assert single_task_scores(plan, rows) == {}
+    why = f"Delta_m: none, the mIoU of one is {shown}, and a change is relative to a score above 0."
+    assert why in notes_of(plan, rows)
+
+
+def test_small_figures_are_not_rounded_to_nothing():
+    text = as_markdown(plan_of("a"), [row("a", {"depth": 1.0}, planned=1, gflop=0.01234, ms=0.0456)])
+    assert "| 0.012 | 0.046 |" in text
+
+
+def test_plots_over_one_axis_have_files_of_their_own():
+    plots = (Plot("gflop", of="a"), Plot("gflop"), Plot("gflop", ("depth",)), Plot("num_tokens", of="a"))
+    assert [name_of(plot, plots) for plot in plots] == ["gflop_a", "gflop_all", "gflop_depth", "num_tokens"]
+
+
+def test_a_title_is_printed_as_it_is_written():
+    said = StringIO()
+    print_table(plan_of("a", title="[a] of [b]tokens[/c]"), [row("a", {"depth": 1.0})], Console(file=said, width=80))
+    assert "[a] of [b]tokens[/c]" in said.getvalue()
 
 
 def test_a_score_that_is_undefined_is_nowhere_a_number():

@@ -15,6 +15,7 @@ from mtlsi.config import MOST_SCENES, DataConfig, split_names
 from mtlsi.data.readers.cityscapes_png import open_cityscapes, open_cityscapes19
 from mtlsi.data.readers.files import FileDataset
 from mtlsi.data.readers.folder import Folder, splits_of_folder, unread_files
+from mtlsi.data.readers.numbered import CITYSCAPES19
 from mtlsi.data.readers.nyud_any import open_nyud
 from mtlsi.data.readers.pascal import PASCALContext
 from mtlsi.data.readers.prepared import INDEX, Prepared
@@ -74,7 +75,7 @@ SIGNS: dict[str, tuple[str, ...]] = {
         "*/sync_depth_*.png",
         "*/*/sync_depth_*.png",
     ),
-    "cityscapes": ("train/image/*.npy", "val/image/*.npy", "train/part_seg/*.tif", "val/part_seg/*.tif"),
+    "cityscapes": ("train/image/*.npy", "val/image/*.npy", "train/seg/*.png", "val/seg/*.png"),
 }
 """Files or folders, by reader, any of which tells that a folder is of its layout; ``*`` stands for any name."""
 BUILT_IN = ("scenes", *READERS)
@@ -119,8 +120,21 @@ def open_dataset(config: DataConfig, split: str, seed: int = 0) -> LabelledImage
         raise MistakeError(f"data {config.name} needs its folder; give --data.root (train) or --root (evaluate)")
     root = Path(config.root)
     if (root / INDEX).is_file():
-        return Prepared(root, split, tasks=tasks)
+        prepared = Prepared(root, split, tasks=tasks)
+        check_name(config.name, prepared)
+        return prepared
     return READERS[config.name](root, split, tasks=tasks)
+
+
+def check_name(name: str, prepared: Prepared) -> None:
+    """Raises ``MistakeError`` where a prepared folder is of another data set than ``name``; older ones do not say which."""
+    classes = len(prepared.classes.get("semseg", CITYSCAPES19))
+    same = prepared.data == name or (name, prepared.data, classes) == ("cityscapes19", "cityscapes", len(CITYSCAPES19))
+    if prepared.data is not None and not same:
+        raise MistakeError(
+            f"data {name}, but {prepared.root} was prepared from {prepared.data}; name that, or prepare {name}: mtlsi data "
+            f"prepare FOLDER --out ANOTHER --data {name}"
+        )
 
 
 def recognise(root: Path) -> str:
@@ -134,14 +148,20 @@ def recognise(root: Path) -> str:
             return name
     raise MistakeError(
         f"{root}: {holds(root)}; expected dataset.yaml (your own data), gt_sets/ or nyu_depth_v2_labeled.mat (NYUDv2), "
-        "JPEGImages/ (PASCAL-Context), train/image/0.npy (MTAN's NYUv2 or Cityscapes) or SCENE/sync_depth_*.png (BTS)"
+        "JPEGImages/ (PASCAL-Context), train/image/0.npy (MTAN's NYUv2 or Cityscapes), train/seg/0.png (auto-lambda's "
+        "Cityscapes) or SCENE/sync_depth_*.png (BTS)"
         + "".join(f" or {' or '.join(SIGNS[name])} ({name})" for name in SIGNS if name not in BUILT_IN)
     )
 
 
-def open_folder(root: Path, split: str, **options: Any) -> FileDataset:
-    """One split of the data set in ``root``, whichever it is; ``options`` as its reader takes them."""
-    return READERS[recognise(root)](root, split, **options)
+def open_folder(root: Path, split: str, *, data: str | None = None, **options: Any) -> FileDataset:
+    """One split of the data set in ``root``, whichever it is or the one named ``data``; ``options``: its reader's.
+
+    Raises ``MistakeError`` for an unknown name and where ``root`` is no data set.
+    """
+    if data is not None and data not in READERS:
+        raise MistakeError(f"unknown data set {data!r}; expected one of {', '.join(READERS)}")
+    return READERS[data or recognise(root)](root, split, **options)
 
 
 def empty_splits_of(root: Path) -> tuple[str, ...]:
@@ -154,9 +174,9 @@ def unread_files_of(root: Path) -> dict[str, list[str]]:
     return unread_files(root) if recognise(root) == "folder" else {}
 
 
-def splits_of(root: Path) -> tuple[str, ...]:
-    """The splits that the data set in ``root`` has."""
-    return splits_of_folder(root) if recognise(root) == "folder" else ("train", "val")
+def splits_of(root: Path, *, data: str | None = None) -> tuple[str, ...]:
+    """The splits that the data set in ``root``, whichever it is or the one named ``data``, has."""
+    return splits_of_folder(root) if (data or recognise(root)) == "folder" else ("train", "val")
 
 
 def spread(num_images: int, length: int) -> list[int]:

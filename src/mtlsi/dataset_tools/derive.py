@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,12 @@ class Camera:
 
     focal_xy: tuple[float, float]
     centre_xy: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        if not all(0 < x < math.inf for x in self.focal_xy) or not all(map(math.isfinite, self.centre_xy)):
+            raise MistakeError(
+                f"camera of {self}; expected focal lengths above 0 and a centre, in pixels of the depth maps"
+            )
 
     def __str__(self) -> str:
         return "focal {:g} {:g}, centre {:g} {:g}".format(*self.focal_xy, *self.centre_xy)
@@ -90,12 +97,17 @@ def derive(
     PNG files as ``Folder`` and package A read them: boundaries and saliency 0 or 255, 127 where unknown; normals c as
     2 c / 255 - 1. The camera of normals is the one given, else that of ``tasks.depth.intrinsics`` in ``root``'s
     ``dataset.yaml``; either is in pixels of the depth maps as they are stored, and so are the normals. Raises
-    ``MistakeError`` where ``root`` lacks the labels that these follow from, or for a class or a camera that is not given.
+    ``MistakeError`` where ``root`` lacks the labels that these follow from, for a class or a camera that is not given, and
+    where ``out``/TASK already holds labels of ``root``.
     """
     console = console or Console()
     needed: Sequence[str] = sorted({SOURCES[task] for task in wanted.tasks})
     if not needed:
         raise MistakeError("nothing to derive; give one or more of --boundary, --normals and --saliency CLASS ...")
+    if wanted.depth_step_m is not None and not 0 < wanted.depth_step_m < math.inf:
+        raise MistakeError(f"--depth-step {wanted.depth_step_m:g}; expected metres, above 0")
+    for task in wanted.tasks:
+        check_free(out / task, root)
     if "normals" in wanted.tasks and wanted.camera is None:
         wanted = replace(wanted, camera=camera_of(root))
         console.print(f"camera: {wanted.camera}, of {root / SETTINGS}", markup=False, highlight=False, soft_wrap=True)
@@ -116,6 +128,12 @@ def derive(
         raise MistakeError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
     console.print(f"{sum(counts.values())} labels in {out}")
     return counts
+
+
+def check_free(folder: Path, root: Path) -> None:
+    """Raises ``MistakeError`` where ``folder`` lies in the data set's own and has files: they may be its labels."""
+    if folder.resolve().is_relative_to(root.resolve()) and folder.is_dir() and any(folder.iterdir()):
+        raise MistakeError(f"{folder} holds files of the data set itself; give another --out, or remove them first")
 
 
 def camera_of(root: Path) -> Camera:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from mtlsi.data.datasets import camera_of, colours_of, open_folder, splits_of
+from mtlsi.data.datasets import camera_of, colours_of, open_folder, recognise, splits_of
 from mtlsi.data.readers.files import IMAGE, FileDataset
 from mtlsi.data.readers.prepared import INDEX, VERSION, image_path, pack
 from mtlsi.data.transforms import resize
@@ -47,19 +47,24 @@ def prepare(
     root: Path,
     out: Path,
     *,
+    data: str | None = None,
     size_hw: tuple[int, int] | None = None,
     num_workers: int = 2,
     console: Console | None = None,
 ) -> None:
     """Write every split of the data set in ``root`` into ``out``; goes on where an earlier call stopped.
 
-    ``size_hw`` None: images keep their sizes and JPEG files their bytes. Else images and labels are brought to that
+    ``data`` names the data set, None: what lies in ``root`` tells; it is written down, and the copy opened under no other
+    name. ``size_hw`` None: images keep their sizes and JPEG files their bytes. Else images and labels are brought to that
     size, as training does; scores on such labels are not scores on the benchmark's. Raises ``MistakeError`` for a data set
     that cannot be read and for an ``out`` that holds something else.
     """
     console = console or Console()
-    splits = {split: open_folder(root, split) for split in splits_of(root)}
-    index = _describe(splits, size_hw)
+    if size_hw is not None and min(size_hw) < 1:
+        raise MistakeError("--size {} {}; expected a height and a width of 1 pixel or more".format(*size_hw))
+    data = data or recognise(root)
+    splits = {split: open_folder(root, split, data=data) for split in splits_of(root, data=data)}
+    index = _describe(splits, size_hw) | {"data": data}
     try:
         _claim(out, index)
         total = 0
@@ -98,7 +103,7 @@ def _claim(out: Path, index: Mapping[str, Any]) -> None:
     """Make ``out`` and write down what it will hold, or refuse a folder that holds something else."""
     if out.exists() and any(out.iterdir()):
         there = read_json(out / INDEX, "a folder made by mtlsi data prepare") if (out / INDEX).exists() else None
-        if there is None or there | {"complete": False} != index:
+        if there is None or {"data": index["data"]} | there | {"complete": False} != index:  # older ones have no name
             raise MistakeError(
                 f"{out} holds something else than this data set with these settings; give an empty folder"
             )

@@ -105,8 +105,10 @@ def score_folders(
             check_writable(path)
     if max_dist is not None and not 0 < max_dist < 1:
         raise MistakeError(f"--max-dist {max_dist}; expected a fraction of the image's diagonal, such as {MAX_DIST}")
-    if (num_thresholds is not None and num_thresholds < 1) or num_workers < 1:
-        raise MistakeError(f"--thresholds {num_thresholds} --workers {num_workers}; expected 1 or more of each")
+    if num_thresholds is not None and num_thresholds < 1:
+        raise MistakeError(f"--thresholds {num_thresholds}; expected 1 or more")
+    if num_workers < 1:
+        raise MistakeError(f"--workers {num_workers}; expected 1 or more")
     protocol = protocol_named(boundary_protocol).with_changes(
         max_dist=max_dist, num_thresholds=num_thresholds, nms=nms, thin=thin, mask_unknown=mask_unknown
     )

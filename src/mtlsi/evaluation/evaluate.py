@@ -27,7 +27,8 @@ from mtlsi.evaluation.protocols import Showing, cut_back, cut_out, padded, showi
 from mtlsi.evaluation.report import (
     Evaluation,
     Scores,
-    compare_single_task,
+    headline,
+    read_single_task,
     tables,
     write_confusion,
     write_images,
@@ -38,6 +39,7 @@ from mtlsi.io import check_folder, check_picture
 from mtlsi.kinds import decode
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
 from mtlsi.metrics.boundary.protocols import Protocol
+from mtlsi.metrics.delta import delta_m
 from mtlsi.nn.layout import resize_maps
 from mtlsi.options.measuring import EvaluateOptions
 from mtlsi.tasks import BOUNDARY_PROTOCOL, TASKS, check_tasks, num_channels
@@ -110,8 +112,8 @@ def evaluate(
         bar = progress.add_task("evaluating", total=len(indices))
         for samples in evaluation_batches(dataset, config, indices, batch_size=batch_size):
             chunk = [next(waiting) for _ in samples]
-            samples = [cut_out(sample, showing) for sample in samples]
             names = [_name(dataset, index) for index in chunk]
+            samples = [cut_out(sample, showing, name) for sample, name in zip(samples, names, strict=True)]
             shown = [padded(x["image"], showing.pad_hw, name) for x, name in zip(samples, names, strict=True)]
             predictions = _predict(model, shown, tasks, device)
             for index, name, sample, raw in zip(chunk, names, samples, predictions, strict=True):
@@ -240,11 +242,9 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
     protocol, subject = protocol_of(options), open_subject(options, console, showing=showing)
     dataset = subject.dataset
     tasks = tasks_of(options) or measurable_tasks(subject.network, dataset, console)
-    of_classes = {
-        task: MeanIoU(num_channels(task, dataset.classes))
-        for task in shared_tasks(subject.network, dataset, tasks)
-        if TASKS[task].metric == "miou"
-    }
+    shared = shared_tasks(subject.network, dataset, tasks)
+    check_asked_of(options, shared)
+    of_classes = {task: MeanIoU(num_channels(task, dataset.classes)) for task in shared if TASKS[task].metric == "miou"}
     rows: list[tuple[int, Scores]] = []
 
     def on_image(index: int, decoded: dict[str, Tensor], figures: Scores) -> None:
@@ -294,7 +294,7 @@ def _index(row: tuple[int, Scores]) -> int:
 def tell(options: EvaluateOptions, subject: Subject, measured: Measured, console: Console) -> None:
     """Print what was measured, and write the files that were asked for."""
     scores, pixels, dataset = measured.scores, measured.pixels, subject.dataset
-    delta = None if options.single_task is None else compare_single_task(scores, options.single_task)
+    delta = delta_of(options, scores)
     for table in tables(scores, str(subject.showing), dataset.derived, options.depth_range_m, delta):
         console.print(table)
     if options.json_path is not None:
@@ -312,6 +312,14 @@ def tell(options: EvaluateOptions, subject: Subject, measured: Measured, console
         draw_curve(scores, options.curve_path)
 
 
+def delta_of(options: EvaluateOptions, scores: Evaluation) -> float | None:
+    """Delta_m, where it is asked for and every one of its tasks turned out to have labels."""
+    if options.single_task is None:
+        return None
+    found, single = headline(scores), read_single_task(options.single_task)
+    return delta_m(found, single) if set(found) == set(single) else None
+
+
 def check_evaluation(options: EvaluateOptions) -> Showing | None:
     """Refuse, before anything is loaded, what cannot be done; how the protocol shows images, if one is asked for."""
     showing = check_options(options, options.csv_path, options.curve_path)
@@ -320,9 +328,23 @@ def check_evaluation(options: EvaluateOptions) -> Showing | None:
     if options.depth_range_m is not None and not 0 <= options.depth_range_m[0] < options.depth_range_m[1]:
         given = "{:g} {:g}".format(*options.depth_range_m)
         raise MistakeError(f"--depth-range {given}; expected the least and the greatest depth in metres: 0.001 80")
+    if options.single_task is not None:
+        read_single_task(options.single_task)
     if options.confusion is not None:
         check_folder(options.confusion)
     return showing
+
+
+def check_asked_of(options: EvaluateOptions, tasks: Sequence[str]) -> None:
+    """Refuse, before anything is measured, what cannot be made of the measured ``tasks``."""
+    if options.single_task is not None:
+        delta_m(dict.fromkeys(tasks, 1.0), read_single_task(options.single_task))
+    if options.curve_path is not None and "boundary" not in tasks:
+        raise MistakeError(
+            f"--curve {options.curve_path}: no boundaries are measured; expected a model and data with them"
+        )
+    if options.confusion is not None and not any(TASKS[task].metric == "miou" for task in tasks):
+        raise MistakeError(f"--confusion {options.confusion}: no task with classes is measured; leave it out")
 
 
 def draw_curve(scores: Evaluation, path: Path) -> None:

@@ -101,11 +101,23 @@ def showing_by(config: DataConfig) -> Showing:
     return Showing(config.image_hw, config.image_hw if keeps else None, resize=config.resize)
 
 
-def cut_out(sample: Sample, showing: Showing) -> Sample:
-    """The part of an image and of its labels that ``showing`` keeps; images of other sizes stay whole."""
-    if showing.cut is None or sample["image"].shape[-2:] != showing.cut[0]:
+def cut_out(sample: Sample, showing: Showing, name: str) -> Sample:
+    """The part of an image and of its labels that ``showing`` keeps; images of other sizes stay whole.
+
+    Raises ``MistakeError``, which begins with ``name``, for one of another size than a protocol was published on.
+    """
+    size_hw = tuple(sample["image"].shape[-2:])
+    if showing.cut is None:
         return sample
-    return cut(sample, showing.cut[1])
+    whole, box = showing.cut
+    if size_hw == whole:
+        return cut(sample, box)
+    if showing.protocol is not None and size_hw != box[2:]:
+        raise MistakeError(
+            "image {} is {}x{}; expected the {}x{} that the protocol was published on, or {}x{} to cut them from: give "
+            "--size in place of --protocol".format(name, *size_hw, *box[2:], *whole)
+        )
+    return sample
 
 
 def padded(image: Tensor, pad_hw: Size | None, name: str) -> tuple[Tensor, Box]:

@@ -227,19 +227,20 @@ def write_confusion(
         replace_text(folder / f"{task}.csv", text.getvalue())
 
 
-def compare_single_task(scores: Scores, path: Path) -> float:
-    """Delta_m in percent against the single-task scores in the JSON file ``path``: {task: headline figure}.
+def read_single_task(path: Path) -> dict[str, float]:
+    """The single-task scores in the JSON file ``path``, {task: headline figure}, or in one of ``write_scores``.
 
-    Also reads the files of ``write_scores``. Raises ``MistakeError`` for a file that is neither.
+    Raises ``MistakeError`` for a file that is neither, and for a score that is not above 0.
     """
     expected = 'JSON such as {"semseg": 40.1, "depth": 0.61}'
     stored = read_json(path, expected)
     try:
         single = headline(stored["scores"]) if "scores" in stored else stored
         single = {task: float(value) for task, value in single.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        delta_m(single, single)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MistakeError) as error:
         raise MistakeError(f"{path}: {message_of(error, 200)}; expected {expected}") from error
-    return delta_m(headline(scores), single)
+    return single
 
 
 def introduce(dataset: Any, console: Console) -> None:

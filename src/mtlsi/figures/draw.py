@@ -116,7 +116,7 @@ def measure(options: FiguresOptions, subject: Subject, console: Console) -> tupl
     dataset, tasks = subject.dataset, shared_tasks(subject.network, subject.dataset, tasks_of(options))
 
     def read(index: int) -> Sample:
-        return cut_out(dataset[index], subject.showing)
+        return cut_out(dataset[index], subject.showing, dataset.name(index))
 
     sheets = Sheets(options.num_shown, read, dataset.name, dataset.classes, colours_of(dataset))
     seen = Seen(tasks, sheets)

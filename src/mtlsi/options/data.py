@@ -53,6 +53,9 @@ class PrepareOptions:
     """The data set's folder."""
     out: Path = field(kw_only=True)
     """An empty folder, or one that an earlier call began."""
+    data: str | None = None
+    """Which data set the folder is, such as cityscapes19 where it has labels of 7 and of 19 classes; by default what lies in
+    it tells."""
     size_hw: Size | None = None
     """Resize everything to this."""
     num_workers: int = field(default_factory=num_cpus)

@@ -126,7 +126,7 @@ def headline_of(out: Path) -> dict[str, float]:
     """The headline score of every task in a run folder's ``scores.json``; NaN where it is undefined."""
     with reading(out / "scores.json") as stored:
         found = {task: values[TASKS[task].score] for task, values in stored["scores"].items()}
-    return {task: nan if value is None else float(value) for task, value in found.items()}
+        return {task: nan if value is None else float(value) for task, value in found.items()}
 
 
 def protocol_of(out: Path) -> str | None:
@@ -161,24 +161,34 @@ def count(row: Row, model: MTLSINet, run: StudyRun, device: torch.device) -> For
 
 
 def add_delta_m(plan: Plan, rows: Sequence[Row]) -> None:
-    """Delta_m of every complete variant that has the tasks of the complete single-task runs."""
+    """Delta_m of every complete variant that has all tasks of the complete single-task runs, over these tasks."""
     single = single_task_scores(plan, rows)
     for row in rows:
-        if single and row.is_complete and set(row.mean) == set(single) and len(single) > 1:
-            means = {task: value for task, value in row.mean.items() if value is not None}
+        if row.is_complete and len(single) > 1:
+            means = {task: value for task in single if (value := row.mean.get(task)) is not None}
             row.delta_m = delta_m(means, single) if len(means) == len(single) else None
 
 
 def single_task_scores(plan: Plan, rows: Sequence[Row]) -> dict[str, float]:
-    """The mean score of every task alone; {} while some single-task run has not finished or has no score above 0."""
+    """The mean score of every task alone; {} where ``missing_single_tasks`` says why not."""
+    if missing_single_tasks(plan, rows):
+        return {}
+    means = {row.variant: row.mean for row in rows}
+    return {task: value for task, name in plan.baseline.items() if (value := means[name][task]) is not None}
+
+
+def missing_single_tasks(plan: Plan, rows: Sequence[Row]) -> str:
+    """Why there is nothing to compare with: single-task runs that have not finished, or a score that is not above 0."""
     by_name = {row.variant: row for row in rows}
-    found = {}
+    waiting = [name for name in plan.baseline.values() if not by_name[name].is_complete]
+    if waiting:
+        return f"{', '.join(waiting)} must finish"
     for task, name in plan.baseline.items():
         value = by_name[name].mean.get(task)
-        if not by_name[name].is_complete or value is None or not value > 0:
-            return {}
-        found[task] = value
-    return found
+        if value is None or not value > 0:
+            shown = "undefined" if value is None else f"{value:g}"
+            return f"the {TASKS[task].score} of {name} is {shown}, and a change is relative to a score above 0"
+    return ""
 
 
 def _defined(value: float) -> float | None:

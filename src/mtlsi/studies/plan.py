@@ -117,6 +117,8 @@ def read_plan(
     for name, change in changes.items():
         where = f"{file}: variant {name}"
         time_of = change.get(TIME_OF)
+        if TIME_OF in change and not isinstance(time_of, str):
+            raise MistakeError(f"{where}: {TIME_OF} {time_of!r}; expected the name of another variant")
         given = nested(where, {key: value for key, value in change.items() if key != TIME_OF})
         if "seed" in given:
             raise MistakeError(f"{where}: seed belongs under seeds, for all variants")
@@ -200,7 +202,8 @@ def _check_times(file: Path, variants: Sequence[Variant]) -> None:
     for variant in variants:
         if variant.time_of is not None and variant.time_of not in fixed:
             raise MistakeError(
-                f"{file}: variant {variant.name}: {TIME_OF} {variant.time_of!r}; expected one of {', '.join(fixed)}"
+                f"{file}: variant {variant.name}: {TIME_OF} {variant.time_of!r}; expected another variant, without "
+                f"{TIME_OF} of its own{': ' if fixed else ''}{', '.join(fixed)}"
             )
 
 
@@ -218,7 +221,7 @@ def _baseline(file: Path, baseline: Any, variants: Sequence[Variant]) -> dict[st
         return {}
     if isinstance(baseline, dict):
         for task, name in baseline.items():
-            if tasks_of.get(name) != (task,):
+            if not isinstance(name, str) or tasks_of.get(name) != (task,):
                 raise MistakeError(
                     f"{file}: baseline {task}: {name!r}; expected a variant whose data.tasks is [{task}]"
                 )
@@ -259,7 +262,10 @@ def _plots(file: Path, plots: Any, variants: Sequence[Variant]) -> tuple[Plot, .
                 raise MistakeError(f"{file}: plots: y {task!r}; expected tasks, such as {', '.join(TASKS)}")
         if not any(variant.name.startswith(str(of)) for variant in variants):
             raise MistakeError(f"{file}: plots: of {of!r}; expected what the names of some variants begin with")
-        found.append(Plot(plot["x"], tasks, str(of)))
+        made = Plot(plot["x"], tasks, str(of))
+        if made in found:
+            raise MistakeError(f"{file}: plots: {plot!r} stands there twice; remove one")
+        found.append(made)
     return tuple(found)
 
 

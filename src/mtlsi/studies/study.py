@@ -81,6 +81,10 @@ def study(
         raise MistakeError(
             "mtlsi study trains in one process; share the runs with --list, and start each command alone"
         )
+    if only and (sheet or pdf):
+        raise MistakeError("give one of --only, which makes no table and draws nothing, and --sheet or --pdf")
+    if out.exists() and not out.is_dir():
+        raise MistakeError(f"--out {out} is a file; give the study's folder")
     if only and table_only:
         raise MistakeError("give one of --only, which makes no table, and --table, which makes it of all runs")
     if jobs < 1:

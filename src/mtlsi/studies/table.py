@@ -12,11 +12,12 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mtlsi.device import find_device
 from mtlsi.drawing.plots import Point, plot_scores
 from mtlsi.io import replace_text
-from mtlsi.studies.figures import Row, has_boundaries, single_task_scores
+from mtlsi.studies.figures import Row, has_boundaries, missing_single_tasks, single_task_scores
 from mtlsi.studies.plan import Plan, Plot
 from mtlsi.tasks import TASKS
 from mtlsi.timing import describe_machine
@@ -52,8 +53,14 @@ def write_all(plan: Plan, rows: Sequence[Row], out: Path, pictures: Sequence[str
         shown = [row for row in rows if row.variant in {point.name for point in points}]
         tasks = [task for task in tasks_of(shown) if task in (plot.tasks or (task,))]
         for ending in pictures if tasks else ():
-            path = out / ("_".join([plot.x, *plot.tasks]) + ending)
+            path = out / (name_of(plot, plan.plots) + ending)
             plot_scores(points, tasks, X_TITLES[plot.x], path, levels=levels, joined=plot.x == "num_tokens")
+
+
+def name_of(plot: Plot, plots: Sequence[Plot]) -> str:
+    """The plot's file, without its ending; of which variants it is where another of ``plots`` would have the same name."""
+    alike = [other for other in plots if (other.x, other.tasks) == (plot.x, plot.tasks)]
+    return "_".join([plot.x, *plot.tasks, *((plot.of or "all",) if len(alike) > 1 else ())])
 
 
 def points_of(plot: Plot, rows: Sequence[Row]) -> tuple[list[Point], list[Point]]:
@@ -120,7 +127,9 @@ def _score(row: Row, task: str) -> str:
 
 def _number(row: Row, name: str, form: str, unit: float) -> str:
     value = getattr(row, name)
-    return NONE if value is None else form.format(value / unit)
+    if value is None:
+        return NONE
+    return f"{value / unit:.2g}" if 0 < value / unit < 0.1 else form.format(value / unit)  # small ones are not 0.0
 
 
 def notes_of(plan: Plan, rows: Sequence[Row]) -> list[str]:
@@ -136,9 +145,8 @@ def notes_of(plan: Plan, rows: Sequence[Row]) -> list[str]:
     if any(not row.is_complete for row in rows):
         notes.append("Incomplete variants show the mean of the seeds that have finished, and are not comparable.")
     if plan.baseline:
-        done = single_task_scores(plan, rows)
-        names = ", ".join(plan.baseline.values())
-        notes.append(f"Delta_m: against {names}." if done else f"Delta_m: not yet, {names} must all finish.")
+        why = missing_single_tasks(plan, rows)
+        notes.append(f"Delta_m: none, {why}." if why else f"Delta_m: against {', '.join(plan.baseline.values())}.")
     return notes
 
 
@@ -158,7 +166,7 @@ def _boundary_note(rows: Sequence[Row], names: Sequence[str]) -> str:
 def print_table(plan: Plan, rows: Sequence[Row], console: Console) -> None:
     """The table on the screen."""
     columns = columns_of(rows)
-    table = Table(title=plan.title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=Text(plan.title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title, _ in columns:
         table.add_column(title.replace(" ", "\n"), justify="left" if title == "variant" else "right", overflow="fold")
     for row in rows:

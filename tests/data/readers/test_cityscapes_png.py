@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +11,7 @@ from PIL import Image
 from mtlsi.config import DataConfig
 from mtlsi.data.datasets import open_dataset, recognise
 from mtlsi.data.readers.numbered import CITYSCAPES19
+from mtlsi.dataset_tools.prepare import prepare
 from mtlsi.errors import MistakeError
 
 NUMBERS = np.array([[0, 7, 8, 11], [12, 13, 17, 18], [19, 28, 29, 33]], np.uint8)
@@ -27,6 +30,15 @@ def root(tmp_path):
             Image.fromarray(STORED).save(tmp_path / split / f"depth/{i}.png")
             Image.fromarray(NUMBERS.astype(np.int32)).save(tmp_path / split / f"part_seg/{i}.tif")
     return tmp_path
+
+
+def test_it_is_known_without_its_parts_and_prepared_under_either_name(root):
+    for split in ("train", "val"):
+        shutil.rmtree(root / split / "part_seg")
+    assert recognise(root) == "cityscapes"
+    prepare(root, root / "fast", num_workers=0)
+    for name in ("cityscapes", "cityscapes19"):
+        assert open_dataset(DataConfig(name=name, root=str(root / "fast")), "val").classes == {"semseg": CITYSCAPES19}
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "cityscapes19"])

@@ -135,6 +135,24 @@ def test_prepared_they_are_the_same(tmp_path: Path) -> None:
         torch.testing.assert_close(fast[1][what], values, rtol=0, atol=0, equal_nan=True)
 
 
+def test_prepared_cityscapes_has_the_classes_of_the_name_it_was_prepared_by(tmp_path: Path) -> None:
+    write_cityscapes(tmp_path / "city", {"label_7": 7, "label_19": 19})
+    prepare(tmp_path / "city", tmp_path / "7", num_workers=0)
+    prepare(tmp_path / "city", tmp_path / "19", data="cityscapes19", num_workers=0)
+    of_19 = open_dataset(DataConfig(name="cityscapes19", root=str(tmp_path / "19")), "val")
+    assert of_19.classes == {"semseg": CITYSCAPES19}
+    with pytest.raises(MistakeError, match="prepared from cityscapes; name that, or prepare cityscapes19"):
+        open_dataset(DataConfig(name="cityscapes19", root=str(tmp_path / "7")), "val")
+    with pytest.raises(MistakeError, match="prepared from cityscapes19"):
+        open_dataset(DataConfig(name="cityscapes", root=str(tmp_path / "19")), "val")
+
+
+def test_cityscapes_is_not_taken_for_rooms(tmp_path: Path) -> None:
+    write_cityscapes(tmp_path, {"label": 7})
+    with pytest.raises(MistakeError, match="no normal/, by which NYUv2 is told from Cityscapes"):
+        open_dataset(DataConfig(name="nyud", root=str(tmp_path)), "train")
+
+
 MISTAKES = {
     "a missing file": (
         lambda root: (root / "train/depth/1.npy").unlink(),

@@ -2,7 +2,7 @@
 
 ::
 
-    prepared.json               where it came from, tasks, own tasks, classes, their colours, splits
+    prepared.json               where it came from, its data set's name, tasks, own tasks, classes, their colours, splits
     pictures/0003.safetensors   image and labels
 
 An image is kept as its own JPEG file's bytes, or as pixels. Labels are packed by their kind: class maps and strengths are
@@ -94,6 +94,8 @@ class Prepared(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.derived = tuple(task for task in self.tasks if task in index["derived"])
         self.boundary_tolerance: float = index["boundary_tolerance"]
         self.layout = f"prepared from {index['layout']}"
+        self.data: str | None = index.get("data")
+        """The name of the data set that it was made from."""
         self.left_out: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -151,6 +153,7 @@ def _check_index(index: dict[str, Any]) -> None:
         raise ValueError(
             f"boundary_tolerance is {index['boundary_tolerance']}; expected a share of the image's diagonal"
         )
+    _expect("data", index.get("data", ""), str)
     _expect("own_tasks", index.get("own_tasks", []), list)
     _expect("colours", index.get("colours", {}), dict)
     _expect("camera", index.get("camera", {}), dict)
