@@ -81,9 +81,16 @@ def test_a_run_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch):
     assert (outcome.finished, outcome.failed) == ([], {})
 
 
-def test_numbers_that_are_none_are_one_line(tmp_path, capsys):
+def test_requests_that_cannot_be_met_are_one_line(tmp_path, capsys):
     file = write(tmp_path, variants={"plain": {}})
-    for words, told in ((["--jobs", "0"], "--jobs 0; expected"), (["--jobs", "2", "--table"], "one of --jobs")):
+    for words, told in (
+        (["--jobs", "0"], "--jobs 0; expected"),
+        (["--jobs", "2", "--table"], "one of --jobs"),
+        (["--only", "plain", "--sheet", "a"], "one of --only, which makes no table and draws nothing, and --sheet"),
+        (["--only", "plain", "--pdf"], "one of --only"),
+        (["--list", "--table"], "one of --list, which only lists commands"),
+        (["--out", str(file)], "study.yaml is a file; give the study's folder"),
+    ):
         assert main(["study", str(file), "--out", str(tmp_path / "out"), *words]) == 2
         assert told in capsys.readouterr().err
     with pytest.raises(MistakeError, match="jobs -1; expected"):
