@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from mtlsi.options.values import DEFAULT_MODEL, REPEATED, Size
 
 POINT_FORMATS = ("ply", "glb")
 """Results that need a distance and a focal length."""
+
+
+def has_points(formats: Iterable[str]) -> bool:
+    """Whether some of ``formats`` are ``POINT_FORMATS``."""
+    return not {*formats}.isdisjoint(POINT_FORMATS)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from mtlsi.errors import MistakeError
-from mtlsi.options.using import POINT_FORMATS, PredictOptions
+from mtlsi.options.using import PredictOptions, has_points
 from mtlsi.prediction.camera import Camera, Metres, distance_task, view_from_exif
 from mtlsi.prediction.images import read_image
 
@@ -88,7 +88,7 @@ def read_camera(options: PredictOptions, predictor: Any, console: Console | None
     task = distance_task(predictor.tasks)
     pixels = read_image(path)
     size_hw = pixels.shape[0], pixels.shape[1]
-    metres = Metres(predictor.training_camera, camera, needed=bool({*options.write} & {*POINT_FORMATS}))
+    metres = Metres(predictor.training_camera, camera, needed=has_points(options.write))
     prediction, _ = metres.of(predictor(pixels, (task,)), size_hw, path)
     found, same = calibrate(prediction[task], measured), ""
     if camera is None and view_from_exif(path, size_hw) is not None:  # which metres follow where points are made

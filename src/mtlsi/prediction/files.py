@@ -21,7 +21,7 @@ from rich.progress import track
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
 from mtlsi.lock import HeldError, held
-from mtlsi.options.using import POINT_FORMATS
+from mtlsi.options.using import has_points
 from mtlsi.prediction.camera import Camera, Metres, distance_task
 from mtlsi.prediction.contract import PredictsPhotos
 from mtlsi.prediction.crew import Crew
@@ -97,7 +97,7 @@ def predict_paths(
     formats = check_formats(write)
     if num_workers < 0:
         raise MistakeError(f"workers {num_workers}; expected 0 or more")
-    metres = Metres(predictor.training_camera, camera, scale, needed=bool({*formats} & {*POINT_FORMATS}))
+    metres = Metres(predictor.training_camera, camera, scale, needed=has_points(formats))
     if metres.matter:
         distance_task(names)
     walk = Walk(paths, out_dir, recursive=recursive)

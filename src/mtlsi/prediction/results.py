@@ -24,7 +24,7 @@ from mtlsi.io import replace_array, replace_bytes, replace_rows
 from mtlsi.kinds.colouring import Colour
 from mtlsi.kinds.palette import palette
 from mtlsi.memory import hand_back_freed_memory
-from mtlsi.options.using import POINT_FORMATS
+from mtlsi.options.using import POINT_FORMATS, has_points
 from mtlsi.prediction.camera import distance_task
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.prediction.maps import Maps
@@ -73,11 +73,11 @@ def save_prediction(
     file cannot be written.
     """
     formats = check_formats(write)
-    if {*formats} & {*POINT_FORMATS} and not (focal_px and distance_task(prediction)):
+    if has_points(formats) and not (focal_px and distance_task(prediction)):
         raise MistakeError("points without a focal length; give focal_px, in pixels of the image")
     folder, pixels = prepare_folder(out_dir), as_pixels(image)
     sheet = Panel(pixels, classes, colours=colours) if "panel" in formats else None
-    rgb = pixels if {*formats} & {*POINT_FORMATS} else None
+    rgb = pixels if has_points(formats) else None
     files = _TaskFiles(folder / stem, formats, classes or {}, colours or {}, (pixels.shape[0], pixels.shape[1]))
     del image, pixels  # of a large photo 264 MB
     for task in prediction:
