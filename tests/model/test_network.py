@@ -370,6 +370,8 @@ def test_a_subset_is_refused_while_training_and_unknown_tasks_always(tiny):
         {"head_channels": 40},
         {"decoder_stride": 16},
         {"form": "paper"},
+        {"decoder_options": {"context": "centroids"}},
+        {"form": "paper", "decoder_options": {"context": "centroids"}},
         {"decoder_options": {"tokens": "shares"}},
         {"decoder_options": {"pool": 1}},
         {"decoder_options": {"pool": 4}},

@@ -74,6 +74,14 @@ def test_older_folders_load_with_the_same_predictions(form, tmp_path):
     assert_same(again, model)
 
 
+def test_a_folder_of_before_contexts_were_a_choice_loads_with_sums(tmp_path):
+    model = saved(tmp_path, decoder_options={"context": "sums"})
+    options = json.loads((tmp_path / "config.json").read_text())["decoder_options"]
+    assert options.pop("context") == "sums"
+    edit(tmp_path, decoder_options=options)
+    assert_same(MTLSINet.from_pretrained(tmp_path), model)
+
+
 def test_a_run_folder_loads_by_str_and_by_path(tiny_run):
     assert_same(MTLSINet.from_pretrained(tiny_run.out), MTLSINet.from_pretrained(str(tiny_run.out)))
     assert json.loads((tiny_run.out / "config.json").read_text())["format_version"] == FORMAT

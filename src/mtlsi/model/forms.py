@@ -51,7 +51,6 @@ class Form:
 FORMS = {
     "paper": Form(),
     "refined": Form(
-        context="centroids",
         tokens="centroids",
         pool=2,
         refine="fused",
@@ -101,4 +100,4 @@ def as_stored(sizes: Mapping[str, Any]) -> dict[str, Any]:
     added = options.get("add_coarse", False)
     if isinstance(added, bool):
         added = "areas" if added else "none"
-    return {**sizes, "decoder_options": {"context": "sums", **options, "add_coarse": added}}
+    return {**sizes, "decoder_options": {**options, "add_coarse": added}}
