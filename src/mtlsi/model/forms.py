@@ -19,7 +19,7 @@ from mtlsi.sizes import ModelConfig
 
 @dataclass(frozen=True)
 class Form:
-    """The choices in which the two forms differ."""
+    """The choices in which the two forms differ, and ``context``, of which both have the paper's."""
 
     context: str = "sums"
     """What a position attends to in the fusion. sums: C, the sums of values weighed by elu + 1 of the keys; centroids: every

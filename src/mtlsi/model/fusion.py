@@ -117,7 +117,7 @@ class LogShares(nn.Module):
 
     By its direction from the image's mean, sharply from the start. elu(x) + 1 is exp(x) for x up to 0.
     Choice: with elu + 1 of plain products a position takes of every row of C about what others take. Trained, 88 to 96 % of
-    the square of A is that of its mean over an image's positions, and what the fusion adds to J is a constant of the image.
+    the square of A is that of its mean over an image's positions, and what the fusion adds to J nearly a constant of it.
     """
 
     def __init__(self, num_heads: int, width: int):
