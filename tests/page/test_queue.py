@@ -45,6 +45,29 @@ def ask(address: str, path: Path, together: Barrier) -> tuple[dict, list[int]]:
 
 
 @pytest.mark.slow
+def test_no_other_file_of_the_machine_is_opened_whatever_a_request_says(tmp_path, monkeypatch):
+    """Neither in the photo's place nor in another field's, and no device is read."""
+    import httpx
+
+    create_model("tiny", tasks=TASKS, input_size=(64, 64)).save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    secret = photo(tmp_path, 1)
+    with served(Path("model"), tmp_path / "reached") as address:
+        for path in (str(secret), "/etc/passwd", "/dev/zero"):
+            file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+            for data in (
+                [file, "model", TASKS, "As trained"],
+                [{**file, "is_stream": True}, "model", TASKS, "As trained"],
+                [None, "model", [file], "As trained"],
+            ):
+                call = f"{address}gradio_api/call/predict"
+                event = httpx.post(call, json={"data": data}, timeout=20).json()["event_id"]
+                answer = httpx.get(f"{call}/{event}", timeout=20).text
+                assert "key" not in answer, data
+                assert "event: error" in answer or "refused" in answer or "null" in answer
+
+
+@pytest.mark.slow
 def test_each_of_ten_people_is_queued_and_has_the_own_photo_predicted(tmp_path, monkeypatch):
     create_model("tiny", tasks=TASKS, input_size=(64, 64)).save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)

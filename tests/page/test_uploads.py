@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 
@@ -9,7 +10,7 @@ from PIL import Image
 
 from mtlsi.errors import MistakeError
 from mtlsi.page import uploads
-from mtlsi.page.uploads import plain_name, plain_stem, read_upload
+from mtlsi.page.uploads import check_uploaded, plain_name, plain_stem, read_upload
 
 
 def refusal(path, name="photo.jpg"):
@@ -33,6 +34,30 @@ def photo(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     return tmp_path / "photo.png", pixels
+
+
+def test_only_files_that_the_browser_sent_are_taken(photo, tmp_path):
+    folder = tmp_path / "uploads"
+    (folder / "a").mkdir(parents=True)
+    sent = folder / "a/photo.png"
+    sent.write_bytes(photo[0].read_bytes())
+    check_uploaded(sent, folder)
+    (folder / "link.png").symlink_to(photo[0])
+    os.mkfifo(folder / "pipe")
+    outside = (
+        photo[0],
+        "/dev/zero",
+        "/etc/passwd",
+        "",
+        "\0",
+        "a" * 5000,
+        folder,
+        folder / "none.png",
+        folder / "link.png",
+    )
+    for path in (*outside, folder / "pipe", f"{sent}/../../../photo.png", 5):
+        with pytest.raises(MistakeError, match="not an uploaded file; expected an image that the page was sent"):
+            check_uploaded(path, folder)
 
 
 def test_a_photo_comes_out_as_it_is(photo):

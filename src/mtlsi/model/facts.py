@@ -10,7 +10,8 @@ from mtlsi.errors import MistakeError
 from mtlsi.reading import shortened
 from mtlsi.tasks import MOST_TASKS, check_classes
 
-MOST_SIDE = 100_000
+MOST_PIXELS = 2**25
+"""Of an image of the input size: photos are shown as large, and more than a camera's would take all memory."""
 
 
 def check_facts(tasks: Any, classes: Any, input_size: Any, own_tasks: Any, resize: Any) -> None:
@@ -26,8 +27,11 @@ def check_facts(tasks: Any, classes: Any, input_size: Any, own_tasks: Any, resiz
     _check(
         "input_size",
         input_size,
-        _is_list(input_size) and len(input_size) == 2 and all(_is_side(side) for side in input_size),
-        f"[height, width], each in 1..{MOST_SIDE}",
+        _is_list(input_size)
+        and len(input_size) == 2
+        and all(_is_side(side) for side in input_size)
+        and input_size[0] * input_size[1] <= MOST_PIXELS,
+        f"[height, width], at most {MOST_PIXELS} pixels",
     )
     _check(
         "own_tasks",
@@ -52,4 +56,4 @@ def _is_names(value: Any) -> bool:
 
 
 def _is_side(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int) and 1 <= value <= MOST_SIDE
+    return not isinstance(value, bool) and isinstance(value, int) and value >= 1

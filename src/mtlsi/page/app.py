@@ -9,11 +9,12 @@ from typing import Any
 import gradio as gr  # pyright: ignore[reportMissingImports]
 import gradio.themes  # pyright: ignore[reportMissingImports]: an extra
 from gradio.data_classes import ImageData  # pyright: ignore[reportMissingImports]
+from gradio.utils import get_upload_folder  # pyright: ignore[reportMissingImports]
 
 from mtlsi.errors import MistakeError
 from mtlsi.page.models import AS_TRAINED, SCALES, Models
 from mtlsi.page.results import CLOUD_POINTS, NYUDV2, Result, Results
-from mtlsi.page.uploads import plain_stem, read_upload
+from mtlsi.page.uploads import check_uploaded, plain_stem, read_upload
 from mtlsi.tasks import TASKS
 
 HERE = Path(__file__).parent
@@ -92,6 +93,10 @@ def _photo() -> gr.Image:
     async def move_uploads_alone(path: str | Path | None) -> str | None:
         if "://" in str(path):  # gradio would fetch it: no request leaves this machine
             raise gr.Error("an address; expected an uploaded image", print_exception=False)
+        try:
+            check_uploaded(path or "", get_upload_folder())
+        except MistakeError as error:
+            raise gr.Error(str(error), print_exception=False) from error
         return await move(path)
 
     photo.preprocess = lambda payload: payload
@@ -120,6 +125,7 @@ def _predict(
     name, tasks, scale = asked
     if not tasks:
         raise MistakeError("no task chosen; choose at least one")
+    check_uploaded(photo.path, get_upload_folder())  # what is called a stream comes here unmoved
     given = photo.orig_name or Path(photo.path).name
     pixels, changed = read_upload(Path(photo.path), given)
     predictor = models.predictor(name, scale)

@@ -82,6 +82,7 @@ def build_app(models: Models, host: str = LOOPBACK[0]) -> FastAPI:
     _add_results(app, results)
     page = build_page(models, results)
     gr.mount_gradio_app(app, page, path="/", max_file_size=MOST_BYTES, footer_links=[], **style())
+    page.has_launched = True  # else gradio takes any file of this machine that a request names for an upload
     if host in LOOPBACK:  # a page elsewhere cannot reach this one by giving its own name this machine's address
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     app.add_middleware(WithPolicy)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,20 @@ def read_upload(path: Path, name: str) -> tuple[np.ndarray, str]:
     small = (max(1, int(width * scale)), max(1, int(height * scale)))
     shrunk = np.asarray(Image.fromarray(pixels).resize(small, Image.Resampling.BILINEAR, reducing_gap=2.0))
     return shrunk, f"shrunk from {width} x {height}"
+
+
+def check_uploaded(path: str | Path, folder: str | Path) -> None:
+    """Raises ``MistakeError`` unless ``path`` is a file that a browser sent, in ``folder``: a request may name any other.
+
+    It is neither opened nor followed out of the folder.
+    """
+    try:
+        real = Path(os.path.realpath(path))
+        sent = real.is_relative_to(os.path.realpath(folder)) and stat.S_ISREG(real.lstat().st_mode)
+    except (OSError, ValueError, TypeError):
+        sent = False
+    if not sent:
+        raise MistakeError("not an uploaded file; expected an image that the page was sent")
 
 
 def plain_name(name: str) -> str:
