@@ -239,6 +239,26 @@ def test_evaluate_refuses_in_one_line(mistaken, model, arguments, told):
     assert told in mistaken("evaluate", model, *arguments)
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("evaluate", "MODEL", "--data", "scenes", "--limit", "1", "--json"),
+        ("diagnose", "MODEL", "--data", "scenes", "--limit", "1", "--json"),
+        ("boundary", "maps", "truth", "--json"),
+        ("boundary", "maps", "truth", "--csv"),
+        ("benchmark", "--model", "MODEL", "--json"),
+        ("data", "check", "nowhere", "--json"),
+        ("export", "MODEL", "--out"),
+    ],
+    ids=lambda verb: f"{verb[0]}{verb[-1]}",
+)
+def test_a_pipe_in_the_place_of_a_file_is_refused_before_anything_is_measured(mistaken, model, tmp_path, verb):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    given = [model if word == "MODEL" else word for word in verb]
+    assert "pipe.onnx, a pipe, socket or device" in mistaken(*given, tmp_path / "pipe.onnx")
+    assert (tmp_path / "pipe.onnx").is_fifo()
+
+
 # ---- diagnose
 
 

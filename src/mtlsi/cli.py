@@ -310,8 +310,11 @@ def _data_check(options: CheckOptions) -> int:
     from rich.console import Console
 
     from mtlsi.dataset_tools.check import check, print_report, write_report
+    from mtlsi.io import check_writable
 
     _check_workers(options.num_workers)
+    if options.json_path is not None:
+        check_writable(options.json_path)
     report = check(options.root, num_workers=options.num_workers)
     print_report(report, Console())
     if options.json_path is not None:

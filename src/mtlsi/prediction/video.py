@@ -18,6 +18,7 @@ from rich.text import Text
 
 from mtlsi.errors import MistakeError
 from mtlsi.images import IMAGE_ENDINGS, FilePath
+from mtlsi.io import check_writable
 from mtlsi.kinds.colouring import Limits
 from mtlsi.prediction.camera import Camera, Metres, distance_task
 from mtlsi.prediction.clips.arrays import MOMENT, earlier_arrays, name_of
@@ -273,6 +274,7 @@ def _target(out: Path, clip: Clip, word: str) -> Path:
     prepare_folder(out.parent)
     if out.exists() and not clip.is_live and os.path.samefile(out, clip.name):
         raise MistakeError(f"{out}: is the clip itself; give another name")
+    check_writable(out)
     return out
 
 
