@@ -133,7 +133,7 @@ def test_links_that_lead_to_no_place_for_a_file_are_refused(tmp_path):
     for target in ("no/folder.txt", "link.txt", "."):
         link = tmp_path / "link.txt"
         link.symlink_to(target)
-        with pytest.raises(MistakeError, match="cannot write .*link.txt; give a file in an existing folder"):
+        with pytest.raises(MistakeError, match=r"cannot write .*link.txt; give a file in an existing folder"):
             check_writable(link)
         link.unlink()
 

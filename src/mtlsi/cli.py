@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from mtlsi import garbage, interrupts, processes
-from mtlsi.errors import OF_THE_SYSTEM, MistakeError, Stopped, refusal
-from mtlsi.flags import Parser, add_flags, one_line, read_flags
+from mtlsi.errors import OF_THE_SYSTEM, MistakeError, Stopped, one_line, refusal
+from mtlsi.flags import Parser, add_flags, read_flags
 from mtlsi.options.data import CheckOptions, DeriveOptions, PrepareOptions
 from mtlsi.options.measuring import (
     BenchmarkOptions,

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, one_line
 from mtlsi.images import IMAGE_ENDINGS, FilePath
 from mtlsi.io import check_writable
 from mtlsi.kinds.colouring import Limits
@@ -279,4 +279,4 @@ def _target(out: Path, clip: Clip, word: str) -> Path:
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(" ".join(line.split()), markup=False, highlight=False, soft_wrap=True)
+    console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
