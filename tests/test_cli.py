@@ -420,6 +420,16 @@ def test_output_that_cannot_be_written_is_one_line():
     assert ended.stderr == f"mtlsi: {os.strerror(errno.ENOSPC)}; put that right and give the command again\n"
 
 
+def test_a_working_folder_that_is_gone_is_one_line(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = "import os, sys; from mtlsi.cli import main; os.rmdir(os.getcwd()); sys.exit(main())"
+    command = [sys.executable, "-c", code, "predict", "photo.jpg"]
+    done = subprocess.run(command, cwd=gone, capture_output=True, text=True)
+    assert done.stderr == "mtlsi: the working folder is gone; change to another one and give the command again\n"
+    assert done.returncode == 2
+
+
 def test_stopping_is_no_crash(monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt

@@ -14,7 +14,15 @@ from PIL import Image
 
 from full_disk import files_of_at_most
 from mtlsi.errors import MistakeError
-from mtlsi.io import check_picture, check_writable, replace_array, replace_bytes, replace_text, replacing
+from mtlsi.io import (
+    check_picture,
+    check_writable,
+    default_cache_dir,
+    replace_array,
+    replace_bytes,
+    replace_text,
+    replacing,
+)
 from mtlsi.model.build import create_model
 from mtlsi.run_folder import pack_model
 from mtlsi.weights import replace_weights
@@ -149,3 +157,11 @@ def test_other_files_take_the_place_of_a_link_and_leave_its_target_alone(tmp_pat
     (tmp_path / "result").symlink_to("target")
     replace_text(tmp_path / "result", "ours")
     assert ((tmp_path / "result").read_text(), (tmp_path / "target").read_text()) == ("ours", "mine")
+
+
+@pytest.mark.parametrize("variable", ["MTLSI_CACHE", "XDG_CACHE_HOME"])
+def test_a_cache_in_a_home_that_is_not_known_is_one_line(variable, monkeypatch):
+    monkeypatch.delenv("MTLSI_CACHE", raising=False)
+    monkeypatch.setenv(variable, "~nosuchuser/x")
+    with pytest.raises(MistakeError, match="cache ~nosuchuser/x: no such home folder; set MTLSI_CACHE"):
+        default_cache_dir()

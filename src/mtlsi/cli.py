@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from mtlsi import garbage, interrupts, processes
+from mtlsi import garbage, interrupts, processes, streams
 from mtlsi.errors import OF_THE_SYSTEM, MistakeError, Stopped, one_line, refusal
 from mtlsi.flags import Parser, add_flags, read_flags
 from mtlsi.options.data import CheckOptions, DeriveOptions, PrepareOptions
@@ -48,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         garbage.pause()
         interrupts.note()
-        if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8; stderr shows them so by itself
-            sys.stdout.reconfigure(errors="backslashreplace")
+        streams.prepare()
     try:
         code = _main(sys.argv[1:] if arguments is None else arguments)
     except Exception:
@@ -67,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     try:
+        _check_folder()
         _join(arguments)
         code = _run(build_parser(*arguments[:1]).parse_args(arguments), arguments)
         sys.stdout.flush()
@@ -96,6 +95,14 @@ def _main(arguments: Sequence[str]) -> int:
             raise
         processes.say(f"mtlsi: {processes.LOST}")
         return 1
+
+
+def _check_folder() -> None:
+    """Raises ``MistakeError`` where the working folder is gone: relative paths lead nowhere, and torch ends the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise MistakeError("the working folder is gone; change to another one and give the command again") from error
 
 
 def _join(arguments: Sequence[str]) -> None:

@@ -138,10 +138,19 @@ def check_folder(folder: Path) -> None:
 
 
 def default_cache_dir() -> Path:
-    """Where what is slow to make is kept: ``$MTLSI_CACHE``, else ``$XDG_CACHE_HOME/mtlsi``, else ``~/.cache/mtlsi``."""
-    if chosen := os.environ.get("MTLSI_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mtlsi"
+    """Where what is slow to make is kept: ``$MTLSI_CACHE``, else ``$XDG_CACHE_HOME/mtlsi``, else ``~/.cache/mtlsi``.
+
+    Raises ``MistakeError`` for a home folder, ``~``, that is not known.
+    """
+    chosen = os.environ.get("MTLSI_CACHE")
+    named = chosen or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        folder = Path(named).expanduser()
+    except RuntimeError as error:
+        raise MistakeError(
+            f"cache {named}: no such home folder; set MTLSI_CACHE to a folder by its whole path"
+        ) from error
+    return folder if chosen else folder / "mtlsi"
 
 
 def holds(root: Path) -> str:
