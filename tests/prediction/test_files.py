@@ -105,6 +105,14 @@ def test_subfolders_that_are_left_out_are_told(folder, tmp_path):
 # ---- odd entries
 
 
+def test_something_else_in_the_place_of_the_claims_is_one_line(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.claims").touch()
+    with pytest.raises(MistakeError, match=r"\.claims: is no folder; remove it"):
+        run(folder, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == [".claims"]
+
+
 STEERS = "\x1b]0;x\x07\x9b\x7f"
 WRITTEN_OUT = r"\x1b]0;x\x07\x9b\x7f"
 
