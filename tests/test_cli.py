@@ -239,6 +239,26 @@ def test_evaluate_refuses_in_one_line(mistaken, model, arguments, told):
     assert told in mistaken("evaluate", model, *arguments)
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("evaluate", "MODEL", "--data", "scenes", "--limit", "1", "--json"),
+        ("diagnose", "MODEL", "--data", "scenes", "--limit", "1", "--json"),
+        ("boundary", "maps", "truth", "--json"),
+        ("boundary", "maps", "truth", "--csv"),
+        ("benchmark", "--model", "MODEL", "--json"),
+        ("data", "check", "nowhere", "--json"),
+        ("export", "MODEL", "--out"),
+    ],
+    ids=lambda verb: f"{verb[0]}{verb[-1]}",
+)
+def test_a_pipe_in_the_place_of_a_file_is_refused_before_anything_is_measured(mistaken, model, tmp_path, verb):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    given = [model if word == "MODEL" else word for word in verb]
+    assert "pipe.onnx, a pipe, socket or device" in mistaken(*given, tmp_path / "pipe.onnx")
+    assert (tmp_path / "pipe.onnx").is_fifo()
+
+
 # ---- diagnose
 
 
@@ -398,6 +418,16 @@ def test_output_that_cannot_be_written_is_one_line():
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert ended.returncode == 2
     assert ended.stderr == f"mtlsi: {os.strerror(errno.ENOSPC)}; put that right and give the command again\n"
+
+
+def test_a_working_folder_that_is_gone_is_one_line(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = "import os, sys; from mtlsi.cli import main; os.rmdir(os.getcwd()); sys.exit(main())"
+    command = [sys.executable, "-c", code, "predict", "photo.jpg"]
+    done = subprocess.run(command, cwd=gone, capture_output=True, text=True)
+    assert done.stderr == "mtlsi: the working folder is gone; change to another one and give the command again\n"
+    assert done.returncode == 2
 
 
 def test_stopping_is_no_crash(monkeypatch, capsys):

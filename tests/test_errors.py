@@ -1,6 +1,6 @@
 import pytest
 
-from mtlsi.errors import MOST, MistakeError, clipped, message_of
+from mtlsi.errors import MOST, MistakeError, clipped, message_of, one_line
 
 
 def raised_by(action):
@@ -31,3 +31,9 @@ def test_the_middle_of_a_long_message_is_left_out():
     assert clipped("abcdefghijklmnopqrstuvwxyz", 20) == "abcdefg ... stuvwxyz"
     assert clipped("abcdefghijklmnopqrstuvwxyz", 21) == "abcdefgh ... stuvwxyz"
     assert clipped("abc", 3) == "abc"
+
+
+def test_a_message_steers_no_terminal():
+    assert one_line("a\n  b\tc") == "a b c"
+    assert one_line("küche/图片 😀 [x]") == "küche/图片 😀 [x]"
+    assert one_line("\x1b[2J\x07\x9b\u202e\x00\udcff") == r"\x1b[2J\x07\x9b\u202e\x00\udcff"

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mtlsi.cli import build_parser, main
 from mtlsi.errors import MistakeError
-from mtlsi.flags import add_flags, one_line, read_counts, read_flags, read_mapping, read_sizes
+from mtlsi.flags import add_flags, read_counts, read_flags, read_mapping, read_sizes
 from mtlsi.options.measuring import BenchmarkOptions, BoundaryOptions, EvaluateOptions
 from mtlsi.options.training import StudyOptions
 from mtlsi.options.using import PageOptions, PredictOptions
@@ -190,9 +190,3 @@ def test_the_page_takes_several_models_and_stays_on_this_machine():
     assert parse(PageOptions) == PageOptions(models=(), host="127.0.0.1", port=7860, dtype="float32")
     page = parse(PageOptions, "--model", "runs/a", "--model", "nyud", "--port", "0", "--host", "::1", "--dtype", "bf16")
     assert (page.models, page.port, page.host, page.dtype) == (("runs/a", "nyud"), 0, "::1", "bfloat16")
-
-
-def test_a_message_steers_no_terminal():
-    assert one_line("a\n  b\tc") == "a b c"
-    assert one_line("küche/图片 😀 [x]") == "küche/图片 😀 [x]"
-    assert one_line("\x1b[2J\x07\x9b\u202e\x00\udcff") == r"\x1b[2J\x07\x9b\u202e\x00\udcff"

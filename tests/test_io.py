@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 
 import numpy as np
@@ -12,7 +13,16 @@ import torch
 from PIL import Image
 
 from full_disk import files_of_at_most
-from mtlsi.io import replace_array, replace_bytes, replace_text, replacing
+from mtlsi.errors import MistakeError
+from mtlsi.io import (
+    check_picture,
+    check_writable,
+    default_cache_dir,
+    replace_array,
+    replace_bytes,
+    replace_text,
+    replacing,
+)
 from mtlsi.model.build import create_model
 from mtlsi.run_folder import pack_model
 from mtlsi.weights import replace_weights
@@ -88,3 +98,70 @@ def test_arrays_are_written_as_numpy_writes_them(array, tmp_path):
     replace_array(tmp_path / "ours.npy", array)
     np.save(tmp_path / "numpys.npy", array)
     assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "numpys.npy").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
+@pytest.mark.parametrize("through_link", [False, True])
+def test_what_is_no_plain_file_is_refused_and_stays(kind, through_link, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the name of a socket may not be long
+    name = path = tmp_path / "odd"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind("odd")
+    else:
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only root makes devices")
+    before = path.stat()
+    if through_link:
+        name = tmp_path / "link"
+        name.symlink_to("odd")
+    with pytest.raises(MistakeError, match=f"cannot write {name}, a pipe, socket or device; give a file"):
+        check_writable(name)
+    assert path.stat() == before
+
+
+def test_a_link_that_a_person_named_is_followed_and_stays(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link.txt").symlink_to("between.txt")
+    (tmp_path / "between.txt").symlink_to("far/file.txt")
+    for content in ("new", "again"):  # the first time there is no file yet
+        replace_text(check_writable(tmp_path / "link.txt"), content)
+        assert (tmp_path / "far/file.txt").read_text() == content
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "between.txt").is_symlink()
+    assert os.listdir(tmp_path / "far") == ["file.txt"]
+    assert check_writable(tmp_path / "new.txt") == tmp_path / "new.txt"
+
+
+def test_links_that_lead_to_no_place_for_a_file_are_refused(tmp_path):
+    for target in ("no/folder.txt", "link.txt", "."):
+        link = tmp_path / "link.txt"
+        link.symlink_to(target)
+        with pytest.raises(MistakeError, match=r"cannot write .*link.txt; give a file in an existing folder"):
+            check_writable(link)
+        link.unlink()
+
+
+def test_the_kind_of_a_picture_is_that_of_the_file_it_links_to(tmp_path):
+    (tmp_path / "link.png").symlink_to("file.txt")
+    with pytest.raises(MistakeError, match=r"link.png: of no known kind"):
+        check_picture(tmp_path / "link.png")
+
+
+def test_other_files_take_the_place_of_a_link_and_leave_its_target_alone(tmp_path):
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / "result").symlink_to("target")
+    replace_text(tmp_path / "result", "ours")
+    assert ((tmp_path / "result").read_text(), (tmp_path / "target").read_text()) == ("ours", "mine")
+
+
+@pytest.mark.parametrize("variable", ["MTLSI_CACHE", "XDG_CACHE_HOME"])
+def test_a_cache_in_a_home_that_is_not_known_is_one_line(variable, monkeypatch):
+    monkeypatch.delenv("MTLSI_CACHE", raising=False)
+    monkeypatch.setenv(variable, "~nosuchuser/x")
+    with pytest.raises(MistakeError, match="cache ~nosuchuser/x: no such home folder; set MTLSI_CACHE"):
+        default_cache_dir()

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from full_disk import files_of_at_most
+from mtlsi.errors import MistakeError
 from mtlsi.lock import SILENT_S, HeldError, held
 
 
@@ -79,13 +80,32 @@ def test_a_lock_whose_process_is_gone_is_taken_over(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_that_gives_no_sign_of_life_is_taken_over(tmp_path):
+@pytest.mark.parametrize("age_s", [SILENT_S + 60, -SILENT_S - 60, -1e9])
+def test_a_lock_that_gives_no_sign_of_life_is_taken_over(tmp_path, age_s):
     path = tmp_path / "0.lock"
     lock_of(path, 1, "another-machine")
-    long_ago = path.stat().st_mtime - SILENT_S - 60
-    os.utime(path, (long_ago, long_ago))
+    then = path.stat().st_mtime - age_s
+    os.utime(path, (then, then))
     with held(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_by_a_clock_that_is_a_little_ahead_is_respected(tmp_path):
+    path = tmp_path / "0.lock"
+    lock_of(path, 1, "another-machine")
+    ahead = path.stat().st_mtime + 120
+    os.utime(path, (ahead, ahead))
+    with pytest.raises(HeldError, match="another-machine"), held(path):
+        pass
+
+
+def test_something_else_in_the_place_of_the_folder_of_locks_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "pipe", "link"):
+        with pytest.raises(MistakeError, match=f"{name}: is no folder; remove it"), held(tmp_path / name / "0.lock"):
+            pass
 
 
 def test_a_lock_that_was_taken_over_is_not_removed_by_its_former_holder(tmp_path):

@@ -20,9 +20,18 @@ def test_launchers_announce_their_processes(monkeypatch, name):
     assert processes.announced() == 1
     monkeypatch.setenv(name, "3")
     assert processes.announced() == 3
-    monkeypatch.setenv(name, "many")
-    with pytest.raises(MistakeError, match=f"{name}=many"):
-        processes.announced()
+    for text in ("many", "²", "٣", "-1", ""):
+        monkeypatch.setenv(name, text)
+        with pytest.raises(MistakeError, match=f"{name}={text} in"):
+            processes.announced()
+
+
+@pytest.mark.parametrize("name", processes.RANKS)
+def test_a_rank_that_is_no_number_is_passed_over(monkeypatch, name):
+    monkeypatch.setenv(name, "²")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "²")
+    assert processes.index() == 0
+    processes.check_tasks_of_slurm()
 
 
 def test_what_one_process_has_is_what_all_have(monkeypatch):

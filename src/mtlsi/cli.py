@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
-from mtlsi import garbage, interrupts, processes
-from mtlsi.errors import OF_THE_SYSTEM, MistakeError, Stopped, refusal
-from mtlsi.flags import Parser, add_flags, one_line, read_flags
+from mtlsi import garbage, interrupts, processes, streams
+from mtlsi.errors import OF_THE_SYSTEM, MistakeError, Stopped, one_line, refusal
+from mtlsi.flags import Parser, add_flags, read_flags
 from mtlsi.options.data import CheckOptions, DeriveOptions, PrepareOptions
 from mtlsi.options.measuring import (
     BenchmarkOptions,
@@ -48,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is None:
         garbage.pause()
         interrupts.note()
-        if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8; stderr shows them so by itself
-            sys.stdout.reconfigure(errors="backslashreplace")
+        streams.prepare()
     try:
         code = _main(sys.argv[1:] if arguments is None else arguments)
     except Exception:
@@ -67,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     try:
+        _check_folder()
         _join(arguments)
         code = _run(build_parser(*arguments[:1]).parse_args(arguments), arguments)
         sys.stdout.flush()
@@ -96,6 +95,14 @@ def _main(arguments: Sequence[str]) -> int:
             raise
         processes.say(f"mtlsi: {processes.LOST}")
         return 1
+
+
+def _check_folder() -> None:
+    """Raises ``MistakeError`` where the working folder is gone: relative paths lead nowhere, and torch ends the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise MistakeError("the working folder is gone; change to another one and give the command again") from error
 
 
 def _join(arguments: Sequence[str]) -> None:
@@ -310,8 +317,11 @@ def _data_check(options: CheckOptions) -> int:
     from rich.console import Console
 
     from mtlsi.dataset_tools.check import check, print_report, write_report
+    from mtlsi.io import check_writable
 
     _check_workers(options.num_workers)
+    if options.json_path is not None:
+        check_writable(options.json_path)
     report = check(options.root, num_workers=options.num_workers)
     print_report(report, Console())
     if options.json_path is not None:

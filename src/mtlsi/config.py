@@ -28,6 +28,8 @@ MOST_WORKERS = 512
 """Loader processes: machines have no more cores for one training, and each takes memory before it has read anything."""
 MOST_SCENES = 1_000_000
 """Generated scenes have a number: below this one those to train on, from it on as many to evaluate on."""
+MOST_SIDE, MOST_PIXELS = 16_384, 2**26
+"""Of data.size_hw and data.image_hw: one such image takes gigabytes before anything is trained."""
 FROM_SHARES = "from_shares"
 """What train.class_weights may be, for a task or for all: from the classes' shares of the training labels."""
 
@@ -92,6 +94,12 @@ class DataConfig:
         check_choice("data.resize", self.resize, RESIZES)
         if self.image_hw is not None and min(self.image_hw) < 2:
             raise MistakeError(f"data.image_hw {list(self.image_hw)}; expected a height and a width in pixels")
+        for name in ("size_hw", "image_hw"):
+            size = getattr(self, name)
+            if size is not None and (max(size) > MOST_SIDE or size[0] * size[1] > MOST_PIXELS):
+                raise MistakeError(
+                    f"data.{name} {list(size)}; expected at most {MOST_SIDE} a side and {MOST_PIXELS} pixels in all"
+                )
 
 
 @dataclass(frozen=True)

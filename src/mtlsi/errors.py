@@ -56,6 +56,12 @@ def refusal(error: OSError) -> str:
     return f"{error.filename}: {message_of(error)}" if error.filename else message_of(error)
 
 
+def one_line(text: str) -> str:
+    """``text`` without line breaks, and with every other sign that steers a terminal written out, such as ``\\x1b``."""
+    signs = (sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in " ".join(text.split()))
+    return "".join(signs)
+
+
 def clipped(line: str, most: int) -> str:
     """``line``, its middle left out where it has more than ``most`` characters."""
     if len(line) <= most:

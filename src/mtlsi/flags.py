@@ -15,7 +15,7 @@ from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, Namespace
 
 from mtlsi import processes
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, one_line
 from mtlsi.plain_settings import in_plain_words
 
 Options = TypeVar("Options")
@@ -182,9 +182,3 @@ def _is_pair(kind: Any) -> bool:
 
 def _is_mapping(kind: Any) -> bool:
     return get_origin(kind) is Mapping
-
-
-def one_line(text: str) -> str:
-    """``text`` without line breaks, and with every other sign that steers a terminal written out, such as ``\\x1b``."""
-    signs = (sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in " ".join(text.split()))
-    return "".join(signs)

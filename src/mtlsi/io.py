@@ -23,7 +23,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """A name beside ``path`` for a library that writes files itself; what is there at the end becomes ``path``.
 
     With the permissions of any new file: some libraries write for the owner's eyes alone. Where the context is left by an
-    exception, nothing is written. Of several processes at once the last one wins. Raises ``OSError``, which names ``path``.
+    exception, nothing is written. Of several processes at once the last one wins. A link, pipe or device of
+    that name is replaced, and what it leads to is left alone: a file that a person named goes through ``check_writable``
+    first. Raises ``OSError``, which names ``path``.
     """
     part = path.with_name(f".{uuid.uuid4().hex}.part")  # short: the name itself may be as long as names can be
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,15 +105,27 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 def check_picture(path: Path) -> None:
-    """Raises ``MistakeError`` where the end of a plot's name is none of ``PICTURES``."""
-    if path.suffix.lower() not in PICTURES:
+    """Raises ``MistakeError`` where the end of a plot's name, or of what it links to, is none of ``PICTURES``."""
+    if _linked(path).suffix.lower() not in PICTURES:
         raise MistakeError(f"picture {path}: of no known kind; expected a name that ends in {', '.join(PICTURES)}")
 
 
-def check_writable(path: Path) -> None:
-    """Raises ``MistakeError`` where ``path`` is a folder, or its folder is missing or not writable."""
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise MistakeError(f"cannot write {path}; give a file in an existing folder that is writable")
+def check_writable(path: Path) -> Path:
+    """The file to write where a person named ``path``: what it leads to where it is a link, which stays a link.
+
+    Raises ``MistakeError`` where that is a folder, pipe, socket or device, or its folder is missing or not writable.
+    """
+    target, what = _linked(path), ""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        what = ", a pipe, socket or device"
+    if what or path.is_dir() or target.is_symlink() or not os.access(target.absolute().parent, os.W_OK):
+        raise MistakeError(f"cannot write {path}{what}; give a file in an existing folder that is writable")
+    return target
+
+
+def _linked(path: Path) -> Path:
+    """What ``path`` leads to where it is a link; of a circle of links one of them."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def check_folder(folder: Path) -> None:
@@ -124,10 +138,19 @@ def check_folder(folder: Path) -> None:
 
 
 def default_cache_dir() -> Path:
-    """Where what is slow to make is kept: ``$MTLSI_CACHE``, else ``$XDG_CACHE_HOME/mtlsi``, else ``~/.cache/mtlsi``."""
-    if chosen := os.environ.get("MTLSI_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mtlsi"
+    """Where what is slow to make is kept: ``$MTLSI_CACHE``, else ``$XDG_CACHE_HOME/mtlsi``, else ``~/.cache/mtlsi``.
+
+    Raises ``MistakeError`` for a home folder, ``~``, that is not known.
+    """
+    chosen = os.environ.get("MTLSI_CACHE")
+    named = chosen or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        folder = Path(named).expanduser()
+    except RuntimeError as error:
+        raise MistakeError(
+            f"cache {named}: no such home folder; set MTLSI_CACHE to a folder by its whole path"
+        ) from error
+    return folder if chosen else folder / "mtlsi"
 
 
 def holds(root: Path) -> str:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mtlsi.errors import MistakeError
 from mtlsi.reading import parse_json, read_content
 
 SIGN_OF_LIFE_S = 30.0
@@ -33,9 +34,13 @@ class HeldError(Exception):
 def held(path: Path) -> Iterator[None]:
     """Hold the lock ``path`` within the context; ``HeldError`` where another process has it.
 
-    A lock whose process is gone from this machine, or that was not touched for ten minutes, is taken over.
+    A lock whose process is gone from this machine, or that was not touched for ten minutes, is taken over. Raises
+    ``MistakeError`` where its folder is something else.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise MistakeError(f"{path.parent}: is no folder; remove it, or write to another place") from error
     own = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
     if not _create(path, own):
         text = _text_of(path)
@@ -92,7 +97,7 @@ def _is_stale(path: Path, text: str) -> bool:
         silent_s = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return True
-    if silent_s > SILENT_S:
+    if abs(silent_s) > SILENT_S:  # a time to come: the clock of another machine was wrong, and would be waited for
         return True
     holder = _read(text)
     pid = holder.get("pid")

@@ -51,7 +51,7 @@ def announced(variables: Sequence[str] = SIZES) -> int:
     """
     for name in variables:
         if (text := os.environ.get(name)) is not None:
-            if not text.isdigit() or int(text) < 1:
+            if not _is_number(text) or int(text) < 1:
                 raise MistakeError(f"{name}={text} in the environment; expected the number of processes")
             return int(text)
     if "ACCELERATE_USE_CPU" in os.environ and "MASTER_ADDR" in os.environ:
@@ -62,10 +62,14 @@ def announced(variables: Sequence[str] = SIZES) -> int:
     return 1
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
 def check_tasks_of_slurm() -> None:
     """Raises ``MistakeError`` where srun started several tasks of one step, which are not told of one another."""
     number = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if announced() == 1 and number.isdigit() and int(number) > 1 and "SLURM_PROCID" in os.environ:
+    if announced() == 1 and _is_number(number) and int(number) > 1 and "SLURM_PROCID" in os.environ:
         raise MistakeError(
             f"srun started {number} tasks that do not know of one another; start one task on each machine, and in it "
             "torchrun, as docs/many_machines.md has it"
@@ -74,7 +78,7 @@ def check_tasks_of_slurm() -> None:
 
 def index() -> int:
     """Which of the announced processes this is, from 0. Imports nothing."""
-    return next((int(os.environ[name]) for name in RANKS if os.environ.get(name, "").isdigit()), 0)
+    return next((int(os.environ[name]) for name in RANKS if _is_number(os.environ.get(name, ""))), 0)
 
 
 def join(*, cpu: bool = False) -> None:

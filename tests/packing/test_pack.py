@@ -26,6 +26,7 @@ from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.options.measuring import EvaluateOptions, PackOptions
 from mtlsi.packing import pack
+from mtlsi.packing.card import card
 from mtlsi.packing.pack import pack_from_command
 from mtlsi.training.best import keep
 
@@ -187,6 +188,26 @@ def test_mistakes_leave_nothing(tiny_run, tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert told in line
         assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_folder_that_appears_meanwhile_is_left_alone_and_the_finished_one_kept(
+    tiny_run, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "new"
+
+    def card_of_another(*given, **facts):
+        out.mkdir()
+        (out / "theirs").touch()
+        return card(*given, **facts)
+
+    monkeypatch.setattr("mtlsi.packing.pack.card", card_of_another)
+    assert main(["pack", str(tiny_run.out), "--data", "scenes", "--limit", "1", "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--out {out} cannot be written any more" in line
+    assert [path.name for path in out.iterdir()] == ["theirs"]
+    (finished,) = (path for path in tmp_path.iterdir() if path != out)
+    assert f"the finished folder is {finished}: move it" in line
+    assert {"README.md", "config.json", "model.safetensors"} <= {path.name for path in finished.iterdir()}
 
 
 def test_a_model_of_a_damaged_run_is_refused(tiny_run, tmp_path):

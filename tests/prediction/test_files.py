@@ -105,6 +105,28 @@ def test_subfolders_that_are_left_out_are_told(folder, tmp_path):
 # ---- odd entries
 
 
+def test_something_else_in_the_place_of_the_claims_is_one_line(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.claims").touch()
+    with pytest.raises(MistakeError, match=r"\.claims: is no folder; remove it"):
+        run(folder, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == [".claims"]
+
+
+STEERS = "\x1b]0;x\x07\x9b\x7f"
+WRITTEN_OUT = r"\x1b]0;x\x07\x9b\x7f"
+
+
+def test_names_steer_no_terminal(folder, tmp_path):
+    (folder / f"broken{STEERS}.jpg").write_bytes(b"broken")
+    (folder / f"clip{STEERS}.mp4").touch()
+    (folder / f"notes.{STEERS}").touch()
+    (folder / f"out{STEERS}").symlink_to(folder)
+    _, said = run([folder], tmp_path / f"out{STEERS}", recursive=True)
+    assert sum(WRITTEN_OUT in line for line in said) == len(said) == 5
+    assert all(sign not in "".join(said) for sign in STEERS if not sign.isprintable())
+
+
 def test_what_cannot_be_predicted_is_named_and_passed_over(folder, tmp_path, monkeypatch):
     (folder / "room3 [b].png").write_bytes(b"broken")
     (folder / "room4.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))

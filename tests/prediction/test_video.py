@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import subprocess
 import sys
 import weakref
@@ -186,6 +187,7 @@ def test_ctrl_c_leaves_nothing_of_a_clips_result(tmp_path):
 def test_what_cannot_be_done_is_refused_before_computing(tmp_path):
     path = write_clip(tmp_path / "clip.mkv", grey_levels(2))
     (tmp_path / "photo.jpg").write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe.mp4")
     for source, out, options, told in (
         (path, "a.avi", {}, "ends in"),
         (path, "a.mp4", {"stride": 0}, "stride 0"),
@@ -194,12 +196,23 @@ def test_what_cannot_be_done_is_refused_before_computing(tmp_path):
         (path, "a.mp4", {"tasks": "semseg", "scale": 2.0}, "no task of distances"),
         (path, "clip.mkv", {}, "is the clip itself"),
         (path, "photo.jpg/a.mp4", {}, "no folder to write to"),
+        (path, "pipe.mp4", {}, "a pipe, socket or device"),
         (tmp_path / "photo.jpg", "a.mp4", {}, "an image"),
         (tmp_path / "none.mp4", "a.mp4", {}, "not there"),
     ):
         with pytest.raises(MistakeError, match=told):
             predict_video(source, Levels(), tmp_path / out, options.pop("tasks", None), **options)  # type: ignore[arg-type]
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["clip.mkv", "photo.jpg"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["clip.mkv", "photo.jpg", "pipe.mp4"]
+
+
+def test_names_steer_no_terminal(tmp_path):
+    path = write_clip(tmp_path / "clip.mkv", pictures(2, 48, 64), options={"slicecrc": "1", "g": "1"})
+    path = damage(path, 1).rename(tmp_path / "\x1b]0;x\x07\x9b.mkv")
+    _, said = run(path, tmp_path / "\x1b]0;x\x07.mp4", "depth", predictor=Levels())
+    assert len(said) == 2
+    assert r"\x1b]0;x\x07\x9b.mkv: 1 frames are missing" in said[0]
+    assert r"\x1b]0;x\x07.mp4" in said[1]
+    assert not {"\x1b", "\x07", "\x9b"} & set("".join(said))
 
 
 def test_a_clip_without_a_whole_picture_is_refused(tmp_path):

@@ -72,9 +72,9 @@ def benchmark(request: BenchmarkOptions, *, console: Console | None = None) -> d
     report |= {"totals": totals(report["parts"]), "failed": run.failed}
     print_report(report, console)
     if request.json_path is not None:
-        replace_text(request.json_path, json.dumps(report, indent=2) + "\n")
+        replace_text(check_writable(request.json_path), json.dumps(report, indent=2) + "\n")
     if request.plot_path is not None:
-        draw(report["scaling"], request.plot_path)
+        draw(report["scaling"], check_writable(request.plot_path))
     return report
 
 

@@ -183,8 +183,8 @@ def _check_between(datasets: dict[str, FileDataset], report: Report) -> None:
 
 def write_report(report: Report, path: Path) -> None:
     """The whole report as JSON."""
-    check_writable(path)
-    replace_text(path, json.dumps(asdict(report) | {"sound": report.sound}, indent=2, default=str) + "\n")
+    content = json.dumps(asdict(report) | {"sound": report.sound}, indent=2, default=str)
+    replace_text(check_writable(path), content + "\n")
 
 
 def report_table(report: Report) -> Table:

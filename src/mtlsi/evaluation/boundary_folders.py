@@ -133,12 +133,12 @@ def score_folders(
         said = {"remarks": remarks.found, "without_truth": pairs.without_truth}
         write_figures(_figures(curve, protocol, len(files)) | said, json_path)
     if csv_path is not None:
-        replace_text(csv_path, _images(dict(zip(files, counts, strict=True))))
+        replace_text(check_writable(csv_path), _images(dict(zip(files, counts, strict=True))))
     if curve_path is not None:
         from mtlsi.drawing.plots import plot_precision_recall  # lazy: only this needs matplotlib
 
         points = (curve.recall.tolist(), curve.precision.tolist())
-        plot_precision_recall(*points, curve_path, ods=(curve.ods_recall, curve.ods_precision))
+        plot_precision_recall(*points, check_writable(curve_path), ods=(curve.ods_recall, curve.ods_precision))
     return scores
 
 

@@ -35,7 +35,7 @@ from mtlsi.evaluation.report import (
     write_scores,
 )
 from mtlsi.evaluation.subject import Subject, check_options, context_of, open_subject, protocol_of, tasks_of
-from mtlsi.io import check_folder, check_picture
+from mtlsi.io import check_folder, check_picture, check_writable
 from mtlsi.kinds import decode
 from mtlsi.metrics import BoundaryF, MeanIoU, MetricSettings, build_metric
 from mtlsi.metrics.boundary.protocols import Protocol
@@ -309,7 +309,7 @@ def tell(options: EvaluateOptions, subject: Subject, measured: Measured, console
     if options.csv_path is not None:
         write_images(measured.rows, options.csv_path)
     if options.curve_path is not None:
-        draw_curve(scores, options.curve_path)
+        draw_curve(scores, check_writable(options.curve_path))
 
 
 def delta_of(options: EvaluateOptions, scores: Evaluation) -> float | None:

@@ -180,9 +180,9 @@ def write_scores(scores: Scores, path: Path, **context: Any) -> None:
 
 def write_figures(figures: Mapping[str, Any], path: Path) -> None:
     """Figures by name, in dictionaries and lists, as JSON, written whole or not at all; an undefined one is null."""
-    check_writable(path)
+    target = check_writable(path)
     try:
-        replace_text(path, json.dumps(defined(figures), indent=2) + "\n")
+        replace_text(target, json.dumps(defined(figures), indent=2) + "\n")
     except OSError as error:
         raise MistakeError(
             f"cannot write {path} ({error.strerror}); give a file in a folder you may write to"
@@ -211,8 +211,7 @@ def write_images(rows: Sequence[tuple[str, Scores]], path: Path) -> None:
     for image, scores in rows:
         values = [scores[task][name] for task, name in names]
         writer.writerow([image, *("" if isnan(value) else f"{value:.6g}" for value in values)])
-    check_writable(path)
-    replace_text(path, text.getvalue())
+    replace_text(check_writable(path), text.getvalue())
 
 
 def write_confusion(

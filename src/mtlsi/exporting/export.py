@@ -51,7 +51,8 @@ def export(options: ExportOptions, *, console: Console | None = None) -> Path:
     tasks = model.tasks if options.tasks is None else check_tasks(split_names(options.tasks), among=model.tasks)
     tasks = tuple(task for task in model.tasks if task in tasks)
     shown = shown_to(model, options.size_hw or model.input_size)
-    part = options.out.with_name(f".{options.out.stem}.{uuid.uuid4().hex}{options.out.suffix}")
+    out = check_writable(options.out)
+    part = out.with_name(f".{out.stem}.{uuid.uuid4().hex}{options.out.suffix}")
     try:
         with console.status("tracing the network, which takes a minute or two"):
             if options.format == "program":
@@ -59,12 +60,12 @@ def export(options: ExportOptions, *, console: Console | None = None) -> Path:
             else:
                 predict = _write_onnx(options, model, tasks, shown, part)
         _compare(console, model, tasks, shown, predict, options)
-        part.replace(options.out)
+        part.replace(out)
     except OSError as error:
         raise MistakeError(f"cannot write {options.out} ({message_of(error)}); give another file") from error
     finally:
         part.unlink(missing_ok=True)
-    size = options.out.stat().st_size / 2**20
+    size = out.stat().st_size / 2**20
     console.print(f"{options.out}: {', '.join(tasks)}; {options.dtype}, {size:.1f} MB", highlight=False, soft_wrap=True)
     return options.out
 

@@ -43,7 +43,7 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
 
     The scores are those of the packed weights. ``model`` is a run folder, the best model in one, or any other model, of
     whose training the card then says nothing. Raises ``MistakeError`` where there is no such model, ``out`` is there already
-    or the data cannot be read.
+    or the data cannot be read; where ``out`` appears meanwhile it says where the finished folder lies.
     """
     console = console or Console()
     run, notes = run_folder.run_of(options.model), read_notes(options.notes_path)
@@ -82,9 +82,15 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
             notes=notes,
         )
         (fresh / "README.md").write_text(text, encoding="utf-8")
-        fresh.rename(options.out)
-    finally:
+    except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    try:
+        fresh.rename(options.out)
+    except OSError as error:  # another process was faster; the work of minutes is not thrown away
+        raise MistakeError(
+            f"--out {options.out} cannot be written any more ({message_of(error)}); the finished folder is {fresh}: move it"
+        ) from error
     if (note := run_folder.note_of_best(options.model)) is not None:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(f"model folder: {options.out}", markup=False, highlight=False, soft_wrap=True)

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, one_line
 from mtlsi.images import IMAGE_ENDINGS, FilePath
+from mtlsi.io import check_writable
 from mtlsi.kinds.colouring import Limits
 from mtlsi.prediction.camera import Camera, Metres, distance_task
 from mtlsi.prediction.clips.arrays import MOMENT, earlier_arrays, name_of
@@ -273,8 +274,9 @@ def _target(out: Path, clip: Clip, word: str) -> Path:
     prepare_folder(out.parent)
     if out.exists() and not clip.is_live and os.path.samefile(out, clip.name):
         raise MistakeError(f"{out}: is the clip itself; give another name")
+    check_writable(out)
     return out
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(" ".join(line.split()), markup=False, highlight=False, soft_wrap=True)
+    console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,66 @@
+"""The command in a shell that closes or breaks its standard output or error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+STUDY = Path(__file__).resolve().parents[1] / "recipes" / "studies" / "tokens_scenes.yaml"
+FULL = pytest.param(
+    "2>/dev/full", marks=pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device there")
+)
+
+
+def in_a_shell(command: str, redirection: str, tmp_path: Path) -> tuple[int, str, str]:
+    """Exit code, standard output and error; ``{}`` in ``redirection`` is the command."""
+    line = redirection.format(f"{sys.executable} -m mtlsi {command}")
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_closed_output_is_no_mistake(tmp_path):
+    assert in_a_shell(f"study {STUDY} --out x --list", "{} >&-", tmp_path) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "redirection", ["{} 2>&-", "set -o pipefail; {} 2>&1 >/dev/null | true", FULL], ids=["closed", "broken", "full"]
+)
+def test_a_mistake_that_nobody_can_read_is_still_one(redirection, tmp_path):
+    line = redirection if "{}" in redirection else f"{{}} {redirection}"
+    assert in_a_shell("predict --zz", line, tmp_path) == (2, "", "")
+
+
+NOTES = """
+import sys
+from rich.console import Console
+from mtlsi import streams
+streams.prepare()
+Console(stderr=True).print("2 images predicted")
+print("mtlsi: a note", file=sys.stderr, flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "full"])
+def test_a_note_that_nobody_can_read_changes_no_exit_code(kind, tmp_path):
+    if kind == "full" and not os.path.exists("/dev/full"):
+        pytest.skip("no such device there")
+    if kind == "pipe":
+        reader, target = os.pipe()
+        os.close(reader)
+    else:
+        target = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run([sys.executable, "-c", NOTES], stderr=target, cwd=tmp_path)
+    os.close(target)
+    assert done.returncode == 0
+
+
+def test_names_of_any_bytes_are_shown(tmp_path):
+    code = (
+        "import sys; from mtlsi import streams; streams.prepare(); print('\\udcff'); print('\\udcff', file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("\\udcff\n", "\\udcff\n")
