@@ -17,15 +17,15 @@ from mtlsi.images import FilePath
 from mtlsi.kinds.colouring import Colour
 from mtlsi.options.using import PredictOptions
 from mtlsi.prediction.camera import TrainingCamera, multiplied
+from mtlsi.prediction.graph_file import names_other_files
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.prediction.shown import Shown
-from mtlsi.reading import check_plain, parse_json
+from mtlsi.reading import parse_json, read_content, shortened
 from mtlsi.tasks import check_tasks, register_records
 
 MOST_BYTES = 2**31
 """Of a file: more than that no file of this form can have."""
-ELSEWHERE = b"\x0a\x08location"
-"""How a graph begins to say in which other file some of its weights lie."""
+MOST_THREADS = 1024
 
 
 class GraphPredictor:
@@ -121,26 +121,35 @@ class GraphPredictor:
 
 
 def open_session(path: FilePath, num_threads: int | None = None) -> Any:
-    """onnxruntime's session on a CPU. Raises ``MistakeError`` where it is not installed or cannot read the file."""
-    if not isinstance(path, str | os.PathLike) or not Path(path).is_file():
+    """onnxruntime's session on a CPU, of the bytes that were looked at.
+
+    Raises ``MistakeError`` where it is not installed or cannot read the file, for one with weights in other files, and for a
+    number of threads that is none.
+    """
+    if not isinstance(path, str | os.PathLike) or not os.path.isfile(path):
         raise MistakeError(f"{path}: not there; expected a file that mtlsi export wrote")
+    if num_threads is not None and (type(num_threads) is not int or not 1 <= num_threads <= MOST_THREADS):
+        raise MistakeError(f"num_threads {shortened(num_threads)}; expected 1..{MOST_THREADS}, or None")
     if find_spec("onnxruntime") is None:
         raise MistakeError("onnxruntime is not installed, which .onnx files need; pip install 'mtlsi[export]'")
     import onnxruntime
 
-    check_plain(Path(path), MOST_BYTES)
-    if ELSEWHERE in Path(path).read_bytes():
-        raise MistakeError(
-            f"{path}: has weights in other files, which are not followed; expected one that mtlsi export wrote"
-        )
+    content = read_content(Path(path), MOST_BYTES)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # not guessed from the content
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        whole = not names_other_files(content)
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]) if whole else None
     except Exception as error:  # onnxruntime's own exceptions share no base but this
         raise MistakeError(f"{path}: onnxruntime cannot read it ({message_of(error, 200)}); export it again") from error
+    if session is None:
+        raise MistakeError(
+            f"{path}: has weights in other files, which are not followed; expected one that mtlsi export wrote"
+        )
+    return session
 
 
 def predictor_from_command(options: PredictOptions) -> GraphPredictor:
