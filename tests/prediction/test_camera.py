@@ -132,6 +132,20 @@ def test_a_model_that_does_not_know_its_camera_rescales_nothing():
         Camera(500, 60)
 
 
+@pytest.mark.parametrize("focal_px", [0.0, 1e-320, 1e-9, 1e300, math.inf, math.nan, 10**400])
+def test_focal_lengths_that_are_none_are_refused(focal_px):
+    with pytest.raises(MistakeError, match=r"focal length .*; expected a number of pixels above 0, 1e-06\.\.1e\+09"):
+        Camera(focal_px=focal_px)
+    with pytest.raises(MistakeError, match=r"focal length .*; expected a number of pixels above 0, 1e-06\.\.1e\+09"):
+        TrainingCamera(focal_px, (64, 96), Shown((64, 96)))
+
+
+@pytest.mark.parametrize("fov_deg", [0.0, 1e-320, 180 - 1e-13, math.nan, 10**400])
+def test_fields_of_view_that_are_none_are_refused(fov_deg):
+    with pytest.raises(MistakeError, match=r"field of view .*; expected degrees, 1e-06\.\.179\.9999"):
+        Camera(fov_deg=fov_deg)
+
+
 # ---- metadata
 
 

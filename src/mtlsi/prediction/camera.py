@@ -22,6 +22,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.images import UNREADABLE, peek_image
 from mtlsi.prediction.maps import Maps
 from mtlsi.prediction.shown import Shown, Size
+from mtlsi.reading import shortened
 from mtlsi.tasks import TASKS
 
 FILM_DIAGONAL_MM = 43.267
@@ -30,6 +31,12 @@ UNITS_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
 """Millimetres of EXIF's FocalPlaneResolutionUnit."""
 DEGREES = (3.0, 150.0)
 """Fields of view along the diagonal that are believed of a photo's metadata."""
+
+
+FOCAL_PX = (1e-6, 1e9)
+"""The shortest and the longest focal length in pixels: what is divided by it stays a number."""
+FOV_DEG = (1e-6, 179.9999)
+"""The same of horizontal fields of view."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +49,16 @@ class View:
 
 @dataclass(frozen=True)
 class TrainingCamera:
-    """The camera of the images that a network was trained on."""
+    """The camera of the images that a network was trained on. Raises ``MistakeError`` for a focal length no camera has."""
 
     focal_px: float
     """In pixels of an image of ``size_hw``."""
     size_hw: Size
     shown: Shown
     """At what size images are shown to the network."""
+
+    def __post_init__(self) -> None:
+        check_focal(self.focal_px)
 
     def focal_of(self, size_hw: Size) -> float:
         """The focal length in pixels of a photo of this size, if it was taken with such a camera."""
@@ -74,10 +84,12 @@ class Camera:
         for name, value in (("focal length", self.focal_px), ("field of view", self.fov_deg)):
             if not isinstance(value, Real | None):
                 raise MistakeError(f"{name} {value!r}; expected a number")
-        if self.focal_px is not None and not 0 < self.focal_px < math.inf:
-            raise MistakeError(f"focal length {self.focal_px:g}; expected a number of pixels above 0")
-        if self.fov_deg is not None and not 0 < self.fov_deg < 180:
-            raise MistakeError(f"field of view {self.fov_deg:g}; expected degrees between 0 and 180")
+        if self.focal_px is not None:
+            check_focal(self.focal_px)
+        if self.fov_deg is not None and not FOV_DEG[0] <= self.fov_deg <= FOV_DEG[1]:
+            raise MistakeError(
+                f"field of view {shortened(self.fov_deg)}; expected degrees, {FOV_DEG[0]:g}..{FOV_DEG[1]}"
+            )
 
     def view(self, size_hw: Size, path: Path | None = None) -> View | None:
         """The focal length of an image of ``size_hw`` in the file ``path``; None where nothing says it."""
@@ -86,6 +98,14 @@ class Camera:
         if self.fov_deg is not None:
             return View(size_hw[1] / 2 / math.tan(math.radians(self.fov_deg) / 2), "--fov-deg")
         return None if path is None else view_from_exif(path, size_hw)
+
+
+def check_focal(focal_px: float) -> None:
+    """Raises ``MistakeError`` for a focal length that is none."""
+    if not FOCAL_PX[0] <= focal_px <= FOCAL_PX[1]:
+        raise MistakeError(
+            f"focal length {shortened(focal_px)}; expected a number of pixels above 0, {FOCAL_PX[0]:g}..{FOCAL_PX[1]:g}"
+        )
 
 
 def view_from_exif(path: Path, size_hw: Size) -> View | None:

@@ -11,21 +11,21 @@ from typing import Any, overload
 
 import numpy as np
 
-from mtlsi.config import RESIZES
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
 from mtlsi.kinds.colouring import Colour
 from mtlsi.options.using import PredictOptions
-from mtlsi.prediction.camera import TrainingCamera, multiplied
+from mtlsi.prediction.camera import multiplied
+from mtlsi.prediction.graph_facts import read_facts
+from mtlsi.prediction.graph_file import names_other_files
+from mtlsi.prediction.graph_results import checked_result
 from mtlsi.prediction.images import ImageLike, as_pixels
-from mtlsi.prediction.shown import Shown
-from mtlsi.reading import check_plain, parse_json
-from mtlsi.tasks import check_tasks, register_records
+from mtlsi.reading import read_content, shortened
+from mtlsi.tasks import check_tasks
 
 MOST_BYTES = 2**31
 """Of a file: more than that no file of this form can have."""
-ELSEWHERE = b"\x0a\x08location"
-"""How a graph begins to say in which other file some of its weights lie."""
+MOST_THREADS = 1024
 
 
 class GraphPredictor:
@@ -37,47 +37,35 @@ class GraphPredictor:
     """
 
     def __init__(self, path: FilePath, *, num_threads: int | None = None):
+        self.path = path
         self.session = open_session(path, num_threads)
         try:
             facts = self.session.get_modelmeta().custom_metadata_map
         except UnicodeError as error:
-            raise MistakeError(f"{path}: what it says of itself is no text; export it again") from error
+            raise MistakeError(f"{path}: its metadata is no text; export the model again with mtlsi export") from error
         if "mtlsi_version" not in facts:
             raise MistakeError(f"{path}: not written by mtlsi export; expected its result, or the name of a model")
         try:
-            self._read_facts(facts)
-        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            found = read_facts(facts)
+            names = tuple(fact["name"] for fact in found.tasks)
+            outputs = [output.name for output in self.session.get_outputs()]
+            if not set(names) <= set(outputs):
+                raise MistakeError(
+                    f"tasks {shortened(list(names))}, outputs {shortened(outputs)}; expected an output for each task"
+                )
+        except (LookupError, ValueError, OverflowError) as error:
             raise MistakeError(
-                f"{path}: what it says of its tasks is broken ({message_of(error, 200)}); export it again"
+                f"{path}: its metadata is broken ({message_of(error, 200)}); export the model again with mtlsi export"
             ) from error
-        self.identity = blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
-
-    def _read_facts(self, facts: Mapping[str, str]) -> None:
-        """What ``mtlsi export`` wrote beside the graph."""
-        register_records(parse_json(facts["own_tasks"]))
-        self.facts: list[dict[str, Any]] = parse_json(facts["tasks"])
+        self.facts: list[dict[str, Any]] = found.tasks
         """What each task's numbers mean: name, kind, title, unit or class names and their colours."""
-        self.tasks: tuple[str, ...] = tuple(fact["name"] for fact in self.facts)
-        self.classes: Mapping[str, Sequence[str]] = {
-            fact["name"]: tuple(fact["classes"]) for fact in self.facts if "classes" in fact
-        }
-        self.colours: Mapping[str, Sequence[Colour]] = {
-            fact["name"]: [tuple(colour) for colour in fact["colours"]] for fact in self.facts if "colours" in fact
-        }
-        working_size = parse_json(facts["working_size"])
-        self.resizes = working_size is not None
-        camera = parse_json(facts.get("camera", "null")) or {}
-        self.training_camera = None
-        if camera:
-            height, width = working_size
-            shown = Shown((int(height), int(width)), parse_json(facts.get("resize", f'"{RESIZES[0]}"')))
-            self.training_camera = TrainingCamera(float(camera["focal_px"]), tuple(camera["size_hw"]), shown)
-        self.share = float(camera.get("shown_share", 1))
-        """What distances are still to be multiplied by: other than 1 in a file of before graphs did so themselves."""
-        check_tasks(self.tasks)
-        outputs = [output.name for output in self.session.get_outputs()]
-        if not set(self.tasks) <= set(outputs):
-            raise ValueError(f"tasks {list(self.tasks)}, outputs {outputs}")
+        self.tasks: tuple[str, ...] = names
+        self.classes: Mapping[str, Sequence[str]] = found.classes
+        self.colours: Mapping[str, Sequence[Colour]] = found.colours
+        self.resizes = found.resizes
+        self.training_camera = found.training_camera
+        self.share = found.share
+        self.identity = blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
 
     @overload
     def __call__(
@@ -93,9 +81,12 @@ class GraphPredictor:
         """The prediction of each task (default: all that the file has), as arrays of the image's own size.
 
         A list of images gives a list of results, as ``Predictor`` does.
-        Raises ``MistakeError`` for an unreadable image, an unknown task, a prediction that is not finite, or, of a file that
-        takes images at the network's size, for sides that are not multiples of 4.
+        Raises ``MistakeError`` for an unreadable image, an unknown task, a prediction that is not what its task means
+        (``mtlsi.prediction.graph_results``), or, of a file that takes images at the network's size, for sides that are not
+        multiples of 4.
         """
+        if not isinstance(tasks, str | Iterable | None):
+            raise MistakeError(f"tasks {shortened(tasks)}; expected some of {', '.join(self.tasks)}")
         names = check_tasks(self.tasks if tasks is None else tasks, among=self.tasks)
         if isinstance(image, list | tuple):
             return [self(one, names) for one in image]
@@ -108,11 +99,13 @@ class GraphPredictor:
         try:
             results = self.session.run(list(names), {"image": np.ascontiguousarray(pixels)[None]})
         except Exception as error:  # onnxruntime's own exceptions share no base but this
-            raise MistakeError(f"the graph does not run ({message_of(error, 200)}); export it again") from error
-        predictions = {task: np.asarray(result)[0] for task, result in zip(names, results, strict=True)}
-        for task, array in predictions.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise MistakeError(f"the network's {task} is not finite; export it with --dtype float32")
+            raise MistakeError(f"{self.path}: does not run ({message_of(error, 200)}); export it again") from error
+        predictions = {}
+        for task, result in zip(names, results, strict=True):
+            try:
+                predictions[task] = checked_result(task, result, pixels.shape[:2], self.classes)
+            except MistakeError as error:
+                raise MistakeError(f"{self.path}: {error}; export the model again with mtlsi export") from error
         return predictions if self.share == 1 else dict(multiplied(predictions, self.share))
 
     def maps(self, image: ImageLike, tasks: str | Iterable[str] | None = None) -> Mapping[str, np.ndarray]:
@@ -121,26 +114,35 @@ class GraphPredictor:
 
 
 def open_session(path: FilePath, num_threads: int | None = None) -> Any:
-    """onnxruntime's session on a CPU. Raises ``MistakeError`` where it is not installed or cannot read the file."""
-    if not isinstance(path, str | os.PathLike) or not Path(path).is_file():
+    """onnxruntime's session on a CPU, of the bytes that were looked at.
+
+    Raises ``MistakeError`` where it is not installed or cannot read the file, for one with weights in other files, and for a
+    number of threads that is none.
+    """
+    if not isinstance(path, str | os.PathLike) or not os.path.isfile(path):
         raise MistakeError(f"{path}: not there; expected a file that mtlsi export wrote")
+    if num_threads is not None and (type(num_threads) is not int or not 1 <= num_threads <= MOST_THREADS):
+        raise MistakeError(f"num_threads {shortened(num_threads)}; expected 1..{MOST_THREADS}, or None")
     if find_spec("onnxruntime") is None:
         raise MistakeError("onnxruntime is not installed, which .onnx files need; pip install 'mtlsi[export]'")
     import onnxruntime
 
-    check_plain(Path(path), MOST_BYTES)
-    if ELSEWHERE in Path(path).read_bytes():
-        raise MistakeError(
-            f"{path}: has weights in other files, which are not followed; expected one that mtlsi export wrote"
-        )
+    content = read_content(Path(path), MOST_BYTES)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # not guessed from the content
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        whole = not names_other_files(content)
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]) if whole else None
     except Exception as error:  # onnxruntime's own exceptions share no base but this
         raise MistakeError(f"{path}: onnxruntime cannot read it ({message_of(error, 200)}); export it again") from error
+    if session is None:
+        raise MistakeError(
+            f"{path}: has weights in other files, which are not followed; expected one that mtlsi export wrote"
+        )
+    return session
 
 
 def predictor_from_command(options: PredictOptions) -> GraphPredictor:
