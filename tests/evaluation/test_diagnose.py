@@ -136,13 +136,11 @@ def test_the_command_takes_tasks_and_a_protocol(nyud_root, tmp_path):
     network = create_model("tiny", tasks=("semseg", "depth"), classes=classes, input_size=(64, 64))
     network.save_pretrained(tmp_path / "model")
     said = StringIO()
-    asked = {"data": "nyud", "root": str(nyud_root), "tasks": "depth", "protocol": "atrc", "limit": 1}
+    asked = {"data": "nyud", "root": str(nyud_root), "tasks": "depth", "protocol": "mti-net", "limit": 1}
     options = DiagnoseOptions(str(tmp_path / "model"), **asked)
     found = diagnose_from_command(options, console=Console(file=said, width=120))
     assert found.variants[AS_TRAINED].keys() == {"depth"}
-    assert "protocol atrc: images as stored, 480x640 cut to 425x560, padded to 425x560" in " ".join(
-        said.getvalue().split()
-    )
+    assert "protocol mti-net: images resized to 480x640" in " ".join(said.getvalue().split())
     with pytest.raises(MistakeError, match="--size and --protocol both"):
         diagnose_from_command(replace(options, size_hw=(64, 64)))
 

@@ -85,7 +85,7 @@ def test_broken_metadata_are_refused_in_one_line(image, capsys):
     for changes, message in (
         ({"working_size": [0, 0]}, "working_size: [0, 0]"),
         ({"tasks": [{"name": "normals"}]}, "tasks ['normals'], outputs ['depth']"),
-        ({"camera": {"focal_px": 1e-320, "size_hw": [64, 96]}}, "focal length 1e-320"),
+        ({"camera": {"focal_px": 1e-9, "size_hw": [64, 96]}}, "focal length 1e-09"),
     ):
         said = refused(graph(image.parent / "m.onnx", nodes, **changes), image, capsys)
         assert f"its metadata is broken ({message}" in said
