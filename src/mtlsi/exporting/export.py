@@ -117,7 +117,7 @@ def _write_onnx(
     describe(made, model, tasks, resized, options.dtype)
     check_graph(made)
     onnx.save(made, path)
-    session = open_session(path)
+    session, _ = open_session(path)
     return partial(_run, session, tasks)
 
 

@@ -38,7 +38,7 @@ class GraphPredictor:
 
     def __init__(self, path: FilePath, *, num_threads: int | None = None):
         self.path = path
-        self.session = open_session(path, num_threads)
+        self.session, self.identity = open_session(path, num_threads)
         try:
             facts = self.session.get_modelmeta().custom_metadata_map
         except UnicodeError as error:
@@ -65,7 +65,6 @@ class GraphPredictor:
         self.resizes = found.resizes
         self.training_camera = found.training_camera
         self.share = found.share
-        self.identity = blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
 
     @overload
     def __call__(
@@ -113,8 +112,8 @@ class GraphPredictor:
         return self(image, tasks)
 
 
-def open_session(path: FilePath, num_threads: int | None = None) -> Any:
-    """onnxruntime's session on a CPU, of the bytes that were looked at.
+def open_session(path: FilePath, num_threads: int | None = None) -> tuple[Any, str]:
+    """onnxruntime's session on a CPU, of the bytes that were looked at, and their digest.
 
     Raises ``MistakeError`` where it is not installed or cannot read the file, for one with weights in other files, and for a
     number of threads that is none.
@@ -142,7 +141,7 @@ def open_session(path: FilePath, num_threads: int | None = None) -> Any:
         raise MistakeError(
             f"{path}: has weights in other files, which are not followed; expected one that mtlsi export wrote"
         )
-    return session
+    return session, blake2b(content, digest_size=8).hexdigest()
 
 
 def predictor_from_command(options: PredictOptions) -> GraphPredictor:
