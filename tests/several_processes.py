@@ -5,6 +5,7 @@ It imports what they need once, and forks them. Everything is computed in float6
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -29,12 +30,14 @@ from mtlsi.cli import main
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.data.datasets import open_dataset
 from mtlsi.data.sampling import RunSampler
+from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate_from_command
 from mtlsi.nn import sync_norm
 from mtlsi.options.measuring import EvaluateOptions
 from mtlsi.run_folder import save_config
 from mtlsi.training import loop, run_state, setup, sharding
 from mtlsi.training.loop import batches_from, optimizer_step, train
+from mtlsi.training.not_finite import Watch
 from mtlsi.training.setup import TrainingRun, assemble, settle
 
 NUM_STEPS, NUM_IMAGES, CUT_AT = 3, 16, 2
@@ -189,6 +192,22 @@ def accumulated(config: RunConfig, out: Path) -> dict[str, Any]:
         return {"gradients": gradients, "losses": losses, "meetings": sum(meetings)}
 
 
+def overflowed(config: RunConfig, out: Path) -> dict[str, Any]:
+    """The verdict on a step in which the loss of the second process alone is not finite, and that process's batch."""
+    with in_float64():
+        run = begun(config, out)
+        batches = list(itertools.islice(batches_from(0, run), config.train.accumulate))
+        if processes.index() == 1:
+            for batch in batches:
+                batch["depth"] = torch.full_like(batch["depth"], 1e308, dtype=torch.float64)
+        try:
+            Watch(run).look(optimizer_step(run, iter(batches)))
+            said = "nothing"
+        except MistakeError as error:
+            said = str(error)
+        return {"said": said, "batches": batches}
+
+
 def from_command(config: RunConfig, out: Path) -> int:
     """The exit code of ``mtlsi train``."""
     if processes.index() == 0:
@@ -288,10 +307,11 @@ def two(folder: Path, keep: Callable[[str, Any], None]) -> int:
     keep("sharded", resumed(SHARDED, folder / "sharded"))
     for name, shard in (("accumulated", False), ("accumulated in shards", True)):
         keep(name, accumulated(with_train(TWO, batch_size=1, accumulate=2, shard=shard), folder / name))
+    keep("overflowed", overflowed(TWO, folder / "overflowed"))
     keep("scores", measured(folder.parent / "one" / "whole", folder / "measured"))
 
     def fail() -> None:
-        raise processes.MistakeError("the second process cannot go on")
+        raise MistakeError("the second process cannot go on")
 
     in_the_second(fail)
     return from_command(with_train(TWO, checkpoint_every=0, evaluate_every=0), folder / "failing")

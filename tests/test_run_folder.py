@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -158,6 +159,13 @@ def test_a_new_folder_is_made_with_its_parents_and_left_empty(tmp_path):
     assert os.listdir(tmp_path / "runs" / "new") == []
 
 
+def test_many_processes_may_look_at_one_folder_at_once(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda _: prepare_run_folder(tmp_path, resume=True), range(400)):
+            pass
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_folder_with_other_things_in_it_may_be_used(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     prepare_run_folder(tmp_path, resume=False)
@@ -189,7 +197,7 @@ def test_folders_that_cannot_be_used_are_mistakes(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(run_folder.Path, "touch", refuse)  # root may write anywhere: play it
+    monkeypatch.setattr(run_folder.tempfile, "TemporaryFile", refuse)  # root may write anywhere: play it
     with pytest.raises(MistakeError, match="Permission denied"):
         prepare_run_folder(tmp_path / "new", resume=False)
 

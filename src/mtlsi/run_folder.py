@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -136,9 +137,8 @@ def prepare_run_folder(out: Path, *, resume: bool) -> None:
     check_usable(out, resume=resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=out):  # of a name of its own: several processes look at once
+            pass
     except OSError as error:
         raise MistakeError(
             f"cannot write to {out} ({error.strerror}); give a folder you may write to with --out"

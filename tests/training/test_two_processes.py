@@ -172,6 +172,17 @@ def test_a_run_in_two_processes_has_one_folder_and_the_mean_losses_of_both(found
         assert ours == pytest.approx(theirs, rel=1e-6)
 
 
+def test_each_process_leaves_its_own_batch_of_a_step_that_is_not_finite_in_one_of_them(found):
+    for rank, kept in enumerate(found.load("two", "overflowed")):
+        what = ("the loss", "the loss of depth")[rank]  # the first one knows that some process has it
+        assert kept["said"].startswith(f"{what} is not finite at step 1, on the images ")
+        path = found.folder / "two" / "overflowed" / "not_finite" / f"step_000001_process_{rank}.safetensors"
+        assert str(path) in kept["said"]
+        (batch,) = kept["batches"]
+        assert alike(load_file(path), {f"0/{name}": x for name, x in batch.items()})
+        assert len(json.loads(path.with_suffix(".json").read_text())["images"][0]) == 2
+
+
 def test_a_mistake_of_one_process_is_said_once_and_ends_both(found):
     assert found.codes["two"] == [2, 2]
     assert "".join(found.said("two", "err")).splitlines() == ["mtlsi: the second process cannot go on"]

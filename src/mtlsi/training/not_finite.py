@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from mtlsi import processes
 from mtlsi.data.sampling import RunSampler
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import defined
-from mtlsi.io import replace_text
+from mtlsi.io import replace_text, replacing
 from mtlsi.kernels.recompute import FrozenStatistics
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.training.checkpoints import write_tensors
@@ -93,7 +92,9 @@ def report(run: TrainingRun, number: int, step: Step) -> str:
         # shares of the weights have no gradient by task; and all processes ask for it, or none
         tasks = tasks_of_gradients(run, step) if step.skipped and not run.is_sharded else []
         what = f"the gradient of {', '.join(tasks)}" if tasks else "the gradient"
-    path = run.out / FOLDER / f"step_{number:06d}.safetensors"
+    several = run.accelerator.num_processes > 1  # each of which saw other images
+    own = f"_process_{run.accelerator.process_index}" if several else ""
+    path = run.out / FOLDER / f"step_{number:06d}{own}.safetensors"
     path.parent.mkdir(exist_ok=True)
     losses = [{name: float(value) for name, value in one.items()} for one in step.losses]
     norm = None if step.norm is None else float(step.norm)
@@ -108,13 +109,9 @@ def report(run: TrainingRun, number: int, step: Step) -> str:
 
 def write_batches(path: Path, batches: Sequence[Mapping[str, Tensor]]) -> None:
     """The step's batches as the network got them: ``0/image`` (b 3 H W), ``0/TASK`` (b h w) or (b c h w), ``1/image`` ..."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        tensors = {f"{i}/{name}": value for i, batch in enumerate(batches) for name, value in batch.items()}
+    tensors = {f"{i}/{name}": value for i, batch in enumerate(batches) for name, value in batch.items()}
+    with replacing(path) as part:
         write_tensors(part, tensors, like=path.with_suffix(".json"))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def images_of_step(run: TrainingRun, number: int) -> list[list[str]]:
