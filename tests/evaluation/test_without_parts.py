@@ -204,6 +204,8 @@ def test_parts_that_a_network_was_trained_without_are_left_out_and_said_so():
     assert left_out(create_model("tiny", cross_window=False).decoder).keys() == cross_window  # type: ignore[arg-type]
     unmixed = left_out(create_model("tiny", decoder_options={"mix": 0}).decoder)  # type: ignore[arg-type]
     assert unmixed == {"no_mix": "the model's heads do not mix"}
+    blind = left_out(create_model("tiny", decoder_options={"fuse_coarse": False}).decoder)  # type: ignore[arg-type]
+    assert blind == {"no_coarse": "the model's fusion reads no coarse predictions"}
 
 
 def test_a_rival_has_no_such_parts():

@@ -16,11 +16,11 @@ KINDS = ("dense", "separable", "shared")
 SIZE = (5, 7)  # odd: the pooled squares at the edges are cut
 
 
-def block(scales=(1, 3, 5), *, queries="separable", context="sums"):
+def block(scales=(1, 3, 5), *, queries="separable", **options):
     """The block in evaluation, with every weight and statistic drawn again."""
     torch.manual_seed(0)
-    options = {"num_heads": HEADS, "scales": scales, "pool": POOL, "queries": queries, "context": context}
-    module = draw_weights(MultiQueryLinearFusion(CHANNELS, OUTPUTS, **options), std=0.3)
+    sizes = {"num_heads": HEADS, "scales": scales, "pool": POOL, "queries": queries}
+    module = draw_weights(MultiQueryLinearFusion(CHANNELS, OUTPUTS, **sizes, **options), std=0.3)
     for name, weight in module.named_parameters():
         if name.endswith("log_scale"):
             weight.data += 1
@@ -88,8 +88,9 @@ def naive_fusion(module, features, coarse):
     joined, keys, values, normed = [], [], [], []
     for t, task in enumerate(OUTPUTS):
         positions = features[t].flatten(1).T
-        embedded = coarse[task].flatten(1).T @ module.embed[task].weight[:, :, 0, 0].T
-        joined.append(naive_linear(module.project, t, positions) + embedded)
+        joined.append(naive_linear(module.project, t, positions))
+        if module.embed is not None:
+            joined[t] = joined[t] + coarse[task].flatten(1).T @ module.embed[task].weight[:, :, 0, 0].T
         on_map = joined[t].T.reshape(CHANNELS, h, w)
         pooled = F.layer_norm(
             naive_pooled(on_map), (CHANNELS,), module.context_norm.weight[t, 0], module.context_norm.bias[t, 0]
@@ -124,14 +125,18 @@ def naive_fusion(module, features, coarse):
     return torch.stack(fused)
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize(
+    "options",
+    [*({"context": context} for context in CONTEXTS), {"fuse_coarse": False}],
+    ids=lambda options: str(options),
+)
 @pytest.mark.parametrize("queries", KINDS)
 @pytest.mark.parametrize("scales", [(1, 3, 5), (3,), (1, 7)])
-def test_block_equals_loops_over_tasks_heads_and_scales_with_explicit_attention(scales, queries, context):
-    module, (features, coarse) = block(scales, queries=queries, context=context), inputs()
+def test_block_equals_loops_over_tasks_heads_and_scales_with_explicit_attention(scales, queries, options):
+    module, (features, coarse) = block(scales, queries=queries, **options), inputs()
     with torch.no_grad():
         out = module(features, together(coarse))
-        exact = block(scales, queries=queries, context=context).double()
+        exact = block(scales, queries=queries, **options).double()
         expected = [
             naive_fusion(exact, features[b].double(), {task: x[b].double() for task, x in coarse.items()})
             for b in range(len(features))

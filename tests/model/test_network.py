@@ -372,6 +372,7 @@ def test_a_subset_is_refused_while_training_and_unknown_tasks_always(tiny):
         {"form": "paper"},
         {"decoder_options": {"context": "centroids"}},
         {"form": "paper", "decoder_options": {"context": "centroids"}},
+        {"decoder_options": {"fuse_coarse": False}},
         {"decoder_options": {"tokens": "shares"}},
         {"decoder_options": {"pool": 1}},
         {"decoder_options": {"pool": 4}},

@@ -173,6 +173,8 @@ def left_out(decoder: MTLSIDecoder) -> dict[str, str]:
         reasons |= dict.fromkeys((change.__name__ for change in OF_TOKENS), "the model has no CWIB, which reads tokens")
     if isinstance(decoder.fusion, NoFusion):
         reasons |= dict.fromkeys((change.__name__ for change in OF_FUSION), "the model has no fusion")
+    elif cast(MultiQueryLinearFusion, decoder.fusion).embed is None:
+        reasons[no_coarse.__name__] = "the model's fusion reads no coarse predictions"
     if decoder.heads.mix is None:
         reasons[no_mix.__name__] = "the model's heads do not mix"
     return reasons

@@ -58,6 +58,7 @@ def build_mtlsi(spec: DecoderSpec) -> MTLSIDecoder:
             pool=sizes.context_pool,
             queries=sizes.queries,
             context=form.context,
+            fuse_coarse=form.fuse_coarse,
         )
     distiller: nn.Module = nn.Identity()
     cross_window: nn.Module = NoCrossWindow()

@@ -19,12 +19,14 @@ from mtlsi.sizes import ModelConfig
 
 @dataclass(frozen=True)
 class Form:
-    """The choices in which the two forms differ, and ``context``, of which both have the paper's."""
+    """The choices in which the two forms differ, and ``context`` and ``fuse_coarse``, of which both have the paper's."""
 
     context: str = "sums"
     """What a position attends to in the fusion. sums: C, the sums of values weighed by elu + 1 of the keys; centroids: every
     position is shared out to a head's channels by its direction from the mean of its task, and attends to the mean values
     of these shares, less that of all."""
+    fuse_coarse: bool = True
+    """The fusion reads the tasks' coarse predictions beside their features."""
     tokens: str = "shares"
     """shares: every position is shared out to the tokens by the softmax of an MLP; centroids: by its direction from the
     image's mean, and a token is the centroid of its share, less that mean."""
@@ -65,6 +67,7 @@ FORMS = {
 """By ``ModelConfig.form``."""
 CHOICES: dict[str, tuple[Any, ...]] = {
     "context": CONTEXTS,
+    "fuse_coarse": (True, False),
     "tokens": ("shares", "centroids"),
     "pool": (1, 2, 4),
     "refine": ("preliminary", "fused"),

@@ -45,7 +45,8 @@ class MultiQueryLinearFusion(nn.Module):
     convolutions across all tasks; one global context, from pooled and normalised features, serves every scale and task;
     an MLP merges the scales.
     Choice: elu + 1 as phi; the pool averages squares of ``pool`` positions; the merged result is added to J; ``queries``
-    says how a query's convolution is made, see ``ModelConfig``; ``context`` is one of ``CONTEXTS``, see ``Form``.
+    says how a query's convolution is made, see ``ModelConfig``; ``context`` is one of ``CONTEXTS``, see ``Form``; without
+    ``fuse_coarse`` the features alone are read.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class MultiQueryLinearFusion(nn.Module):
         pool: int,
         queries: str,
         context: str = "sums",
+        fuse_coarse: bool = True,
     ):
         super().__init__()
         if not scales or any(scale < 1 or scale % 2 == 0 for scale in scales):
@@ -65,7 +67,7 @@ class MultiQueryLinearFusion(nn.Module):
         t = len(outputs)
         self.num_heads, self.pool = num_heads, pool
         self.project = TaskLinear(t, channels, channels)
-        self.embed = PredictionEmbedding(outputs, channels)
+        self.embed = PredictionEmbedding(outputs, channels) if fuse_coarse else None
         self.query_norm = TaskBatchNorm(t, channels)
         self.context_norm = TaskLayerNorm(t, channels)
         self.key_value = TaskLinear(t, channels, 2 * channels)
@@ -87,7 +89,7 @@ class MultiQueryLinearFusion(nn.Module):
         if replaced is not None:
             context, normaliser = replaced(context, normaliser)
         queries = self.queries(side_by_side(self.query_norm(joined)))  # for each scale: b (t c) h w
-        queries = [to_positions(apart(q, len(self.embed))) for q in queries]  # b t n c
+        queries = [to_positions(apart(q, features.shape[1])) for q in queries]  # b t n c
         if self.query_shares is not None:
             queries = [shares(q) for shares, q in zip(self.query_shares, queries, strict=True)]
             context = centroids(context, normaliser)
@@ -99,7 +101,8 @@ class MultiQueryLinearFusion(nn.Module):
         self, features: Float[Tensor, "b t c h w"], coarse: Float[Tensor, "b o h w"]
     ) -> Float[Tensor, "b t c h w"]:
         """J: each task's features and coarse prediction, projected and added, which is projecting their concatenation."""
-        return to_map(self.project(to_positions(features)), features.shape[-2:]) + self.embed(coarse)
+        projected = to_map(self.project(to_positions(features)), features.shape[-2:])
+        return projected if self.embed is None else projected + self.embed(coarse)
 
     def context(
         self, joined: Float[Tensor, "b t c h w"]
