@@ -26,6 +26,34 @@ def test_a_closed_output_is_no_mistake(tmp_path):
     assert in_a_shell(f"study {STUDY} --out x --list", "{} >&-", tmp_path) == (0, "", "")
 
 
+LONG = """
+import sys
+from rich.console import Console
+from mtlsi import streams
+streams.prepare()
+for number in range(20_000):
+    Console().print(number) if number % 100 == 0 else print(number)
+sys.stdout.flush()
+open("ended", "w").close()
+"""
+
+
+def test_work_goes_on_where_the_reader_of_its_output_has_read_enough(tmp_path):
+    (tmp_path / "long.py").write_text(LONG)
+    line = f"set -o pipefail; {sys.executable} long.py | head -n 2"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n1\n", "")
+    assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device there")
+def test_an_output_that_finds_no_room_is_a_mistake(tmp_path):
+    code, _, errors = in_a_shell(f"study {STUDY} --out x --list", "{} >/dev/full", tmp_path)
+    assert code == 2
+    assert "No space left on device" in errors
+    assert errors.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "redirection", ["{} 2>&-", "set -o pipefail; {} 2>&1 >/dev/null | true", FULL], ids=["closed", "broken", "full"]
 )

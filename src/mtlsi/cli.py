@@ -79,9 +79,6 @@ def _main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         processes.say("mtlsi: stopped")
         return 130
-    except BrokenPipeError:  # whoever reads the output, such as head, has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
-        return 0
     except OSError as error:
         if error.errno not in OF_THE_SYSTEM:
             raise

@@ -8,30 +8,53 @@ import sys
 from typing import Any
 
 
-class _Unheard(io.FileIO):
-    """A file into which nothing may fail: what cannot be written is lost."""
+class _Stream(io.FileIO):
+    """A file into which some writes may fail: what cannot be written is lost."""
+
+    lost: tuple[type[OSError], ...] = (BrokenPipeError,)
+    """The failures that nobody is told of."""
 
     def write(self, content: Any, /) -> int:
         """All of ``content``, as far as anyone can tell."""
         try:
             return super().write(content)
-        except OSError:
+        except self.lost:
             return memoryview(content).nbytes
+        except OSError:
+            self.lost = (OSError,)  # told once: what is still buffered is tried again at the end of the process
+            raise
+
+
+class _Errors(_Stream):
+    lost = (OSError,)
 
 
 def prepare() -> None:
     """Let the command say what it has to say whatever the streams are.
 
-    What is written to a closed one is lost, and so is what standard error does not take: a message that nobody can read is
-    no reason for another exit code. Names of files need not be UTF-8, and are shown nonetheless.
+    What is written to a closed one is lost, and so is what a reader of standard output no longer wants, such as head, and
+    what standard error does not take: a message that nobody can read ends no training and is no reason for another exit
+    code. A disk on which standard output finds no room is one. Names of files need not be UTF-8, and are shown nonetheless.
     """
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    elif isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    elif os.name != "nt" and isinstance(sys.stderr, io.TextIOWrapper):
-        unheard = io.BufferedWriter(_Unheard(sys.stderr.fileno(), "w", closefd=False))
-        sys.stderr = io.TextIOWrapper(unheard, sys.stderr.encoding, "backslashreplace", write_through=True)
-        sys.stderr.reconfigure(line_buffering=True)
+    sys.stdout = _prepared(sys.stdout, _Stream)
+    sys.stderr = _prepared(sys.stderr, _Errors)
+
+
+def _prepared(stream: Any, kind: type[_Stream]) -> Any:
+    """``stream`` over a file of ``kind``; None is a stream that was closed, and what is no file stays as it is."""
+    if stream is None:
+        return open(os.devnull, "w")
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    if os.name == "nt":  # a console there is no file
+        stream.reconfigure(errors="backslashreplace")
+        return stream
+    stream.flush()
+    file = io.BufferedWriter(kind(stream.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(
+        file,
+        stream.encoding,
+        "backslashreplace",
+        line_buffering=stream.line_buffering or kind is _Errors,
+        write_through=kind is _Errors,
+    )
