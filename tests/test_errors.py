@@ -34,6 +34,6 @@ def test_the_middle_of_a_long_message_is_left_out():
 
 
 def test_a_message_steers_no_terminal():
-    assert one_line("a\n  b\tc") == "a b c"
+    assert one_line("a\n\n  b\tc  d\n") == r"a b\tc  d"
     assert one_line("küche/图片 😀 [x]") == "küche/图片 😀 [x]"
     assert one_line("\x1b[2J\x07\x9b\u202e\x00\udcff") == r"\x1b[2J\x07\x9b\u202e\x00\udcff"

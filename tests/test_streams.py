@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
+from mtlsi import streams
 
 STUDY = Path(__file__).resolve().parents[1] / "recipes" / "studies" / "tokens_scenes.yaml"
 FULL = pytest.param(
@@ -84,6 +88,13 @@ def test_a_note_that_nobody_can_read_changes_no_exit_code(kind, tmp_path):
     done = subprocess.run([sys.executable, "-c", NOTES], stderr=target, cwd=tmp_path)
     os.close(target)
     assert done.returncode == 0
+
+
+def test_a_line_is_shown_as_it_is_and_steers_no_terminal():
+    console = Console(file=StringIO(), force_terminal=True, width=20)
+    streams.write_line(console, "[red]a  room[/] \x1b]0;title\x07\n\n  of 12.5 m, much wider than the terminal is")
+    told = "[red]a  room[/] \\x1b]0;title\\x07 of 12.5 m, much wider than the terminal is\n"
+    assert console.file.getvalue() == told
 
 
 def test_names_of_any_bytes_are_shown(tmp_path):

@@ -20,6 +20,7 @@ from mtlsi.evaluation.report import Scores, score_table, write_scores
 from mtlsi.io import replace_array
 from mtlsi.model.network import MTLSINet
 from mtlsi.run_folder import prepare_run_folder
+from mtlsi.streams import write_line
 from mtlsi.training.loop import train
 from mtlsi.training.setup import build_model, set_first_weights
 
@@ -59,7 +60,7 @@ def run_demo(out: Path, *, iterations: int | None = None, console: Console | Non
     others = {"untrained": untrained, "constant": constant}
     console.print(score_table(trained, others=others))
     write_scores(trained, out / "demo.json", data="scenes", images=len(val_set), others=others)
-    console.print(f"look at {out / 'samples'} and {out / 'curves.png'}")
+    write_line(console, f"look at {out / 'samples'} and {out / 'curves.png'}")
     return {"trained": trained, **others}
 
 
@@ -80,7 +81,7 @@ def show_packaged(name: str, out: Path, console: Console) -> None:
     shown = predict_image(network, rooms, config, 0)
     sheet = compare_panel(shown.photo, shown.predicted, shown.truth, network.classes, colours=network.colours)
     replace_array(out / f"{name}.png", Image.fromarray(sheet))
-    console.print(f"look at {out / name}.png", markup=False, highlight=False, soft_wrap=True)
+    write_line(console, f"look at {out / name}.png")
 
 
 def demo_config(iterations: int) -> RunConfig:

@@ -58,8 +58,8 @@ def refusal(error: OSError) -> str:
 
 def one_line(text: str) -> str:
     """``text`` without line breaks, and with every other sign that steers a terminal written out, such as ``\\x1b``."""
-    signs = (sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in " ".join(text.split()))
-    return "".join(signs)
+    joined = " ".join(line for part in text.splitlines() if (line := part.strip()))
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in joined)
 
 
 def clipped(line: str, most: int) -> str:

@@ -1,11 +1,16 @@
-"""Standard output and error of the command, which whoever started it may have closed or broken."""
+"""Standard output and error of the command, which whoever started it may have closed or broken, and lines in them."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mtlsi.errors import one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class _Stream(io.FileIO):
@@ -58,3 +63,8 @@ def _prepared(stream: Any, kind: type[_Stream]) -> Any:
         line_buffering=stream.line_buffering or kind is _Errors,
         write_through=kind is _Errors,
     )
+
+
+def write_line(console: Console, text: str) -> None:
+    """One line on ``console`` as it is, however long: brackets are no markup, and names of files steer no terminal."""
+    console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)

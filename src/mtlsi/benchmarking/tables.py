@@ -8,16 +8,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mtlsi.streams import write_line
+
 NOT_MEASURED = "not measured"
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """The report of ``mtlsi.benchmark.benchmark``, on one or two screens."""
     for line in _heading(report):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        write_line(console, line)
     console.print(whole_table(report))
     for line in _remarks(report):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        write_line(console, line)
     console.print(part_table(report))
     if report["scaling"] is not None:
         console.print(size_table(report["scaling"]))

@@ -30,6 +30,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import say_left_out
 from mtlsi.io import check_writable, replace_text
 from mtlsi.parallel import for_each
+from mtlsi.streams import write_line
 from mtlsi.tasks import TASKS
 
 SHOWN = 20
@@ -228,7 +229,7 @@ def print_report(report: Report, console: Console) -> None:
     say_left_out(report, console)
     for word, lines in (("note", report.notes), ("doubtful", report.doubts), ("wrong", report.problems)):
         for line in lines[:SHOWN]:
-            console.print(f"{word}: {line}", markup=False, highlight=False, soft_wrap=True)
+            write_line(console, f"{word}: {line}")
     if len(report.problems) > SHOWN:
         console.print(f"and {len(report.problems) - SHOWN} more problems")
     if report.sound:

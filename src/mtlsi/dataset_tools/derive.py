@@ -20,6 +20,7 @@ from mtlsi.data.readers.folder_settings import SETTINGS, read_settings
 from mtlsi.errors import MistakeError
 from mtlsi.io import replace_array
 from mtlsi.parallel import for_each
+from mtlsi.streams import write_line
 
 SOURCES = {"boundary": "semseg", "normals": "depth", "saliency": "semseg"}
 """Which label each derived one follows from."""
@@ -110,7 +111,7 @@ def derive(
         check_free(out / task, root)
     if "normals" in wanted.tasks and wanted.camera is None:
         wanted = replace(wanted, camera=camera_of(root))
-        console.print(f"camera: {wanted.camera}, of {root / SETTINGS}", markup=False, highlight=False, soft_wrap=True)
+        write_line(console, f"camera: {wanted.camera}, of {root / SETTINGS}")
     datasets = {split: open_folder(root, split, tasks=needed, may_lack=True) for split in splits_of(root)}
     for dataset in datasets.values():
         known = dataset.classes.get("semseg", ())
@@ -126,7 +127,7 @@ def derive(
             counts[split] = sum(for_each(work, len(dataset), title=title, num_workers=num_workers, console=console))
     except OSError as error:
         raise MistakeError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
-    console.print(f"{sum(counts.values())} labels in {out}")
+    write_line(console, f"{sum(counts.values())} labels in {out}")
     return counts
 
 

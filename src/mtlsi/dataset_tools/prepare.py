@@ -19,6 +19,7 @@ from mtlsi.images import is_plain
 from mtlsi.io import replace_bytes, replace_text
 from mtlsi.parallel import for_each
 from mtlsi.reading import read_json
+from mtlsi.streams import write_line
 from mtlsi.tasks import own_records
 
 
@@ -74,7 +75,7 @@ def prepare(
         replace_text(out / INDEX, json.dumps(index | {"complete": True}, indent=1) + "\n")
     except OSError as error:
         raise MistakeError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
-    console.print(f"{sum(map(len, splits.values()))} images, {total / 1e6:.0f} MB in {out}")
+    write_line(console, f"{sum(map(len, splits.values()))} images, {total / 1e6:.0f} MB in {out}")
 
 
 def _describe(splits: Mapping[str, FileDataset], size_hw: tuple[int, int] | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from mtlsi.io import check_picture, check_writable, replace_text
 from mtlsi.metrics.boundary.curve import BoundaryCurve, Counts, best_point
 from mtlsi.metrics.boundary.protocols import Protocol, protocol_named
 from mtlsi.metrics.boundary.score import count_pairs
+from mtlsi.streams import write_line
 from mtlsi.tasks import BOUNDARY_PROTOCOL, MAX_DIST
 
 Pair = tuple[np.ndarray, list[np.ndarray], np.ndarray | None]
@@ -120,14 +121,9 @@ def score_folders(
     curve = BoundaryCurve.of(counts)
     console.print(_table(curve, protocol, len(files)))
     if left := pairs.without_truth:
-        console.print(
-            f"{len(left)} maps have no truth and are passed over, such as {left[0]}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        write_line(console, f"{len(left)} maps have no truth and are passed over, such as {left[0]}")
     for line in remarks.lines(len(files)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        write_line(console, line)
     scores = {"ods": curve.ods, "ois": curve.ois, "ap": curve.ap}
     if json_path is not None:
         said = {"remarks": remarks.found, "without_truth": pairs.without_truth}

@@ -21,6 +21,7 @@ from mtlsi.evaluation.without_parts import VARIANTS, changed, decoder_of, left_o
 from mtlsi.metrics.boundary.protocols import Protocol
 from mtlsi.model.network import MTLSINet
 from mtlsi.options.measuring import DiagnoseOptions
+from mtlsi.streams import write_line
 from mtlsi.tasks import BOUNDARY_PROTOCOL, TASKS
 
 AS_TRAINED = "as_trained"
@@ -112,7 +113,7 @@ def diagnose_from_command(options: DiagnoseOptions, *, console: Console | None =
         captions += [f"boundaries: {protocol_of(options).on_data(subject.dataset.boundary_tolerance)}"]
     console.print(variant_table(found, derived=subject.dataset.derived, caption="; ".join(captions)))
     for name, reason in found.left_out.items():
-        console.print(f"left out: {name} ({reason})", markup=False, highlight=False, soft_wrap=True)
+        write_line(console, f"left out: {name} ({reason})")
     if found.tokens:
         console.print(token_table(found))
     if options.json_path is not None:

@@ -42,6 +42,7 @@ from mtlsi.metrics.boundary.protocols import Protocol
 from mtlsi.metrics.delta import delta_m
 from mtlsi.nn.layout import resize_maps
 from mtlsi.options.measuring import EvaluateOptions
+from mtlsi.streams import write_line
 from mtlsi.tasks import BOUNDARY_PROTOCOL, TASKS, check_tasks, num_channels
 
 BATCH_SIZE = 4
@@ -230,7 +231,7 @@ def measurable_tasks(model: Any, dataset: LabelledImages, console: Console) -> t
         if task not in same:
             ours, theirs = len(model.classes.get(task, ())), len(dataset.classes.get(task, ()))
             text = f"left out: {task} (the model has {ours} classes, the data {theirs} or other names)"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            write_line(console, text)
     return shared_tasks(model, dataset, same or None)
 
 

@@ -21,6 +21,7 @@ from mtlsi.metrics.boundary.curve import BoundaryCurve
 from mtlsi.metrics.boundary.protocols import Protocol
 from mtlsi.metrics.delta import delta_m
 from mtlsi.reading import read_json
+from mtlsi.streams import write_line
 from mtlsi.tasks import NYUD_RANGE_M, TASKS
 
 Scores = dict[str, dict[str, float]]
@@ -247,11 +248,11 @@ def introduce(dataset: Any, console: Console) -> None:
     if hasattr(dataset, "layout"):
         derived = f", derived labels: {', '.join(dataset.derived)}" if dataset.derived else ""
         text = f"data: {dataset.layout}, {len(dataset)} images of {dataset.split}{derived}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        write_line(console, text)
     say_left_out(dataset, console)
 
 
 def say_left_out(dataset: Any, console: Console) -> None:
     """One line for each task that a data set could not offer."""
     for task, reason in dataset.left_out.items():
-        console.print(f"left out: {task} ({reason})", markup=False, highlight=False, soft_wrap=True)
+        write_line(console, f"left out: {task} ({reason})")

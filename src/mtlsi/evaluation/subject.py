@@ -21,6 +21,7 @@ from mtlsi.io import check_writable
 from mtlsi.metrics.boundary.protocols import Protocol, protocol_named
 from mtlsi.model.network import MTLSINet
 from mtlsi.options.measuring import MeasureOptions
+from mtlsi.streams import write_line
 from mtlsi.tasks import check_tasks
 
 
@@ -92,7 +93,7 @@ def open_subject(options: MeasureOptions, console: Console, *, showing: Showing 
     run_folder.import_named_plugins(options.plugin, options.model)
     network = MTLSINet.from_pretrained(options.model)
     if (note := run_folder.note_of_best(options.model)) is not None:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        write_line(console, note)
     if (tasks := tasks_of(options)) is not None:
         check_tasks(tasks, among=network.tasks)
     own = processes.own_device() if options.device is None else None

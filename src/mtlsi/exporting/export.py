@@ -29,6 +29,7 @@ from mtlsi.prediction.predictor import shown_to
 from mtlsi.prediction.shown import Shown
 from mtlsi.prediction.walk import Walk
 from mtlsi.run_folder import import_named_plugins
+from mtlsi.streams import write_line
 from mtlsi.tasks import TASKS, check_tasks
 
 DTYPES = ("float32", "float16", "int8")
@@ -66,7 +67,7 @@ def export(options: ExportOptions, *, console: Console | None = None) -> Path:
     finally:
         part.unlink(missing_ok=True)
     size = out.stat().st_size / 2**20
-    console.print(f"{options.out}: {', '.join(tasks)}; {options.dtype}, {size:.1f} MB", highlight=False, soft_wrap=True)
+    write_line(console, f"{options.out}: {', '.join(tasks)}; {options.dtype}, {size:.1f} MB")
     return options.out
 
 

@@ -30,6 +30,7 @@ from mtlsi.figures.sheet import Sheets
 from mtlsi.io import check_folder, replace_array
 from mtlsi.metrics import AngularError, MaxF, MeanIoU
 from mtlsi.options.measuring import FiguresOptions
+from mtlsi.streams import write_line
 from mtlsi.tasks import TASKS, num_channels
 
 NUMBERS = "figures.json"
@@ -56,13 +57,13 @@ def figures_from_command(options: FiguresOptions, *, console: Console | None = N
     for task in scores:
         found = DRAWERS[TASKS[task].kind](task, seen, scores, out)
         if found is None:
-            console.print(f"left out: {task} (no labelled pixel)", markup=False, highlight=False, soft_wrap=True)
+            write_line(console, f"left out: {task} (no labelled pixel)")
             continue
         files, numbers[task] = found
         written += [*files, *draw_sheet(task, seen.sheets, out)]
         numbers[task]["images"] = seen.sheets.record(task)
     write_figures({**context_of(options, subject), "scores": scores, "figures": numbers}, out / NUMBERS)
-    console.print(f"{len(written)} figures and {NUMBERS} in {out}", markup=False, highlight=False, soft_wrap=True)
+    write_line(console, f"{len(written)} figures and {NUMBERS} in {out}")
     return [*written, out / NUMBERS]
 
 

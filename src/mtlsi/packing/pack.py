@@ -30,6 +30,7 @@ from mtlsi.options.measuring import PackOptions
 from mtlsi.packing.card import PICTURE, Measured, Trained, card
 from mtlsi.prediction.predictor import Predictor
 from mtlsi.reading import read_text
+from mtlsi.streams import write_line
 from mtlsi.tasks import BOUNDARY_PROTOCOL
 from mtlsi.training.best import Kept, kept
 
@@ -92,8 +93,8 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
             f"--out {options.out} cannot be written any more ({message_of(error)}); the finished folder is {fresh}: move it"
         ) from error
     if (note := run_folder.note_of_best(options.model)) is not None:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"model folder: {options.out}", markup=False, highlight=False, soft_wrap=True)
+        write_line(console, note)
+    write_line(console, f"model folder: {options.out}")
     if options.push is not None:
         push(options, console)
     return options.out
@@ -106,7 +107,7 @@ def push(options: PackOptions, console: Console) -> None:
         address = push_folder(options.out, name, private=options.private)
     except MistakeError as error:
         raise MistakeError(f"{error}; {options.out} is complete: hf upload {name} {options.out} tries again") from error
-    console.print(f"on the hub: {address}", markup=False, highlight=False, soft_wrap=True)
+    write_line(console, f"on the hub: {address}")
 
 
 def read_notes(path: Path | None) -> str:

@@ -15,6 +15,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.options.using import PredictOptions, has_points
 from mtlsi.prediction.camera import Camera, Metres, distance_task, view_from_exif
 from mtlsi.prediction.images import read_image
+from mtlsi.streams import write_line
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,6 @@ def read_camera(options: PredictOptions, predictor: Any, console: Console | None
     found, same = calibrate(prediction[task], measured), ""
     if camera is None and view_from_exif(path, size_hw) is not None:  # which metres follow where points are made
         same = ", again with points" if metres.needed else ", again without points"
-    (console or Console(stderr=True)).print(
-        f"{found}; for other photos like this one{same}: --scale {found.scale:.4f}", highlight=False, soft_wrap=True
-    )
+    said = f"{found}; for other photos like this one{same}: --scale {found.scale:.4f}"
+    write_line(console or Console(stderr=True), said)
     return camera, found.scale

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from mtlsi.errors import MistakeError, message_of, one_line
+from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
 from mtlsi.lock import HeldError, held
 from mtlsi.options.using import has_points
@@ -38,6 +38,7 @@ from mtlsi.prediction.results import (
     save_prediction,
 )
 from mtlsi.prediction.walk import Found, Notes, Walk
+from mtlsi.streams import write_line
 from mtlsi.tasks import check_tasks
 
 CLAIMS = ".claims"
@@ -309,7 +310,7 @@ class _Run:
             self.say(reason)
 
     def say(self, line: str) -> None:
-        self.console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
+        write_line(self.console, line)
 
     def say_notes(self, notes: Notes, *, recursive: bool) -> None:
         """A line for each folder and link passed over, and one for all files that are no images."""

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from mtlsi.errors import MistakeError, one_line
+from mtlsi.errors import MistakeError
 from mtlsi.images import IMAGE_ENDINGS, FilePath
 from mtlsi.io import check_writable
 from mtlsi.kinds.colouring import Limits
@@ -30,6 +30,7 @@ from mtlsi.prediction.clips.writing import ClipWriter, check_ending
 from mtlsi.prediction.contract import PredictsImages
 from mtlsi.prediction.crew import Crew
 from mtlsi.prediction.results import prepare_folder, save_prediction
+from mtlsi.streams import write_line
 from mtlsi.tasks import check_tasks
 
 Predict = Callable[[np.ndarray, tuple[str, ...]], Mapping[str, np.ndarray]]
@@ -105,7 +106,7 @@ def predict_video(
         distance_task(names)
     as_panel = len(names) > 1 if as_panel is None else as_panel
     console = console or Console(stderr=True)
-    say = partial(_say, console)
+    say = partial(write_line, console)
     clip = source if isinstance(source, Clip) else open_clip(_checked(Path(source)), say)
     clip.say = say
     with clip:
@@ -186,10 +187,10 @@ class _Run:
     def look_for_more(self, console: Console) -> None:
         """Say, after all is read, what is known of pictures that did not come."""
         if lost := self.clip.num_lost:
-            _say(console, f"{self.clip.name}: {lost} frames are missing, which the decoder gave up after damage")
+            write_line(console, f"{self.clip.name}: {lost} frames are missing, which the decoder gave up after damage")
             self.outcome.num_broken += lost
         if missing := self.clip.missing:
-            _say(console, f"{self.clip.name}: {missing}")
+            write_line(console, f"{self.clip.name}: {missing}")
             self.outcome.is_whole = False
 
     def begin(self, frame: Frame, prediction: Mapping[str, np.ndarray], stride: int, stack: ExitStack) -> None:
@@ -276,7 +277,3 @@ def _target(out: Path, clip: Clip, word: str) -> Path:
         raise MistakeError(f"{out}: is the clip itself; give another name")
     check_writable(out)
     return out
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)

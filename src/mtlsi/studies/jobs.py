@@ -23,6 +23,7 @@ from rich.console import Console
 from mtlsi.errors import Stopped, message_of
 from mtlsi.io import plain
 from mtlsi.options.values import num_cpus
+from mtlsi.streams import write_line
 from mtlsi.studies.plan import StudyRun
 
 LOOK_EVERY_S = 0.2
@@ -181,7 +182,7 @@ def _end(jobs: Sequence[Job], signals: Sequence[int], console: Console) -> None:
 def say(console: Console, text: str) -> None:
     """One line; where nobody reads it any more, or it cannot be written, the runs go on."""
     with suppress(OSError, UnicodeError):
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        write_line(console, text)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from torch import Tensor
 
 from mtlsi.run_folder import load_config
+from mtlsi.streams import write_line
 from mtlsi.studies.plan import StudyRun
 from mtlsi.studies.times import times_of
 
@@ -88,7 +89,7 @@ class StudyProgress:
 
     def say(self, text: str) -> None:
         """One line above the bars."""
-        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        write_line(self.progress.console, text)
 
     def seconds_left(self, current_s: float | None = None, step_s: float | None = None) -> float | None:
         """Of all runs that wait, with ``current_s`` for the one that trains, whose steps take ``step_s``.

@@ -15,6 +15,7 @@ from mtlsi.errors import MistakeError, message_of
 from mtlsi.evaluation.evaluate import shared_tasks
 from mtlsi.evaluation.report import introduce
 from mtlsi.model.network import MTLSINet
+from mtlsi.streams import write_line
 from mtlsi.studies.plan import StudyRun
 from mtlsi.studies.times import seconds_per_step, times_of
 from mtlsi.training.class_weights import wanted_by_task
@@ -84,7 +85,7 @@ def _open(
         opened[key] = open_dataset(data, "train"), open_dataset(data, "val")
         introduce(opened[key][0], console)
         for note in note_on_blur(opened[key][0], data):
-            console.print(note, markup=False, highlight=False, soft_wrap=True)
+            write_line(console, note)
     return opened[key]
 
 

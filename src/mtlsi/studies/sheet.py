@@ -16,6 +16,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.one_image import predict_image
 from mtlsi.io import replace_array
 from mtlsi.model.network import MTLSINet
+from mtlsi.streams import write_line
 from mtlsi.studies.plan import Plan, StudyRun
 from mtlsi.studies.runs import FINISHED, state_of
 from mtlsi.tasks import TASKS
@@ -38,7 +39,7 @@ def write_sheets(
         for ending in pictures:
             path = out / f"sheet_{name.replace('/', '_')}{ending}"
             replace_array(path, sheet)
-            console.print(f"sheet: {path}", markup=False, highlight=False, soft_wrap=True)
+            write_line(console, f"sheet: {path}")
 
 
 def check_names(plan: Plan, names: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.lock import HeldError, held
 from mtlsi.options.training import StudyOptions
 from mtlsi.plugins import import_plugins
+from mtlsi.streams import write_line
 from mtlsi.studies.figures import measure
 from mtlsi.studies.jobs import DONE, FAILED, LEFT_TO, train_at_once
 from mtlsi.studies.plan import Plan, StudyRun, read_plan
@@ -166,4 +167,4 @@ def compare(plan: Plan, out: Path, *, time: bool, sheet: Sequence[str], pdf: boo
     print_table(plan, rows, console)
     if sheet:
         write_sheets(plan, out, sheet, console, pictures)
-    console.print(f"table and plots: {out}", markup=False, highlight=False, soft_wrap=True)
+    write_line(console, f"table and plots: {out}")

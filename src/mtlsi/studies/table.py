@@ -17,6 +17,7 @@ from rich.text import Text
 from mtlsi.device import find_device
 from mtlsi.drawing.plots import Point, plot_scores
 from mtlsi.io import replace_text
+from mtlsi.streams import write_line
 from mtlsi.studies.figures import Row, has_boundaries, missing_single_tasks, single_task_scores
 from mtlsi.studies.plan import Plan, Plot
 from mtlsi.tasks import TASKS
@@ -174,7 +175,7 @@ def print_table(plan: Plan, rows: Sequence[Row], console: Console) -> None:
     # a file has no edge at which lines must break
     (console if console.is_terminal else Console(file=console.file, width=WIDEST)).print(table)
     for note in notes_of(plan, rows):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        write_line(console, note)
 
 
 def as_markdown(plan: Plan, rows: Sequence[Row]) -> str:

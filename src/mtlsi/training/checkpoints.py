@@ -25,6 +25,7 @@ from torch import Tensor
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.reading import parse_json
 from mtlsi.run_folder import STATE, STEP_FOLDER, saved_steps
+from mtlsi.streams import write_line
 from mtlsi.tensor_files import check_tensor_file, save_tensors
 
 FACTS, MANIFEST = "state.json", "manifest.json"
@@ -160,7 +161,7 @@ def newest(out: Path, console: Console) -> Checkpoint | None:
             damage.append(f"{STATE}/{folder.name} is damaged ({reason})")
             continue
         for line in damage:
-            console.print(f"{line}; going on from {STATE}/{folder.name}", markup=False, highlight=False, soft_wrap=True)
+            write_line(console, f"{line}; going on from {STATE}/{folder.name}")
         return found
     if damage:
         raise MistakeError(

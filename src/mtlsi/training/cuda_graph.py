@@ -18,6 +18,7 @@ from mtlsi.errors import MistakeError, message_of
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.nn.crossings import Crossings
 from mtlsi.nn.recording import ONE_AT_A_TIME, not_ours, recorded_into
+from mtlsi.streams import write_line
 from mtlsi.training.passes import forward_backward
 from mtlsi.training.shared_maps import TaskGradients
 from mtlsi.training.whole_batch import WholeBatch
@@ -112,7 +113,7 @@ class RecordedPasses:
             self._tell(told)
 
     def _tell(self, told: str) -> None:
-        self.console.print(f"{told}; training goes on without", markup=False, highlight=False, soft_wrap=True)
+        write_line(self.console, f"{told}; training goes on without")
 
 
 class Recording:

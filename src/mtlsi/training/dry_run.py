@@ -26,6 +26,7 @@ from mtlsi.evaluation.report import introduce
 from mtlsi.model.freezing import parts_of
 from mtlsi.model.inherit import describe
 from mtlsi.plugins import import_plugins
+from mtlsi.streams import write_line
 from mtlsi.timing import synchronise
 from mtlsi.training.cuda_graph import WARM_UP, obstacle
 from mtlsi.training.loop import batches_from, optimizer_step
@@ -87,7 +88,7 @@ def show(console: Console, lines: Iterator[Any] | list[Any]) -> None:
     """Print tables, and lines as they are."""
     for line in lines:
         if isinstance(line, str):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            write_line(console, line)
         else:
             console.print(line)
 

@@ -30,6 +30,7 @@ from mtlsi.model.inherit import describe
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.stored import WEIGHTS
 from mtlsi.plugins import import_plugins
+from mtlsi.streams import write_line
 from mtlsi.training import run_state, sharding
 from mtlsi.training.callbacks import Callbacks
 from mtlsi.training.changes import changed
@@ -100,9 +101,9 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
         introduce(run.train_set, console)
         if run.taken_over:
             text = f"taken over from {run.config.init}: {describe(run.taken_over)}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            write_line(console, text)
         for note in [*run.notes, *renewed]:
-            console.print(note, markup=False, highlight=False, soft_wrap=True)
+            write_line(console, note)
     batches = iter(batches_from(position.step, run))  # begun now: torch draws a number of its own for it
     log, watch = Log(run.accelerator, out, options, console, position), Watch(run)
     scores: Scores = {}
@@ -288,7 +289,7 @@ def finish(run: TrainingRun, scores: Scores, validation: Validation, console: Co
     validation.stop.raise_if_asked()
     write_scores(scores, out / run_folder.SCORES, **context)
     for line in (*validation.farewell(), f"run folder: {out}"):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        write_line(console, line)
 
 
 def draw_samples(

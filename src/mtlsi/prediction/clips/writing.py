@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.io import check_writable
 from mtlsi.later import Later
 from mtlsi.prediction.clips.reading import Frame, Sound
 from mtlsi.prediction.clips.sound import Track, track_of
@@ -60,6 +61,7 @@ class ClipWriter:
     """Writes pictures ``(H W 3) uint8`` and sound into ``path``: in a ``with`` statement, ``add`` and ``add_sound``.
 
     The file is written beside and renamed at the end; nothing is left of it where the ``with`` block is left by an error.
+    A link stays one, and what it leads to is written.
     ``rate``: pictures a second, on average, which only guides the compression. ``sounds``: the streams that the packets of
     ``add_sound`` come from. Choice: a picture of an odd side gets its last row or column twice, as the pixels of
     players' formats stand in squares of four (yuv420p).
@@ -68,7 +70,8 @@ class ClipWriter:
 
     def __init__(self, path: Path, size_hw: tuple[int, int], rate: Fraction, sounds: Sequence[Any] = ()):
         check_ending(path)
-        self.path, self.part = path, path.with_name(f".{uuid.uuid4().hex}.part")
+        self.path, self.target = path, check_writable(path)
+        self.part = self.target.with_name(f".{uuid.uuid4().hex}.part")
         self.format = CONTAINERS[path.suffix.lower()]
         self.encoder = encoder_for(self.format)
         height, width = (side + side % 2 for side in size_hw)
@@ -129,7 +132,7 @@ class ClipWriter:
                 self._mux(track.packets(None))
         self._close()
         try:
-            self.part.replace(self.path)
+            self.part.replace(self.target)
         except OSError as error:
             raise self._failed(error) from error
 
