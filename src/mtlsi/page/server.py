@@ -73,9 +73,11 @@ def build_app(models: Models, host: str = LOOPBACK[0]) -> FastAPI:
     """The page over ``models``, and the routes that the viewer asks: ``results/KEY/FILE``."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
     from fastapi import FastAPI  # pyright: ignore[reportMissingImports]
+    from gradio.utils import get_upload_folder  # pyright: ignore[reportMissingImports]
     from starlette.middleware.trustedhost import TrustedHostMiddleware  # pyright: ignore[reportMissingImports]
 
     from mtlsi.page.app import build_page, style
+    from mtlsi.page.room import WithRoom
 
     results = Results()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -85,6 +87,7 @@ def build_app(models: Models, host: str = LOOPBACK[0]) -> FastAPI:
     page.has_launched = True  # else gradio takes any file of this machine that a request names for an upload
     if host in LOOPBACK:  # a page elsewhere cannot reach this one by giving its own name this machine's address
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    app.add_middleware(WithRoom, folder=Path(get_upload_folder()))
     app.add_middleware(WithPolicy)
     return app
 
