@@ -137,12 +137,19 @@ def test_a_task_alone_keeps_its_colours(streets):
     assert Folder(streets, tasks=("semseg",)).colours == {"semseg": TABLE.tolist()}
 
 
-@pytest.mark.parametrize("colours", [[[1, 2, 3]], [[1, 2]] * 3, [[1, 2, 300]] * 3])
-def test_colours_that_do_not_fit_are_told_in_one_line(run, tmp_path, colours):
+@pytest.mark.parametrize(
+    ("colours", "told"),
+    [
+        ([[1, 2, 3]], "semseg: 1 colours for 3 classes"),
+        ([[1, 2]] * 3, r"a colour of semseg: \[1, 2\]; expected \[red, green, blue\] in 0..255"),
+        ([[1, 2, 300]] * 3, "a colour of semseg"),
+    ],
+)
+def test_colours_that_do_not_fit_are_told_in_one_line(run, tmp_path, colours, told):
     shutil.copytree(run[1], tmp_path / "model", ignore=shutil.ignore_patterns("state"))
     path = tmp_path / "model/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"colours": {"semseg": colours}}))
-    with pytest.raises(MistakeError, match=r"colours.semseg.*expected a list of .*\[r, g, b\]") as raised:
+    with pytest.raises(MistakeError, match=told) as raised:
         MTLSINet.from_pretrained(tmp_path / "model")
     assert "\n" not in str(raised.value)
 

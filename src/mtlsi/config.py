@@ -28,8 +28,9 @@ MOST_WORKERS = 512
 """Loader processes: machines have no more cores for one training, and each takes memory before it has read anything."""
 MOST_SCENES = 1_000_000
 """Generated scenes have a number: below this one those to train on, from it on as many to evaluate on."""
-MOST_SIDE, MOST_PIXELS = 16_384, 2**26
-"""Of data.size_hw and data.image_hw: one such image takes gigabytes before anything is trained."""
+MOST_SIDE, MOST_PIXELS = 16_384, 2**25
+"""Of data.size_hw and data.image_hw, the second also of a model's input size: photos are shown as large, and one such image
+takes gigabytes before anything is trained."""
 FROM_SHARES = "from_shares"
 """What train.class_weights may be, for a task or for all: from the classes' shares of the training labels."""
 

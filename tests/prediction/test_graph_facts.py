@@ -34,7 +34,7 @@ def test_what_export_writes_is_read():
     found = read_facts(texts())
     assert [task["name"] for task in found.tasks] == ["semseg", "depth"]
     assert found.classes == {"semseg": ("wall", "floor")}
-    assert found.colours == {"semseg": [(1, 2, 3), (4, 5, 6)]}
+    assert found.colours == {"semseg": ((1, 2, 3), (4, 5, 6))}
     assert found.resizes
     assert found.share == 1
     assert found.training_camera is not None

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import Any
 
 import numpy as np
+
+from mtlsi.errors import MistakeError
+from mtlsi.reading import shortened
 
 UNKNOWN = (168, 168, 172)
 """The colour of pixels without a label."""
@@ -27,6 +33,25 @@ class Scale:
 
     table: np.ndarray
     marks: list[str]
+
+
+def checked_colours(task: str, given: Any, num_classes: int) -> tuple[Colour, ...]:
+    """``given``, a colour [red, green, blue] for each of ``task``'s classes; ``MistakeError`` for anything else."""
+    if not isinstance(given, Sequence | np.ndarray) or isinstance(given, str | bytes):
+        raise MistakeError(f"{task}'s colours: {shortened(given)}; expected a list of [red, green, blue]")
+    if len(given) != num_classes:
+        raise MistakeError(f"{task}: {len(given)} colours for {num_classes} classes; expected as many")
+    return tuple(_colour(task, one) for one in given)
+
+
+def _colour(task: str, given: Any) -> Colour:
+    try:
+        red, green, blue = (-1 if isinstance(level, bool) else index(level) for level in given)
+        if all(0 <= level <= 255 for level in (red, green, blue)):
+            return red, green, blue
+    except (TypeError, ValueError):
+        pass
+    raise MistakeError(f"a colour of {task}: {shortened(given)}; expected [red, green, blue] in 0..255")
 
 
 def on_scale(values: np.ndarray, known: np.ndarray, limits: Limits) -> np.ndarray:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtlsi.config import RESIZES
+from mtlsi.config import MOST_PIXELS, RESIZES
 from mtlsi.errors import MistakeError
 from mtlsi.reading import shortened
 from mtlsi.tasks import MOST_TASKS, check_classes
-
-MOST_PIXELS = 2**25
-"""Of an image of the input size: photos are shown as large, and more than a camera's would take all memory."""
 
 
 def check_facts(tasks: Any, classes: Any, input_size: Any, own_tasks: Any, resize: Any) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from mtlsi.config import RESIZES
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.recompute import called_modules, recompute
-from mtlsi.kinds.colouring import Colour
+from mtlsi.kinds.colouring import Colour, checked_colours
 from mtlsi.model.backbone import STRIDES, Backbone
 from mtlsi.model.budget import weights_within
 from mtlsi.model.card import own_card
@@ -109,7 +109,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         self.sizes = config
         self.tasks = check_tasks(tasks)
         self.classes = {task: tuple(names) for task, names in classes.items() if task in self.tasks}
-        self.colours = checked_colours(colours, self.classes)
+        self.colours = colours_by_task(colours, self.classes)
         self.camera = checked_camera(camera)
         self.input_size = (int(input_size[0]), int(input_size[1]))
         self.resize = resize
@@ -295,26 +295,15 @@ def check_context(decoder: nn.Module) -> nn.Module:
     return decoder
 
 
-def checked_colours(
-    colours: Mapping[str, Sequence[Sequence[int]]], classes: Mapping[str, Sequence[str]]
-) -> dict[str, tuple[Colour, ...]]:
+def colours_by_task(colours: Any, classes: Mapping[str, Sequence[str]]) -> dict[str, tuple[Colour, ...]]:
     """``colours`` of the tasks in ``classes``; ``MistakeError`` unless every class has one of its own, in 0..255."""
-    found = {}
     if not isinstance(colours or {}, Mapping):
-        raise MistakeError(f"colours {shortened(colours)}; expected a list of [r, g, b] by task")
-    for task, given in (colours or {}).items():
-        if task not in classes:
-            continue
-        try:
-            found[task] = tuple((int(red), int(green), int(blue)) for red, green, blue in given)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise MistakeError(f"colours.{task}; expected a list of [r, g, b] in 0..255") from error
-        if len(found[task]) != len(classes[task]) or not all(0 <= x <= 255 for colour in found[task] for x in colour):
-            raise MistakeError(
-                f"colours.{task}: {len(found[task])} for {len(classes[task])} classes; expected a list of as many [r, g, b] "
-                "in 0..255"
-            )
-    return found
+        raise MistakeError(f"colours {shortened(colours)}; expected a list of [red, green, blue] by task")
+    return {
+        task: checked_colours(task, given, len(classes[task]))
+        for task, given in (colours or {}).items()
+        if task in classes
+    }
 
 
 def checked_camera(camera: Mapping[str, Any] | None) -> dict[str, Any]:

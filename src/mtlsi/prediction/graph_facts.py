@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mtlsi.config import RESIZES
 from mtlsi.errors import MistakeError, check_choice
-from mtlsi.kinds.colouring import Colour
+from mtlsi.kinds.colouring import Colour, checked_colours
 from mtlsi.prediction.camera import TrainingCamera
 from mtlsi.prediction.shown import Shown, Size
 from mtlsi.reading import parse_json, shortened
@@ -28,7 +28,7 @@ class GraphFacts:
     tasks: list[dict[str, Any]]
     """What each task's numbers mean: name, kind, title, unit or class names and their colours."""
     classes: dict[str, tuple[str, ...]]
-    colours: dict[str, list[Colour]]
+    colours: dict[str, tuple[Colour, ...]]
     resizes: bool
     """The graph takes images of any size."""
     training_camera: TrainingCamera | None
@@ -58,7 +58,7 @@ def read_facts(texts: Mapping[str, str]) -> GraphFacts:
         for one in given:
             _text(f"a class of {name}", one)
     colours = {
-        name: _colours(name, task["colours"], len(classes[name]))
+        name: checked_colours(name, task["colours"], len(classes[name]))
         for name, task in of_classes.items()
         if "colours" in task
     }
@@ -115,14 +115,3 @@ def _size(what: str, value: Any) -> Size:
     if not isinstance(value, list) or len(value) != 2 or not all(_is_whole(side, 1, LONGEST_SIDE) for side in value):
         raise MistakeError(f"{what}: {shortened(value)}; expected a height and a width, 1..{LONGEST_SIDE}")
     return value[0], value[1]
-
-
-def _colours(task: str, value: Any, num_classes: int) -> list[Colour]:
-    """A colour for every class."""
-    given: Sequence[Any] = _a(list, f"{task}'s colours", value)
-    if len(given) != num_classes:
-        raise MistakeError(f"{task}: {len(given)} colours for {num_classes} classes; expected as many")
-    for one in given:
-        if not isinstance(one, list) or len(one) != 3 or not all(_is_whole(level, 0, 255) for level in one):
-            raise MistakeError(f"a colour of {task}: {shortened(one)}; expected [red, green, blue] in 0..255")
-    return [(red, green, blue) for red, green, blue in given]
