@@ -13,7 +13,7 @@ from mtlsi.page.room import MOST_REQUEST, WithRoom, make_room
 MB = 2**20
 
 
-def answered(folder: Path, chunks, *, announced: int | None = None, method: str = "POST"):
+def answered(folder: Path, chunks, *, announced: int | str | None = None, method: str = "POST"):
     """The status of the answer to a request of these ``chunks``, and the bytes that the page itself has got of it."""
     got, told, waiting = bytearray(), [], [*chunks]
 
@@ -49,6 +49,7 @@ def test_a_photo_of_the_largest_kind_comes_through_and_a_longer_request_does_not
     assert answered(tmp_path, parts, announced=MOST_REQUEST) == (200, MOST_REQUEST)
     assert answered(tmp_path, [*parts, b"x"]) == (413, MOST_REQUEST)
     assert answered(tmp_path, [b"x"], announced=MOST_REQUEST + 1) == (413, 0)
+    assert answered(tmp_path, [b"x"], announced="9" * 5000) == (413, 0)
 
 
 def test_a_sender_who_is_too_slow_is_let_go(tmp_path, monkeypatch):

@@ -52,10 +52,11 @@ class WithRoom:
     async def _bounded(self, scope: Any, receive: Any, send: Any) -> None:
         """Counts what comes, whatever was announced: to the page what is beyond the limits looks like a sender who left."""
         told = dict(scope["headers"]).get(b"content-length", b"0")
-        if not told.isdigit() or int(told) > MOST_REQUEST:
+        if not told.isdigit() or len(told) > 15 or int(told) > MOST_REQUEST:
             await _refuse(send, *TOO_LARGE)
             return
-        num_bytes, whole, refusal, answered = 0, False, None, False
+        num_bytes, whole, answered = 0, False, False
+        refusal: tuple[int, str] | None = None
         end = time.monotonic() + LONGEST_S
 
         async def receive_bounded() -> Any:
