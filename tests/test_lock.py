@@ -162,6 +162,24 @@ def test_a_lock_that_was_taken_over_is_not_removed_by_its_former_holder(tmp_path
     assert json.loads(path.read_text())["host"] == "another-machine"
 
 
+@pytest.mark.parametrize("times", [1, 1000])
+def test_a_folder_of_locks_that_another_process_removes_as_empty_just_then_is_made_again(tmp_path, monkeypatch, times):
+    path, make, removed = tmp_path / "claims" / "0.lock", lock.Path.mkdir, []
+
+    def mkdir(folder, **options):
+        make(folder, **options)
+        if len(removed) < times:
+            removed.append(folder.rmdir())
+
+    monkeypatch.setattr(lock.Path, "mkdir", mkdir)
+    if times > 1:
+        with pytest.raises(MistakeError, match="is removed as often as it is made"), held(path):
+            pass
+        return
+    with held(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
 def test_a_lock_that_another_has_taken_over_meanwhile_is_left_where_it_is(tmp_path, monkeypatch):
     """For a moment without it a third one could have it, too."""
     path, moved, looked_at = tmp_path / "0.lock", [], lock._is_stale

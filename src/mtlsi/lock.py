@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 if sys.platform != "win32":
     import fcntl
@@ -29,7 +29,8 @@ SILENT_S = 600.0
 MOST_TEXT = 2**16
 """Bytes of a lock."""
 MOST_TRIES, BETWEEN_TRIES_S = 100, 0.01
-"""How often a process asks to be the only one here that removes locks, before it goes on without."""
+"""How often a process asks to be the only one here that removes locks, before it goes on without; and how often it makes
+the folder of locks."""
 
 
 class HeldError(Exception):
@@ -44,10 +45,6 @@ def held(path: Path) -> Iterator[None]:
     very process that wrote it is seen to live here: it may have been stopped, or the clock may have jumped. Raises
     ``MistakeError`` where its folder is something else.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise MistakeError(f"{path.parent}: is no folder; remove it, or write to another place") from error
     pid = os.getpid()
     own = json.dumps({"pid": pid, "host": socket.gethostname(), "since": time.time(), "began": _beginning_of(pid)})
     if not _create(path, own):
@@ -72,7 +69,7 @@ def held(path: Path) -> Iterator[None]:
 def _create(path: Path, text: str) -> bool:
     """Whether the lock was free and is ours now."""
     try:
-        file = path.open("x")
+        file = _open_new(path)
     except FileExistsError:
         return False
     try:
@@ -82,6 +79,19 @@ def _create(path: Path, text: str) -> bool:
         path.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
     return True
+
+
+def _open_new(path: Path) -> TextIO:
+    """The file, which must not be there; its folder is made, again where another process removes it as empty just then."""
+    for _ in range(MOST_TRIES):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            if os.path.lexists(path.parent) and not path.parent.is_dir():
+                raise MistakeError(f"{path.parent}: is no folder; remove it, or write to another place") from error
+        with suppress(FileNotFoundError):
+            return path.open("x")
+    raise MistakeError(f"{path.parent}: is removed as often as it is made; write to another place")
 
 
 def _keep_alive(path: Path, over: threading.Event) -> None:
