@@ -181,7 +181,7 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         kept = self.cache_dir / "-".join(filter(None, (task, str(DERIVE_VERSION), version))) / f"{key}.png"
         try:
             pixels = np.array(decode_image(kept, kept.read_bytes()))
-        except FileNotFoundError:  # not looked for first: somebody may empty the cache while it is in use
+        except (FileNotFoundError, NotADirectoryError):  # not looked for first: somebody may empty the cache meanwhile
             label = decode()
             pixels = encode_normals(label) if vectors else label
             _keep(kept, pixels)
