@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,7 +36,7 @@ from mtlsi.evaluation.evaluate import evaluate_from_command
 from mtlsi.nn import sync_norm
 from mtlsi.options.measuring import EvaluateOptions
 from mtlsi.run_folder import save_config
-from mtlsi.training import loop, run_state, setup, sharding
+from mtlsi.training import checkpoints, loop, not_finite, run_state, setup, sharding
 from mtlsi.training.loop import batches_from, optimizer_step, train
 from mtlsi.training.not_finite import Watch
 from mtlsi.training.setup import TrainingRun, assemble, settle
@@ -157,13 +158,26 @@ def resumed(config: RunConfig, out: Path) -> dict[str, Any]:
         run_state.save(run)
         saved = state_of(run)
         run.accelerator.wait_for_everyone()
-        again = begun(config, out, resume=True)
+        with sees_no_checkpoint(processes.index() == 1):
+            again = begun(config, out, resume=True)
         opened = state_of(again)
         steps(again, NUM_STEPS - CUT_AT)
         parameters: list[Any] = list(again.network.parameters())
         share = sum(x.to_local().numel() for x in parameters) / sum(x.numel() for x in parameters)
         as_saved = {part: alike(opened[part], tensors) for part, tensors in saved.items()}
         return {"saved": saved if processes.is_first() else {}, "as saved": as_saved, "share": share, **state_of(again)}
+
+
+@contextmanager
+def sees_no_checkpoint(is_so: bool) -> Iterator[None]:
+    """This process finds the run folder as it was before the newest checkpoint was there."""
+    found = checkpoints.saved_steps
+    if is_so:
+        checkpoints.saved_steps = lambda _: []
+    try:
+        yield
+    finally:
+        checkpoints.saved_steps = found
 
 
 def alike(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
@@ -200,12 +214,25 @@ def overflowed(config: RunConfig, out: Path) -> dict[str, Any]:
         if processes.index() == 1:
             for batch in batches:
                 batch["depth"] = torch.full_like(batch["depth"], 1e308, dtype=torch.float64)
+        if processes.index() == 1:
+            hold_back(not_finite, "write_batches")
         try:
             Watch(run).look(optimizer_step(run, iter(batches)))
             said = "nothing"
         except MistakeError as error:
             said = str(error)
-        return {"said": said, "batches": batches}
+        return {"said": said, "batches": batches, "written": sorted(os.listdir(out / not_finite.FOLDER))}
+
+
+def hold_back(module: Any, name: str) -> None:
+    """Have ``module``'s function ``name`` begin when the other process has had time to go on without it."""
+    does = getattr(module, name)
+
+    def does_later(*given: Any) -> Any:
+        time.sleep(0.5)
+        return does(*given)
+
+    setattr(module, name, does_later)
 
 
 def from_command(config: RunConfig, out: Path) -> int:

@@ -5,10 +5,12 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
 from full_disk import files_of_at_most
+from mtlsi import lock
 from mtlsi.errors import MistakeError
 from mtlsi.lock import SILENT_S, HeldError, held
 
@@ -21,6 +23,29 @@ def ended_process() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from mtlsi.lock import held
+with held(Path(sys.argv[1])):
+    print("mine", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextmanager
+def holding(path):
+    """Another process, which has the lock."""
+    command = [sys.executable, "-c", HOLD, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "mine\n"
+        yield process
+    finally:
+        process.communicate("\n")
 
 
 def test_a_lock_says_who_has_it_and_is_gone_afterwards(tmp_path):
@@ -90,6 +115,28 @@ def test_a_lock_that_gives_no_sign_of_life_is_taken_over(tmp_path, age_s):
         assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.parametrize("age_s", [SILENT_S + 60, -SILENT_S - 60])
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the system does not say when a process began")
+def test_a_lock_of_a_process_that_was_stopped_or_whose_clock_jumped_is_respected(tmp_path, age_s):
+    path = tmp_path / "0.lock"
+    with holding(path) as process:
+        then = path.stat().st_mtime - age_s
+        os.utime(path, (then, then))
+        with pytest.raises(HeldError, match=f"process {process.pid} on"), held(path):
+            pass
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the system does not say when a process began")
+def test_a_lock_of_an_earlier_process_whose_number_another_one_has_is_taken_over(tmp_path):
+    path = tmp_path / "0.lock"
+    with holding(path) as process:
+        facts = json.loads(path.read_text())
+        assert facts["pid"] == process.pid
+        path.write_text(json.dumps({**facts, "began": facts["began"] - 1}))
+        with held(path):
+            assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
 def test_a_lock_by_a_clock_that_is_a_little_ahead_is_respected(tmp_path):
     path = tmp_path / "0.lock"
     lock_of(path, 1, "another-machine")
@@ -113,6 +160,65 @@ def test_a_lock_that_was_taken_over_is_not_removed_by_its_former_holder(tmp_path
     with held(path):
         lock_of(path, 1, "another-machine")  # as if this process had been asleep for an hour
     assert json.loads(path.read_text())["host"] == "another-machine"
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_a_folder_of_locks_that_another_process_removes_as_empty_just_then_is_made_again(tmp_path, monkeypatch, times):
+    path, make, removed = tmp_path / "claims" / "0.lock", lock.Path.mkdir, []
+
+    def mkdir(folder, **options):
+        make(folder, **options)
+        if len(removed) < times:
+            removed.append(folder.rmdir())
+
+    monkeypatch.setattr(lock.Path, "mkdir", mkdir)
+    if times > 1:
+        with pytest.raises(MistakeError, match="is removed as often as it is made"), held(path):
+            pass
+        return
+    with held(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_that_another_has_taken_over_meanwhile_is_left_where_it_is(tmp_path, monkeypatch):
+    """For a moment without it a third one could have it, too."""
+    path, moved, looked_at = tmp_path / "0.lock", [], lock._is_stale
+
+    def taken_over(*given):
+        verdict = looked_at(*given)
+        lock_of(path, os.getppid())
+        return verdict
+
+    lock_of(path, ended_process())
+    monkeypatch.setattr(lock, "_is_stale", taken_over)
+    monkeypatch.setattr(lock.os, "rename", lambda *names: moved.append(names))
+    with pytest.raises(HeldError, match=f"process {os.getppid()} on"), held(path):
+        pass
+    assert moved == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no locks of folders")
+@pytest.mark.parametrize("is_let_go", [True, False])
+def test_one_process_at_a_time_removes_locks_unless_it_does_not_go_on(tmp_path, monkeypatch, is_let_go):
+    import fcntl
+
+    handle, slept = os.open(tmp_path, os.O_RDONLY), []
+
+    def sleep(_):
+        slept.append((tmp_path / "0.lock").exists())
+        if is_let_go:
+            fcntl.flock(handle, fcntl.LOCK_UN)
+
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    monkeypatch.setattr(lock.time, "sleep", sleep)
+    monkeypatch.setattr(lock, "MOST_TRIES", 3)
+    try:
+        with held(tmp_path / "0.lock"):
+            pass
+    finally:
+        os.close(handle)
+    assert slept == [True] * (1 if is_let_go else 3)
+    assert list(tmp_path.iterdir()) == []
 
 
 CONTEND = """

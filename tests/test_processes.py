@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from mtlsi import processes
@@ -52,6 +54,15 @@ def told(capsys, *command: str) -> str:
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     return err
+
+
+def test_what_is_wrong_is_said_where_the_process_that_keeps_the_store_was_killed(monkeypatch, capsys):
+    def add(*_):
+        raise RuntimeError("Broken pipe")
+
+    monkeypatch.setattr(processes, "_watch", SimpleNamespace(store=SimpleNamespace(add=add)))
+    processes.say(f"mtlsi: {processes.LOST}")
+    assert capsys.readouterr().err == f"mtlsi: {processes.LOST}\n"
 
 
 @pytest.mark.parametrize("verb", [("train", "--out", "x"), ("evaluate", "scenes", "--data", "scenes")])

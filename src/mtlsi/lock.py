@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+if sys.platform != "win32":
+    import fcntl
 
 from mtlsi.errors import MistakeError
 from mtlsi.reading import parse_json, read_content
@@ -24,6 +28,9 @@ SILENT_S = 600.0
 
 MOST_TEXT = 2**16
 """Bytes of a lock."""
+MOST_TRIES, BETWEEN_TRIES_S = 100, 0.01
+"""How often a process asks to be the only one here that removes locks, before it goes on without; and how often it makes
+the folder of locks."""
 
 
 class HeldError(Exception):
@@ -34,14 +41,12 @@ class HeldError(Exception):
 def held(path: Path) -> Iterator[None]:
     """Hold the lock ``path`` within the context; ``HeldError`` where another process has it.
 
-    A lock whose process is gone from this machine, or that was not touched for ten minutes, is taken over. Raises
+    A lock whose process is gone from this machine is taken over, and one that was not touched for ten minutes, unless the
+    very process that wrote it is seen to live here: it may have been stopped, or the clock may have jumped. Raises
     ``MistakeError`` where its folder is something else.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise MistakeError(f"{path.parent}: is no folder; remove it, or write to another place") from error
-    own = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()})
+    pid = os.getpid()
+    own = json.dumps({"pid": pid, "host": socket.gethostname(), "since": time.time(), "began": _beginning_of(pid)})
     if not _create(path, own):
         text = _text_of(path)
         if text is not None:
@@ -64,7 +69,7 @@ def held(path: Path) -> Iterator[None]:
 def _create(path: Path, text: str) -> bool:
     """Whether the lock was free and is ours now."""
     try:
-        file = path.open("x")
+        file = _open_new(path)
     except FileExistsError:
         return False
     try:
@@ -74,6 +79,19 @@ def _create(path: Path, text: str) -> bool:
         path.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
     return True
+
+
+def _open_new(path: Path) -> TextIO:
+    """The file, which must not be there; its folder is made, again where another process removes it as empty just then."""
+    for _ in range(MOST_TRIES):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            if os.path.lexists(path.parent) and not path.parent.is_dir():
+                raise MistakeError(f"{path.parent}: is no folder; remove it, or write to another place") from error
+        with suppress(FileNotFoundError):
+            return path.open("x")
+    raise MistakeError(f"{path.parent}: is removed as often as it is made; write to another place")
 
 
 def _keep_alive(path: Path, over: threading.Event) -> None:
@@ -93,18 +111,28 @@ def _text_of(path: Path) -> str | None:
 
 
 def _is_stale(path: Path, text: str) -> bool:
+    holder = _read(text)
+    pid, began = holder.get("pid"), holder.get("began")
+    if holder.get("host") == socket.gethostname() and isinstance(pid, int) and 0 < pid < 2**31:
+        # this process holds no lock twice: its number in a lock is that of an earlier process
+        if pid == os.getpid() or not _is_alive(pid):
+            return True
+        if began is not None and (begins := _beginning_of(pid)) is not None:
+            return began != begins  # else another process has its number now
     try:
         silent_s = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return True
-    if abs(silent_s) > SILENT_S:  # a time to come: the clock of another machine was wrong, and would be waited for
-        return True
-    holder = _read(text)
-    pid = holder.get("pid")
-    if holder.get("host") != socket.gethostname() or not isinstance(pid, int) or not 0 < pid < 2**31:
-        return False
-    # this process holds no lock twice: its number in a lock is that of an earlier process
-    return holder["pid"] == os.getpid() or not _is_alive(holder["pid"])
+    return abs(silent_s) > SILENT_S  # a time to come: the clock of another machine was wrong, and would be waited for
+
+
+def _beginning_of(pid: int) -> int | None:
+    """When the process began, in ticks since the machine did; None where the system does not say."""
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_bytes()
+        return int(facts.rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _is_alive(pid: int) -> bool:
@@ -121,15 +149,50 @@ def _is_alive(pid: int) -> bool:
 
 def _remove(path: Path, text: str) -> None:
     """Remove the lock that says ``text``, and no other that came in its place meanwhile."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
+    with _alone_here(path.parent):
+        if _text_of(path) != text:
+            return
+        # processes of other machines are not kept out: what they did in this moment shows afterwards
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            os.rename(path, aside)
+        except FileNotFoundError:
+            return
+        if _text_of(aside) == text:
+            aside.unlink(missing_ok=True)
+        else:
+            os.rename(aside, path)
+
+
+@contextmanager
+def _alone_here(folder: Path) -> Iterator[None]:
+    """No other process of this machine removes a lock in ``folder`` within the context, where the system can see to it.
+
+    Of three that find a stale lock, one could else bring back the lock that it removed by mistake over that of a third.
+    """
+    if sys.platform == "win32":
+        yield
         return
-    if _text_of(aside) == text:
-        aside.unlink(missing_ok=True)
-    else:
-        os.rename(aside, path)
+    handle = None
+    try:
+        with suppress(OSError):  # a file system without such locks
+            handle = os.open(folder, os.O_RDONLY)
+            _ask_for(handle)
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was forked meanwhile would keep it
+            os.close(handle)
+
+
+def _ask_for(handle: int) -> None:
+    for _ in range(MOST_TRIES):  # not for ever: the one that has it may be stopped
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(BETWEEN_TRIES_S)
 
 
 def _read(text: str) -> dict:

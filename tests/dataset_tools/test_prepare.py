@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from io import StringIO
 
 import numpy as np
@@ -86,6 +88,22 @@ def test_what_was_begun_is_finished_and_what_is_finished_stays(nyud_root, tmp_pa
     assert {path.name: path.read_bytes() for path in (out / "pictures").iterdir()} == whole
     assert {name: (out / "pictures" / name).stat().st_mtime_ns for name in times} == times
     assert len(Prepared(out, "val")) == 2
+
+
+def test_of_two_calls_at_once_the_second_is_refused(nyud_root, tmp_path):
+    holder = json.dumps({"pid": os.getppid(), "host": socket.gethostname(), "since": 0})
+    (tmp_path / ".lock").write_text(holder)
+    with pytest.raises(MistakeError, match=f"is being prepared by process {os.getppid()} on"):
+        run(nyud_root, tmp_path, size_hw=(24, 32))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()} == {".lock": holder}
+
+
+def test_a_call_that_was_killed_while_it_began_is_begun_again(nyud_root, tmp_path):
+    (tmp_path / "fast").mkdir()
+    (tmp_path / "fast/.0123.part").write_text("{")  # half of prepared.json
+    run(nyud_root, tmp_path / "fast")
+    assert len(Prepared(tmp_path / "fast", "val")) == 2
+    assert not (tmp_path / "fast/.lock").exists()
 
 
 def test_another_folder_is_not_written_into(nyud_root, tmp_path):

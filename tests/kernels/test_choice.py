@@ -69,6 +69,24 @@ def test_a_choice_is_kept_with_the_cpus_name_and_read_again(measured, monkeypatc
     assert len(asked) == 1
 
 
+def test_of_two_processes_that_measure_at_once_both_take_the_choice_that_was_kept_first(
+    measured, monkeypatch, tmp_path
+):
+    """Else a run that is resumed would take another form, and other last digits, than it began with."""
+    measured(10.0, 1.0)  # here the default form is the faster one
+    ours = choice._time
+
+    def time_beside_another(calls):
+        kept = {choice._machine(): {"cpu_grouped": {"cpu_form": True}}}
+        (tmp_path / "kernels.json").write_text(json.dumps(kept))
+        return ours(calls)
+
+    monkeypatch.setattr(choice, "_time", time_beside_another)
+    assert choice.choose("task_linear", X, WEIGHT) is cpu_linear.task_linear
+    ((_, kept),) = json.loads((tmp_path / "kernels.json").read_text()).items()
+    assert kept["cpu_grouped"] == {"cpu_form": True}
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"x": 1}', "{", '{"": {"cpu_grouped": 3}}'])
 def test_a_damaged_file_is_measured_again(measured, tmp_path, content):
     (tmp_path / "kernels.json").write_text(content)

@@ -147,6 +147,23 @@ def test_a_second_signal_ends_at_once():
     assert done.stderr == "mtlsi: stopped at once, without a checkpoint of the last steps\n"
 
 
+@needs_signals
+def test_a_signal_that_another_process_was_told_of_first_does_not_end_this_one_at_once():
+    """A scheduler's signal comes to one machine later than to another, in the middle of the checkpoint that it asked for."""
+    program = (
+        "import os, signal, time, torch\nfrom types import SimpleNamespace\n"
+        "from mtlsi.training.stopping import StopRequest\n"
+        "another = SimpleNamespace(num_processes=2, device='cpu', reduce=lambda mine, **_: mine + 15)\n"
+        "with StopRequest() as stop, stop.deferred():\n"
+        "    print(stop.asked(another), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    print('saved', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(600)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (143, "True\nsaved\n")
+    assert done.stderr == "mtlsi: stopped at once, without a checkpoint of the last steps\n"
+
+
 @pytest.mark.slow
 @needs_signals
 def test_a_run_that_is_killed_at_random_moments_ends_as_an_unbroken_one(tmp_path):

@@ -181,6 +181,8 @@ def test_each_process_leaves_its_own_batch_of_a_step_that_is_not_finite_in_one_o
         (batch,) = kept["batches"]
         assert alike(load_file(path), {f"0/{name}": x for name, x in batch.items()})
         assert len(json.loads(path.with_suffix(".json").read_text())["images"][0]) == 2
+        files = [f"step_000001_process_{i}.{ending}" for i in range(2) for ending in ("json", "safetensors")]
+        assert kept["written"] == files  # the first to end ends the other: all of it is there before
 
 
 def test_a_mistake_of_one_process_is_said_once_and_ends_both(found):

@@ -19,11 +19,13 @@ from mtlsi.data.readers.files import FileDataset
 from mtlsi.data.readers.folder_settings import SETTINGS, read_settings
 from mtlsi.errors import MistakeError
 from mtlsi.io import replace_array
+from mtlsi.lock import HeldError, held
 from mtlsi.parallel import for_each
 from mtlsi.streams import write_line
 
 SOURCES = {"boundary": "semseg", "normals": "depth", "saliency": "semseg"}
 """Which label each derived one follows from."""
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,16 @@ def derive(
         for name in wanted.salient:
             if name not in known:
                 raise MistakeError(f"class {name!r} is not one of the data set's: {', '.join(known)}")
+    counts = {}
     try:
-        for task in wanted.tasks:
-            (out / task).mkdir(parents=True, exist_ok=True)
-        counts = {}
-        for split, dataset in datasets.items():
-            work, title = _Deriver(dataset, wanted, out), f"deriving {split}"
-            counts[split] = sum(for_each(work, len(dataset), title=title, num_workers=num_workers, console=console))
+        with held(out / LOCK):  # else the labels of two calls with other settings would lie there mixed
+            for task in wanted.tasks:
+                (out / task).mkdir(parents=True, exist_ok=True)
+            for split, dataset in datasets.items():
+                work, title = _Deriver(dataset, wanted, out), f"deriving {split}"
+                counts[split] = sum(for_each(work, len(dataset), title=title, num_workers=num_workers, console=console))
+    except HeldError as holder:
+        raise MistakeError(f"labels are being derived into {out} by {holder}; wait, or give another --out") from holder
     except OSError as error:
         raise MistakeError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
     write_line(console, f"{sum(counts.values())} labels in {out}")

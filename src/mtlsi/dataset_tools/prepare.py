@@ -17,10 +17,13 @@ from mtlsi.data.transforms import resize
 from mtlsi.errors import MistakeError
 from mtlsi.images import is_plain
 from mtlsi.io import replace_bytes, replace_text
+from mtlsi.lock import HeldError, held
 from mtlsi.parallel import for_each
 from mtlsi.reading import read_json
 from mtlsi.streams import write_line
 from mtlsi.tasks import own_records
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,15 @@ def prepare(
     splits = {split: open_folder(root, split, data=data) for split in splits_of(root, data=data)}
     index = _describe(splits, size_hw) | {"data": data}
     try:
-        _claim(out, index)
-        total = 0
-        for split, dataset in splits.items():
-            work, title = _Packer(dataset, out, size_hw), f"preparing {split}"
-            total += sum(for_each(work, len(dataset), title=title, num_workers=num_workers, console=console))
-        replace_text(out / INDEX, json.dumps(index | {"complete": True}, indent=1) + "\n")
+        with held(out / LOCK):
+            _claim(out, index)
+            total = 0
+            for split, dataset in splits.items():
+                work, title = _Packer(dataset, out, size_hw), f"preparing {split}"
+                total += sum(for_each(work, len(dataset), title=title, num_workers=num_workers, console=console))
+            replace_text(out / INDEX, json.dumps(index | {"complete": True}, indent=1) + "\n")
+    except HeldError as holder:
+        raise MistakeError(f"{out} is being prepared by {holder}; wait for it, or give another --out") from holder
     except OSError as error:
         raise MistakeError(f"{out}: cannot be written ({error.strerror}); give another --out") from error
     write_line(console, f"{sum(map(len, splits.values()))} images, {total / 1e6:.0f} MB in {out}")
@@ -101,13 +107,12 @@ def _describe(splits: Mapping[str, FileDataset], size_hw: tuple[int, int] | None
 
 
 def _claim(out: Path, index: Mapping[str, Any]) -> None:
-    """Make ``out`` and write down what it will hold, or refuse a folder that holds something else."""
-    if out.exists() and any(out.iterdir()):
+    """Write down what ``out`` will hold, or refuse a folder that holds something else; hidden files are no matter."""
+    if any(not path.name.startswith(".") for path in out.iterdir()):
         there = read_json(out / INDEX, "a folder made by mtlsi data prepare") if (out / INDEX).exists() else None
         if there is None or {"data": index["data"]} | there | {"complete": False} != index:  # older ones have no name
             raise MistakeError(
                 f"{out} holds something else than this data set with these settings; give an empty folder"
             )
         return
-    (out / "pictures").mkdir(parents=True, exist_ok=True)
-    replace_text(out / INDEX, json.dumps(index, indent=1) + "\n")
+    replace_text(out / INDEX, json.dumps(index, indent=1) + "\n")  # first of all: a call that is cut off here can go on

@@ -121,15 +121,25 @@ def keeps_up(name: str, calls: Callable[[], Mapping[str, Callable[[], Any]]]) ->
     with _lock:
         if name not in _measured:
             path, key = default_cache_dir() / "kernels.json", _machine()
-            found = _read(path).get(key, {}).get(name)
-            if not isinstance(found, dict) or not isinstance(found.get("cpu_form"), bool):
+            found = _kept_choice(_read(path), key, name)
+            if found is None:
                 milliseconds = _time(calls)
-                found = {"cpu_form": milliseconds["default"] > CLEARLY_FASTER * milliseconds["cpu"], "ms": milliseconds}
-                stored = _read(path)  # another process may have written meanwhile
-                stored.setdefault(key, {})[name] = found
-                _write(path, stored)
-            _measured[name] = found["cpu_form"]
+                stored = _read(path)
+                # of a process that measured at the same time: all take one form
+                found = _kept_choice(stored, key, name)
+                if found is None:
+                    found = milliseconds["default"] > CLEARLY_FASTER * milliseconds["cpu"]
+                    stored.setdefault(key, {})[name] = {"cpu_form": found, "ms": milliseconds}
+                    _write(path, stored)
+            _measured[name] = found
     return _measured[name]
+
+
+def _kept_choice(stored: Mapping[str, Any], key: str, name: str) -> bool | None:
+    """Whether the form ``name`` was found to keep up; None where nothing is kept of it."""
+    entry = stored.get(key, {}).get(name)
+    choice = entry.get("cpu_form") if isinstance(entry, dict) else None
+    return choice if isinstance(choice, bool) else None
 
 
 def always(*_: object) -> bool:

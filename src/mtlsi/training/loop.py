@@ -131,6 +131,7 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
                     watch.settle()
                     save(run, told)
             if stopping:
+                run.accelerator.wait_for_everyone()  # the first that ends ends the others, in their callbacks, too
                 stop.raise_if_asked()
     if not scores:
         scores = measure_finished(run, validation)

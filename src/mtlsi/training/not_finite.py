@@ -101,6 +101,7 @@ def report(run: TrainingRun, number: int, step: Step) -> str:
     facts: Any = {"step": number, "tasks": tasks, "images": images, "losses": losses, "gradient_norm": norm}
     replace_text(path.with_suffix(".json"), json.dumps(defined(facts), indent=2) + "\n")
     write_batches(path, step.batches)
+    processes.gathered(None)  # the first that ends the run ends the others, too: each has written by then
     names = [name for batch in images for name in batch]
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     shown = ", ".join(name[:60] for name in names[:8])

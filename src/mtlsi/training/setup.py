@@ -175,7 +175,7 @@ def assemble(
         if claims is not None and accelerator.is_main_process:
             claims.enter_context(alone_in(out))
     notes = notes_on_sharding(options)
-    checkpoint = checkpoints.newest(out, console or Console(stderr=True)) if resume else None
+    checkpoint = newest_checkpoint(out, console) if resume else None
     if checkpoint is not None:
         check_facts(config, accelerator.num_processes, checkpoint)
         notes += note_on_spread(config, accelerator.num_processes, checkpoint)
@@ -229,6 +229,15 @@ def assemble(
     return run
 
 
+def newest_checkpoint(out: Path, console: Console | None) -> checkpoints.Checkpoint | None:
+    """The checkpoint to go on from, as the first process finds it once the folder is its own.
+
+    The others could see what another run there had not yet finished, and go on from another step.
+    """
+    found = checkpoints.newest(out, console or Console(stderr=True)) if processes.is_first() else None
+    return processes.of_first(found)
+
+
 def is_sharded(options: TrainConfig) -> bool:
     """Whether a run with ``options`` shares its parameters out: one process has nobody to share them with."""
     return options.shard and processes.number() > 1
@@ -246,6 +255,7 @@ def start_folder(config: RunConfig, out: Path, claims: ExitStack | None) -> None
     run_folder.prepare_run_folder(out, resume=False)
     if claims is not None:
         claims.enter_context(alone_in(out))
+        run_folder.check_usable(out)  # another process may have trained here until just now
     if (out / "config.yaml").exists() and (found := differing(config, flat(run_folder.load_config(out)))):
         raise MistakeError(
             f"{out} holds a run that was cut before its first checkpoint, under other settings: {told(found)}; give another "

@@ -33,7 +33,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        """The first that came."""
+        """The first that came, to this process or, of several, to another."""
+        self._has_come = False  # to this one
         self._raises, self._pid, self._former = True, os.getpid(), {}
 
     def __enter__(self) -> StopRequest:
@@ -97,9 +98,11 @@ class StopRequest:
     def _came(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a loader process, before it sets its own handlers
             return
-        if self.signal is not None:
+        if self._has_come:
             end_at_once(number)
-        self.signal = number
+        self._has_come = True
+        if self.signal is None:  # else another process has told of it, which got the same one a moment earlier
+            self.signal = number
         if self._raises and not _swallows(frame):
             raise Stopped(number)
 

@@ -90,6 +90,23 @@ def test_the_second_reading_comes_from_the_cache_and_is_the_same(root: Path, tmp
         NYUD(root, cache_dir=tmp_path / "cache")[1]
 
 
+def test_a_label_that_is_removed_from_the_cache_just_then_is_made_again(
+    root: Path, tmp_path: Path, monkeypatch
+) -> None:
+    fresh, exists = NYUD(root, cache_dir=tmp_path / "cache")[1], Path.exists
+
+    def exists_no_more(path: Path) -> bool:
+        found = exists(path)
+        if found and path.is_relative_to(tmp_path / "cache") and path.is_file():
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "exists", exists_no_more)
+    again = NYUD(root, cache_dir=tmp_path / "cache")[1]
+    assert again.keys() == fresh.keys()
+    assert all(torch.equal(x, fresh[name]) for name, x in again.items())
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_prepare_fills_the_cache(root: Path, tmp_path: Path, num_workers: int) -> None:
     NYUD(root, cache_dir=tmp_path / "cache").prepare(num_workers)

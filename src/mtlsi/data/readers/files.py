@@ -179,9 +179,9 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         """The label that ``decode`` gives, from the cache where it is there. Its ``key`` tells what it follows from."""
         vectors = TASKS[task].kind == "direction"
         kept = self.cache_dir / "-".join(filter(None, (task, str(DERIVE_VERSION), version))) / f"{key}.png"
-        if kept.exists():
+        try:
             pixels = np.array(decode_image(kept, kept.read_bytes()))
-        else:
+        except (FileNotFoundError, NotADirectoryError):  # not looked for first: somebody may empty the cache meanwhile
             label = decode()
             pixels = encode_normals(label) if vectors else label
             _keep(kept, pixels)
