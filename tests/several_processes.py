@@ -214,7 +214,6 @@ def overflowed(config: RunConfig, out: Path) -> dict[str, Any]:
         if processes.index() == 1:
             for batch in batches:
                 batch["depth"] = torch.full_like(batch["depth"], 1e308, dtype=torch.float64)
-        if processes.index() == 1:
             hold_back(not_finite, "write_batches")
         try:
             Watch(run).look(optimizer_step(run, iter(batches)))
