@@ -46,18 +46,21 @@ def prepare() -> None:
 
 
 def _prepared(stream: Any, kind: type[_Stream]) -> Any:
-    """``stream`` over a file of ``kind``; None is a stream that was closed, and what is no file stays as it is."""
+    """``stream`` over a file of ``kind``; None is a stream that was closed, and what is no file stays where it is."""
     if stream is None:
         return open(os.devnull, "w")
     if not isinstance(stream, io.TextIOWrapper):
         return stream
-    if os.name == "nt":  # a console there is no file
+    try:
+        number = stream.fileno()
+    except io.UnsupportedOperation:  # a program's own, in memory
+        number = None
+    if number is None or os.name == "nt":  # a console there is no file
         stream.reconfigure(errors="backslashreplace")
         return stream
     stream.flush()
-    file = io.BufferedWriter(kind(stream.fileno(), "w", closefd=False))
     return io.TextIOWrapper(
-        file,
+        io.BufferedWriter(kind(number, "w", closefd=False)),
         stream.encoding,
         "backslashreplace",
         line_buffering=stream.line_buffering or kind is _Errors,

@@ -100,7 +100,7 @@ def test_the_reader_gives_what_the_predictor_gives(tiny, exported, tmp_path):
     Image.fromarray(photo(60, 81)).save(tmp_path / "a.png")
     reader = GraphPredictor(exported[0], num_threads=1)
     assert (reader.tasks, dict(reader.classes)) == (tiny.tasks, tiny.classes)
-    assert reader.colours == {task: list(colours) for task, colours in tiny.colours.items()}
+    assert reader.colours == tiny.colours
     found, expected = reader(tmp_path / "a.png", "normals,depth"), Predictor(tiny, device="cpu")(tmp_path / "a.png")
     assert list(found) == ["normals", "depth"]
     np.testing.assert_allclose(np.linalg.norm(found["normals"], axis=-1), 1, atol=1e-5)
