@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -162,6 +163,24 @@ def test_a_signal_that_another_process_was_told_of_first_does_not_end_this_one_a
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (143, "True\nsaved\n")
     assert done.stderr == "mtlsi: stopped at once, without a checkpoint of the last steps\n"
+
+
+@needs_signals
+def test_a_signal_that_comes_while_the_others_are_waited_for_is_not_yet_this_ones_answer():
+    """They were told that nobody was asked to stop, and take another step: who stopped alone would wait without end."""
+    meetings = []
+
+    def reduce(mine, **_):
+        meetings.append(float(mine))
+        if len(meetings) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)  # the handler has run
+        return mine
+
+    two = SimpleNamespace(num_processes=2, device="cpu", reduce=reduce)
+    with StopRequest() as stop, stop.deferred():
+        assert [stop.asked(two), stop.asked(two)] == [False, True]
+    assert meetings == [0, signal.SIGTERM]
 
 
 @pytest.mark.slow

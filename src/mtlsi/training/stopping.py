@@ -73,12 +73,15 @@ class StopRequest:
 
     def asked(self, accelerator: Accelerator) -> bool:
         """Whether a signal came, to any process of the run: all of them get one answer and stop after one step."""
-        if accelerator.num_processes > 1:
-            mine = torch.tensor(float(self.signal or 0), device=accelerator.device)
-            total: Any = accelerator.reduce(mine, reduction="sum")
-            if self.signal is None and float(total) > 0:
-                self.signal = signal.SIGTERM
-        return self.signal is not None
+        if accelerator.num_processes == 1:
+            return self.signal is not None
+        mine = torch.tensor(float(self.signal or 0), device=accelerator.device)
+        total: Any = accelerator.reduce(mine, reduction="sum")
+        # what came to this process while it waited for the others is not in their answer, and waits for the next one
+        some = float(total) > 0
+        if some and self.signal is None:
+            self.signal = signal.SIGTERM
+        return some
 
     def raise_if_asked(self) -> None:
         """Raises ``Stopped`` where a signal came."""
