@@ -24,8 +24,8 @@ SIGN_OF_LIFE_S = 30.0
 """The holder touches its lock this often."""
 SILENT_S = 600.0
 """A lock that was not touched for so long is stale: its holder was killed, maybe on another machine."""
-
-
+OF_FOLDER = ".lock"
+"""The lock of a folder as a whole, in it."""
 MOST_TEXT = 2**16
 """Bytes of a lock."""
 MOST_TRIES, BETWEEN_TRIES_S = 100, 0.01

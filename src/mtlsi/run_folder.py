@@ -35,7 +35,7 @@ from mtlsi.yaml_files import read_yaml
 
 BEST = "best"
 """The model with the best score, in the run folder."""
-STATE, METRICS, SCORES, LOCK = "state", "metrics.jsonl", "scores.json", ".lock"
+STATE, METRICS, SCORES = "state", "metrics.jsonl", "scores.json"
 TIMES = ("train_s", "evaluation_s")
 """Seconds, in a line of metrics."""
 LAST_STEP = 10**12

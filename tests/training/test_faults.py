@@ -135,6 +135,13 @@ def test_the_command_gives_the_codes_that_a_shell_gives(monkeypatch, capsys):
     assert capsys.readouterr().err == "mtlsi: stopped after step 7; go on with mtlsi train --resume run\n"
 
 
+def ends_at_once(program: str, *, said: str) -> None:
+    """A process that ``program`` runs in ends by SIGTERM, with ``said`` on its standard output and one line on the other."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (143, said)
+    assert done.stderr == "mtlsi: stopped at once, without a checkpoint of the last steps\n"
+
+
 @needs_signals
 def test_a_second_signal_ends_at_once():
     program = (
@@ -143,9 +150,7 @@ def test_a_second_signal_ends_at_once():
         "    os.kill(os.getpid(), signal.SIGTERM)\n    print(stop.signal, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(600)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (143, "15\n")
-    assert done.stderr == "mtlsi: stopped at once, without a checkpoint of the last steps\n"
+    ends_at_once(program, said="15\n")
 
 
 @needs_signals
@@ -160,9 +165,7 @@ def test_a_signal_that_another_process_was_told_of_first_does_not_end_this_one_a
         "    os.kill(os.getpid(), signal.SIGTERM)\n    print('saved', flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(600)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (143, "True\nsaved\n")
-    assert done.stderr == "mtlsi: stopped at once, without a checkpoint of the last steps\n"
+    ends_at_once(program, said="True\nsaved\n")
 
 
 @needs_signals

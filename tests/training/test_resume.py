@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from mtlsi.config import RunConfig
 from mtlsi.errors import MistakeError
-from mtlsi.run_folder import LOCK, load_config, save_config
+from mtlsi.lock import OF_FOLDER
+from mtlsi.run_folder import load_config, save_config
 from mtlsi.training import checkpoints
 from mtlsi.training.loop import resume, train
 
@@ -271,17 +272,17 @@ def test_a_folder_in_use_is_refused_and_a_stale_lock_is_not(three_steps, cut, tm
         (new, lambda: train(three_steps, new, console=quiet())),
         (cut, lambda: resume(cut, console=quiet())),
     ):
-        (out / LOCK).write_text(json.dumps(lock))
+        (out / OF_FOLDER).write_text(json.dumps(lock))
         with pytest.raises(MistakeError, match=f"is being trained by process {os.getppid()} on .* since"):
             start()
-        assert json.loads((out / LOCK).read_text()) == lock
-    (new / LOCK).unlink()
-    (new / LOCK).symlink_to(LOCK)  # a loop
+        assert json.loads((out / OF_FOLDER).read_text()) == lock
+    (new / OF_FOLDER).unlink()
+    (new / OF_FOLDER).symlink_to(OF_FOLDER)  # a loop
     with pytest.raises(MistakeError, match=re.escape(os.strerror(errno.ELOOP))):
         train(three_steps, new, console=quiet())
-    (cut / LOCK).write_text(json.dumps({**lock, "pid": ended.pid}))
+    (cut / OF_FOLDER).write_text(json.dumps({**lock, "pid": ended.pid}))
     resume(cut, console=quiet())
-    assert not (cut / LOCK).exists()
+    assert not (cut / OF_FOLDER).exists()
 
 
 @pytest.mark.slow

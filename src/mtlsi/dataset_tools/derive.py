@@ -19,13 +19,12 @@ from mtlsi.data.readers.files import FileDataset
 from mtlsi.data.readers.folder_settings import SETTINGS, read_settings
 from mtlsi.errors import MistakeError
 from mtlsi.io import replace_array
-from mtlsi.lock import HeldError, held
+from mtlsi.lock import OF_FOLDER, HeldError, held
 from mtlsi.parallel import for_each
 from mtlsi.streams import write_line
 
 SOURCES = {"boundary": "semseg", "normals": "depth", "saliency": "semseg"}
 """Which label each derived one follows from."""
-LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def derive(
                 raise MistakeError(f"class {name!r} is not one of the data set's: {', '.join(known)}")
     counts = {}
     try:
-        with held(out / LOCK):  # else the labels of two calls with other settings would lie there mixed
+        with held(out / OF_FOLDER):  # else the labels of two calls with other settings would lie there mixed
             for task in wanted.tasks:
                 (out / task).mkdir(parents=True, exist_ok=True)
             for split, dataset in datasets.items():

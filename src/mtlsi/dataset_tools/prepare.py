@@ -17,13 +17,11 @@ from mtlsi.data.transforms import resize
 from mtlsi.errors import MistakeError
 from mtlsi.images import is_plain
 from mtlsi.io import replace_bytes, replace_text
-from mtlsi.lock import HeldError, held
+from mtlsi.lock import OF_FOLDER, HeldError, held
 from mtlsi.parallel import for_each
 from mtlsi.reading import read_json
 from mtlsi.streams import write_line
 from mtlsi.tasks import own_records
-
-LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def prepare(
     splits = {split: open_folder(root, split, data=data) for split in splits_of(root, data=data)}
     index = _describe(splits, size_hw) | {"data": data}
     try:
-        with held(out / LOCK):
+        with held(out / OF_FOLDER):
             _claim(out, index)
             total = 0
             for split, dataset in splits.items():

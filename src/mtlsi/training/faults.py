@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mtlsi import processes, run_folder
 from mtlsi.errors import OF_THE_SYSTEM, MistakeError, refusal
-from mtlsi.lock import HeldError, held
+from mtlsi.lock import OF_FOLDER, HeldError, held
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def alone_in(out: Path) -> Iterator[None]:
     The lock of a process that is gone is taken over.
     """
     try:
-        with held(out / run_folder.LOCK):
+        with held(out / OF_FOLDER):
             yield
     except HeldError as holder:
         raise MistakeError(
