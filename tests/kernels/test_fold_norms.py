@@ -32,6 +32,7 @@ def test_a_folded_backbone_gives_the_maps_of_float64_and_has_no_norm_left(name):
     assert fold_norms(folded, torch.randn(1, 3, 64, 64))
     assert len(norms_of(body)) > 10
     assert norms_of(folded) == []
+    assert not any(module.training for module in folded.modules())
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         for ours, expected in zip(folded(images), exact(images.double()), strict=True):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+import small_backbones  # noqa: F401 (registers them)
 from by_colour import ByColour, predictor
 from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
@@ -351,6 +352,14 @@ def test_what_makes_it_faster_leaves_the_predictions_as_they_are(photo, options,
     tolerance = 0.05 if "dtype" in options else 1e-5
     assert np.abs(seen["depth"] - expected.numpy()).max() < tolerance * max(expected.abs().max(), 1)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv2_035", "hrnet_w18_small", "resnet18", "swin_of_five_blocks"])
+def test_no_part_of_what_predicts_is_in_training_mode(backbone, monkeypatch):
+    """Such a part keeps a GPU from recording the pass."""
+    monkeypatch.setattr(predict, "convolutions_are_faster", lambda: True)
+    network = Predictor(create_model("tiny", backbone=backbone), device="cpu").network
+    assert not any(module.training for module in network.modules())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("faster", [True, False])

@@ -102,6 +102,16 @@ def test_the_third_pass_of_a_shape_is_recorded_and_replayed_from_then_on(told):
     assert replays(told) == [5 - WARM_UP]
 
 
+def test_a_network_with_folded_norms_is_recorded(told):
+    predictor = Predictor(tiny(), device="cpu")
+    assert predictor.network is not predictor.model
+    network = RecordedNetwork(predictor.network)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        for _ in range(WARM_UP + 1):
+            network(images(1, 3, 64, 64))
+    assert len(told) == 1
+
+
 def test_outputs_are_those_of_the_network(told):
     network = tiny()
     wrapped = RecordedNetwork(network)
@@ -334,6 +344,14 @@ def test_every_kind_of_backbone_is_recorded(backbone):
     for photo in photos(WARM_UP + 3, 96, 128):
         close(records(photo), plain(photo), 1e-3)
     assert number_of_recordings(records) == (backbone != "vit_of_four_turned_blocks")  # rotary embeddings from the host
+
+
+@needs_gpu
+@pytest.mark.parametrize("backbone", ["mobilenetv2_035", "hrnet_w18_small", "tf_efficientnet_lite0"])
+def test_norms_are_folded_on_a_gpu_too(backbone):
+    """Whose convolutions round to TF32: by that alone deep maps differ by more than a fold may."""
+    predictor = Predictor(tiny(backbone=backbone), device="cuda", cuda_graph=False)
+    assert predictor.network.backbone.batch_norms() == []  # type: ignore[attr-defined]
 
 
 @needs_gpu

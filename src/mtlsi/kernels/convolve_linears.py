@@ -21,7 +21,7 @@ class ConvolvedLinear(nn.Linear):
         """The same layer, with the same parameters."""
         convolved = cls(layer.in_features, layer.out_features, bias=False, device="meta")
         convolved.weight, convolved.bias = layer.weight, layer.bias
-        return convolved
+        return convolved.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
         rows = input.reshape(1, -1, self.in_features)

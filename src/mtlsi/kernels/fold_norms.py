@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +15,11 @@ def fold_norms(body: nn.Module, probe: Tensor) -> bool:
     """Fold every batch norm of ``body`` that takes a convolution's result into that convolution, in place.
 
     ``body`` is in evaluation mode and cannot be trained afterwards. Which convolution feeds which norm is read from one
-    forward of ``probe``, so that any network of timm's will do. False where a second one gives other maps, since somebody
+    forward of ``probe``, so that any network of timm's will do. False where it gives other maps afterwards, since somebody
     else reads a convolution's result too: ``body`` is then of no more use.
     """
-    pairs, before = _pairs(body, probe)
+    before = _maps(body, probe)
+    pairs = _pairs(body, probe)
     rest: dict[nn.Module, nn.Module] = {}
     for convolution, norm in pairs:
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
@@ -29,7 +31,8 @@ def fold_norms(body: nn.Module, probe: Tensor) -> bool:
             norm.weight,
             norm.bias,
         )
-        rest[norm] = nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
+        left = nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity()
+        rest[norm] = left.eval()  # as its surroundings: what is in training mode is recorded on no GPU
     _replace(body, rest)
     after = _maps(body, probe)
     return all(bool((new - old).norm() <= 1e-3 * old.norm()) for new, old in zip(after, before, strict=True))
@@ -37,11 +40,15 @@ def fold_norms(body: nn.Module, probe: Tensor) -> bool:
 
 @torch.no_grad()
 def _maps(body: nn.Module, probe: Tensor) -> list[Tensor]:
+    """What ``body`` makes of ``probe``, in the CPU's arithmetic: TF32 alone makes deep maps differ by more than 1e-3."""
+    if probe.device.type != "cpu":
+        body, probe = copy.deepcopy(body).cpu(), probe.cpu()
     return list(body(probe))
 
 
-def _pairs(body: nn.Module, probe: Tensor) -> tuple[list[tuple[Any, Any]], list[Tensor]]:
-    """Convolutions and the norms that take their results as they are; and what ``body`` makes of ``probe``."""
+@torch.no_grad()
+def _pairs(body: nn.Module, probe: Tensor) -> list[tuple[Any, Any]]:
+    """Convolutions and the norms that take their results as they are."""
     made: dict[int, tuple[nn.Module, Tensor]] = {}  # the results are kept, so that no other gets their place in memory
     pairs, handles = [], []
 
@@ -58,10 +65,11 @@ def _pairs(body: nn.Module, probe: Tensor) -> tuple[list[tuple[Any, Any]], list[
         elif isinstance(module, nn.BatchNorm2d):
             handles.append(module.register_forward_pre_hook(match))
     try:
-        return pairs, _maps(body, probe)
+        body(probe)
     finally:
         for handle in handles:
             handle.remove()
+    return pairs
 
 
 def _replace(body: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
