@@ -13,7 +13,11 @@ from mtlsi.nn.layout import resize_maps, to_positions
 
 @pytest.fixture(params=["paper", "refined"])
 def network(request, active_network):
-    return active_network(request.param, num_blocks=2)
+    form, _, onto = request.param.partition("-")
+    return active_network(form, num_blocks=2, decoder_options={"fuse_onto": onto} if onto else {})
+
+
+of_the_fusion = pytest.mark.parametrize("network", ["paper", "refined", "refined-features"], indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +106,7 @@ def test_a_branch_of_zeros_is_a_merge_that_weighs_it_with_zeros(network, name, h
     assert differ(found, network(shown).final)
 
 
+@of_the_fusion
 def test_without_fusion_what_follows_reads_the_preliminary_features(network):
     shown, decoder = images(64, 96), network.decoder
     maps = network.backbone(shown)
@@ -120,14 +125,15 @@ def test_without_fusion_what_follows_reads_the_preliminary_features(network):
     assert differ(found, network(shown, full_size=False).final)
 
 
+@of_the_fusion
 def test_fusion_mean_gives_every_position_the_mean_of_what_the_fusion_adds(network):
     shown, kept, silent = images(64, 96), [], copy.deepcopy(network).decoder.fusion
     for parameter in silent.merge.reduce.parameters():
-        parameter.zero_()  # it gives J alone
+        parameter.zero_()  # it gives J alone, or the features
 
     def averaged(_, given, fused):
-        joined = silent(*given)
-        kept.append(torch.stack([joined[:, :, n] + (fused - joined).mean(2) for n in range(fused.shape[2])], 2))
+        own = silent(*given)
+        kept.append(torch.stack([own[:, :, n] + (fused - own).mean(2) for n in range(fused.shape[2])], 2))
         return kept[-1]
 
     found, whole = changed(network, VARIANTS["fusion_mean"])(shown).final, network(shown).final

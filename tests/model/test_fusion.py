@@ -121,13 +121,14 @@ def naive_fusion(module, features, coarse):
                 matrix = (F.elu(own[:, part]) + 1) @ (F.elu(all_keys[:, part]) + 1).T  # n (t m)
                 per_scale.append(matrix / matrix.sum(1, keepdim=True) @ all_values[:, part])
         hidden = F.gelu(naive_linear(module.merge.expand, t, torch.cat(per_scale, 1)))
-        fused.append(joined[t] + naive_linear(module.merge.reduce, t, hidden))
+        own = features[t].flatten(1).T if module.onto == "features" else joined[t]
+        fused.append(own + naive_linear(module.merge.reduce, t, hidden))
     return torch.stack(fused)
 
 
 @pytest.mark.parametrize(
     "options",
-    [*({"context": context} for context in CONTEXTS), {"fuse_coarse": False}],
+    [*({"context": context} for context in CONTEXTS), {"fuse_coarse": False}, {"onto": "features"}],
     ids=lambda options: str(options),
 )
 @pytest.mark.parametrize("queries", KINDS)

@@ -373,6 +373,8 @@ def test_a_subset_is_refused_while_training_and_unknown_tasks_always(tiny):
         {"decoder_options": {"context": "centroids"}},
         {"form": "paper", "decoder_options": {"context": "centroids"}},
         {"decoder_options": {"fuse_coarse": False}},
+        {"decoder_options": {"fuse_onto": "features"}},
+        {"form": "paper", "decoder_options": {"fuse_onto": "features"}},
         {"decoder_options": {"tokens": "shares"}},
         {"decoder_options": {"pool": 1}},
         {"decoder_options": {"pool": 4}},
@@ -390,8 +392,9 @@ def test_ablations_build_run_and_train(sizes):
 
 def test_the_refined_form_starts_from_plain_heads():
     """Its first predictions are those of its preliminary features; the paper's form adds something from the start."""
-    for form, same in (("refined", True), ("paper", False)):
-        model, seen = seeded_model(form=form).eval(), {}
+    onto_features = {"fuse_onto": "features"}
+    for form, options, same in (("refined", {}, True), ("refined", onto_features, True), ("paper", {}, False)):
+        model, seen = seeded_model(form=form, decoder_options=options).eval(), {}
         model.decoder.heads.register_forward_pre_hook(lambda _, args, seen=seen: seen.update(refined=args[0]))
         with torch.no_grad():
             maps = model.backbone(random_images())
@@ -451,7 +454,10 @@ def test_losses_of_coarse_predictions_train_the_features_of_tasks_with_deep_supe
     assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters()) == bool(trained)
 
 
-@pytest.mark.parametrize("options", [{}, {"mix": 0}, {"read_tokens": "own"}, {"mix": 0, "read_tokens": "own"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"mix": 0}, {"read_tokens": "own"}, {"mix": 0, "read_tokens": "own"}, {"mix": 0, "fuse_onto": "features"}],
+)
 def test_a_subset_is_a_slice_of_the_whole_wherever_tasks_meet(options):
     model = seeded_model(decoder_options=options).eval()
     with torch.no_grad():

@@ -17,7 +17,6 @@ from mtlsi.model.cross_window import NoCrossWindow
 from mtlsi.model.decoder import MTLSIDecoder
 from mtlsi.model.fusion import MultiQueryLinearFusion, NoFusion
 from mtlsi.model.network import MTLSINet
-from mtlsi.nn.layout import to_positions
 from mtlsi.nn.task_subset import shallow_copy
 
 Change = Callable[[MTLSIDecoder], None]
@@ -108,15 +107,15 @@ class WithoutCoarse(nn.Module):
 
 
 class MeanOfFusion(nn.Module):
-    """What the fusion adds to a position's own J is the mean of that over the image's positions."""
+    """What the fusion adds to what a position has of its own is the mean of that over the image's positions."""
 
     def __init__(self, fusion: MultiQueryLinearFusion):
         super().__init__()
         self.fusion = fusion
 
     def forward(self, features: Tensor, coarse: Tensor) -> Tensor:
-        joined = to_positions(self.fusion.joined(features, coarse))  # b t n c
-        return joined + (self.fusion(features, coarse) - joined).mean(2, keepdim=True)
+        own = self.fusion.own(features, self.fusion.joined(features, coarse))  # b t n c
+        return own + (self.fusion(features, coarse) - own).mean(2, keepdim=True)
 
 
 def tokens_mean(decoder: MTLSIDecoder) -> None:

@@ -121,6 +121,15 @@ class FusedFeatures(nn.Module):
         return features + to_map(self.project(fused), features.shape[-2:])
 
 
+class FusedAlone(nn.Module):
+    """X = fused, where the fusion has added to the features themselves."""
+
+    def forward(
+        self, features: Float[Tensor, "b t c h w"], fused: Float[Tensor, "b t n c"]
+    ) -> Float[Tensor, "b t c h w"]:
+        return to_map(fused, features.shape[-2:])
+
+
 class NoCrossWindow(nn.Module):
     """The ablation without CWIB: the heads read the fused features, which reach it in the place of tokens."""
 

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from mtlsi.errors import MistakeError
 from mtlsi.model.backbone import STRIDES
-from mtlsi.model.cross_window import CrossWindowBlock, CrossWindowBlocks, FusedFeatures, NoCrossWindow, OwnFeatures
+from mtlsi.model.cross_window import (
+    CrossWindowBlock,
+    CrossWindowBlocks,
+    FusedAlone,
+    FusedFeatures,
+    NoCrossWindow,
+    OwnFeatures,
+)
 from mtlsi.model.decoder import MTLSIDecoder
 from mtlsi.model.decoder_spec import DecoderSpec
 from mtlsi.model.distiller import CentroidDistiller, PooledTokens, SemanticTokenDistiller
@@ -59,6 +66,8 @@ def build_mtlsi(spec: DecoderSpec) -> MTLSIDecoder:
             queries=sizes.queries,
             context=form.context,
             fuse_coarse=form.fuse_coarse,
+            onto=form.fuse_onto,
+            zero_start=form.zero_start,
         )
     distiller: nn.Module = nn.Identity()
     cross_window: nn.Module = NoCrossWindow()
@@ -80,7 +89,8 @@ def build_mtlsi(spec: DecoderSpec) -> MTLSIDecoder:
             for _ in range(sizes.num_blocks)
         )
         if sizes.fusion and form.refine == "fused":
-            local = FusedFeatures(t, channels, zero_start=form.zero_start)
+            onto_features = form.fuse_onto == "features"
+            local = FusedAlone() if onto_features else FusedFeatures(t, channels, zero_start=form.zero_start)
     heads = _heads(spec, mix=form.mix)
     return MTLSIDecoder(
         preliminary, fusion, distiller, cross_window, heads, local=local, pool=form.pool, add_coarse=form.add_coarse

@@ -12,14 +12,14 @@ from typing import Any
 from mtlsi.errors import MistakeError, check_choice
 from mtlsi.model.decoder_spec import options_given
 from mtlsi.model.final import ADD_COARSE
-from mtlsi.model.fusion import CONTEXTS
+from mtlsi.model.fusion import CONTEXTS, ONTO
 from mtlsi.model.preliminary import DEEP_SUPERVISION
 from mtlsi.sizes import ModelConfig
 
 
 @dataclass(frozen=True)
 class Form:
-    """The choices in which the two forms differ, and ``context`` and ``fuse_coarse``, of which both have the paper's."""
+    """The choices in which the two forms differ, and ``context``, ``fuse_coarse`` and ``fuse_onto``, alike in both."""
 
     context: str = "sums"
     """What a position attends to in the fusion. sums: C, the sums of values weighed by elu + 1 of the keys; centroids: every
@@ -27,6 +27,9 @@ class Form:
     of these shares, less that of all."""
     fuse_coarse: bool = True
     """The fusion reads the tasks' coarse predictions beside their features."""
+    fuse_onto: str = "joined"
+    """What the fusion adds to: joined, the features and coarse predictions as it projects them to read them; features, a
+    task's own features, which then reach the CWIB as they are."""
     tokens: str = "shares"
     """shares: every position is shared out to the tokens by the softmax of an MLP; centroids: by its direction from the
     image's mean, and a token is the centroid of its share, less that mean."""
@@ -68,6 +71,7 @@ FORMS = {
 CHOICES: dict[str, tuple[Any, ...]] = {
     "context": CONTEXTS,
     "fuse_coarse": (True, False),
+    "fuse_onto": ONTO,
     "tokens": ("shares", "centroids"),
     "pool": (1, 2, 4),
     "refine": ("preliminary", "fused"),

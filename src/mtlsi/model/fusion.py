@@ -4,7 +4,7 @@
     K, V = LN(pool(J)) W_kv      C = mean_m phi(k_m) v_m^T      z = mean_m phi(k_m)
     Q_s = conv_s(BN(J))                                    across all tasks, kernel s = 1, 3, 5
     A_s = phi(Q_s) C / (phi(Q_s) z)                        linear attention, phi(x) = elu(x) + 1
-    fused = J + MLP(concat_s A_s)
+    fused = J + MLP(concat_s A_s)                          with ``onto: features``  F + MLP(concat_s A_s)
 
 C and z are one for all tasks and scales: m runs over the pooled positions of every task. In a clip they may be those of more
 frames than one, see ``running_context.py``. With ``context: centroids`` queries and keys are logarithms of shares, and a row
@@ -32,6 +32,7 @@ from mtlsi.nn.layout import apart, pool_maps, side_by_side, to_map, to_positions
 ReplaceContext = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """The C and z of an image to those that are attended to."""
 CONTEXTS = ("sums", "centroids")
+ONTO = ("joined", "features")
 FIRST_DEVIATION = 2.5
 """Of the logits that shares begin with: a few of a head's channels then have most of a position."""
 LEAST_SHARE = 1e-4
@@ -44,9 +45,10 @@ class MultiQueryLinearFusion(nn.Module):
     Paper: each task's features and coarse prediction are projected and concatenated; queries of several scales come from
     convolutions across all tasks; one global context, from pooled and normalised features, serves every scale and task;
     an MLP merges the scales.
-    Choice: elu + 1 as phi; the pool averages squares of ``pool`` positions; the merged result is added to J; ``queries``
-    says how a query's convolution is made, see ``ModelConfig``; ``context`` is one of ``CONTEXTS``, see ``Form``; without
-    ``fuse_coarse`` the features alone are read.
+    Choice: elu + 1 as phi; the pool averages squares of ``pool`` positions; the merged result is added to J, or with
+    ``onto: features`` to F, where it begins at zero if ``zero_start``; ``queries`` says how a query's convolution is made,
+    see ``ModelConfig``; ``context`` is one of ``CONTEXTS`` and ``onto`` of ``ONTO``, see ``Form``; without ``fuse_coarse``
+    the features alone are read.
     """
 
     def __init__(
@@ -60,12 +62,14 @@ class MultiQueryLinearFusion(nn.Module):
         queries: str,
         context: str = "sums",
         fuse_coarse: bool = True,
+        onto: str = "joined",
+        zero_start: bool = False,
     ):
         super().__init__()
         if not scales or any(scale < 1 or scale % 2 == 0 for scale in scales):
             raise MistakeError(f"scales {list(scales)}; expected one or more odd kernel sizes, such as [1, 3, 5]")
         t = len(outputs)
-        self.num_heads, self.pool = num_heads, pool
+        self.num_heads, self.pool, self.onto = num_heads, pool, onto
         self.project = TaskLinear(t, channels, channels)
         self.embed = PredictionEmbedding(outputs, channels) if fuse_coarse else None
         self.query_norm = TaskBatchNorm(t, channels)
@@ -73,6 +77,8 @@ class MultiQueryLinearFusion(nn.Module):
         self.key_value = TaskLinear(t, channels, 2 * channels)
         self.queries = build_queries(queries, t * channels, scales)
         self.merge = TaskMLP(t, len(scales) * channels, channels, channels)
+        if zero_start and onto == "features":
+            nn.init.zeros_(self.merge.reduce.weight)
         self.key_shares = self.query_shares = None
         if context == "centroids":
             self.key_shares = LogShares(num_heads, channels // num_heads)
@@ -95,7 +101,7 @@ class MultiQueryLinearFusion(nn.Module):
             context = centroids(context, normaliser)
         expand = self.merge.expand
         hidden = kernels.attend_and_expand(queries, context, normaliser, expand.weight, expand.bias)  # b t n c
-        return to_positions(joined) + self.merge.reduce(F.gelu(hidden))
+        return self.own(features, joined) + self.merge.reduce(F.gelu(hidden))
 
     def joined(
         self, features: Float[Tensor, "b t c h w"], coarse: Float[Tensor, "b o h w"]
@@ -103,6 +109,10 @@ class MultiQueryLinearFusion(nn.Module):
         """J: each task's features and coarse prediction, projected and added, which is projecting their concatenation."""
         projected = to_map(self.project(to_positions(features)), features.shape[-2:])
         return projected if self.embed is None else projected + self.embed(coarse)
+
+    def own(self, features: Float[Tensor, "b t c h w"], joined: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t n c"]:
+        """What a position has before anything is added to it."""
+        return to_positions(features if self.onto == "features" else joined)
 
     def context(
         self, joined: Float[Tensor, "b t c h w"]
