@@ -130,10 +130,5 @@ class FusedAlone(nn.Module):
         return to_map(fused, features.shape[-2:])
 
 
-class NoCrossWindow(nn.Module):
+class NoCrossWindow(FusedAlone):
     """The ablation without CWIB: the heads read the fused features, which reach it in the place of tokens."""
-
-    def forward(
-        self, features: Float[Tensor, "b t c h w"], tokens: Float[Tensor, "b t n c"]
-    ) -> Float[Tensor, "b t c h w"]:
-        return to_map(tokens, features.shape[-2:])
