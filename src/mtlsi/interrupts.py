@@ -1,6 +1,8 @@
-"""Ctrl-C while a command starts: whatever exception comes of it is its doing.
+"""Ctrl-C where it cannot be raised, or does not stay what it is.
 
 Raised while a module is imported it need not stay what it is: NumPy's import, cut short, recurses without end the next time.
+Whatever exception comes of it while a command starts is its doing. And there are places where Python drops what a signal's
+handler raises: it prints a traceback, and the work goes on.
 """
 
 from __future__ import annotations
@@ -9,6 +11,9 @@ import signal
 import threading
 from types import FrameType
 
+AGAIN_AFTER_S = 0.02
+"""How long Ctrl-C waits where it would be dropped, before it is tried again."""
+_DROPPING = {"weakref", "_weakrefset", "multiprocessing.util", "multiprocessing.popen_fork", "logging"}
 _came = False
 
 
@@ -24,7 +29,25 @@ def have_come() -> bool:
     return _came
 
 
+def drops(frame: FrameType | None) -> bool:
+    """Whether Python drops, with a traceback, what is raised in ``frame``, or it is better not raised there.
+
+    In callbacks of weak references, in ``__del__``, and while a process is forked: the hooks of ``os.register_at_fork``,
+    such as the one that frees the lock of ``logging``, are cut short, and the new process would be nobody's. In ``logging``
+    itself, which may hold that lock.
+    """
+    while frame is not None:
+        if frame.f_globals.get("__name__") in _DROPPING or frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _take_note(number: int, frame: FrameType | None) -> None:
     global _came
     _came = True
+    if drops(frame) and hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, lambda _, later: _take_note(number, later))
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_AFTER_S)
+        return
     signal.default_int_handler(number, frame)

@@ -366,10 +366,13 @@ def test_a_gradient_that_is_not_finite_names_its_task(three_steps, tmp_path, mon
         train(three_steps, tmp_path / "run", console=quiet())
 
 
+@needs_signals
 def test_a_signal_waits_where_python_would_drop_what_it_raises():
     """In the callback of a weak reference, which may run at any moment, with a traceback and without a stop."""
     with StopRequest() as stop:
-        stop._came(signal.SIGTERM, SimpleNamespace(f_code=weakref.WeakSet.remove.__code__))  # type: ignore[arg-type]
+        kept = set()
+        weakref.finalize(kept, signal.raise_signal, signal.SIGTERM)
+        del kept
         with pytest.raises(Stopped):
             stop.raise_if_asked()
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import _weakrefset
 import multiprocessing
 import os
 import signal
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from mtlsi import interrupts
 from mtlsi.errors import Stopped
 from mtlsi.run_folder import saved_steps
 
@@ -27,6 +26,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """A context in which a signal raises ``Stopped``, or, within ``deferred``, waits to be asked for.
 
+    It also waits where Python would drop what is raised; see ``interrupts.drops``.
     Loader processes that were forked meanwhile take no notice. Outside the main thread, where Python allows no handlers,
     signals do what they did before.
     """
@@ -106,13 +106,8 @@ class StopRequest:
         self._has_come = True
         if self.signal is None:  # else another process has told of it, which got the same one a moment earlier
             self.signal = number
-        if self._raises and not _swallows(frame):
+        if self._raises and not interrupts.drops(frame):
             raise Stopped(number)
-
-
-def _swallows(frame: FrameType | None) -> bool:
-    """Whether Python drops, with a traceback, what is raised there: in the callbacks of weak references."""
-    return frame is not None and frame.f_code.co_filename in (weakref.__file__, _weakrefset.__file__)
 
 
 def end_at_once(number: int) -> None:
