@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mtlsi.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from mtlsi.config import RunConfig
     from mtlsi.data.datasets import register_dataset

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
@@ -27,6 +26,7 @@ from mtlsi.options.using import ExportOptions, PageOptions, PredictOptions
 from mtlsi.options.values import DEFAULT_MODEL
 from mtlsi.plain_settings import use_plain_values
 from mtlsi.train_command import train_from_command, train_parser
+from mtlsi.version import __version__
 
 if TYPE_CHECKING:
     from mtlsi.prediction.graph import GraphPredictor
@@ -139,7 +139,7 @@ def build_parser(verb: str | None = None) -> Parser:
     """
     use_plain_values()
     parser = Parser(prog="mtlsi", description="Multi-task dense prediction with MTLSI-Net.")
-    parser.add_argument("--version", action="version", version=f"mtlsi {version('mtlsi')}")
+    parser.add_argument("--version", action="version", version=f"mtlsi {__version__}")
     commands = parser.add_subcommands()
     alone = verb if verb in ("train", "data", *VERBS) else None
     commands.add_subcommand("train", train_parser() if alone in ("train", None) else Parser(), help="train a model")

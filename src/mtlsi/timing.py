@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtlsi.memory import hand_back_freed_memory
+from mtlsi.version import __version__
 
 Name = TypeVar("Name")
 RESET_PEAK = "5"
@@ -180,7 +180,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "mtlsi": version("mtlsi"),
+        "mtlsi": __version__,
     }
     if device.type == "cuda":
         described["accelerator"] = torch.cuda.get_device_name(device)

@@ -8,7 +8,6 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import onnx
@@ -23,6 +22,7 @@ from mtlsi.kinds.palette import palette
 from mtlsi.model.network import MTLSINet
 from mtlsi.prediction.shown import Shown
 from mtlsi.tasks import TASKS, num_channels, own_records
+from mtlsi.version import __version__
 
 
 def network_graph(model: MTLSINet, tasks: Sequence[str], dtype: torch.dtype) -> ModelProto:
@@ -79,7 +79,7 @@ def describe(made: ModelProto, model: MTLSINet, tasks: Sequence[str], shown: Sho
     """Write into ``metadata_props`` what a caller must know, every value but the version as JSON."""
     camera = model.camera if shown and model.camera else None
     facts = {
-        "mtlsi_version": version("mtlsi"),
+        "mtlsi_version": __version__,
         "tasks": json.dumps([task_facts(task, model) for task in tasks]),
         "working_size": json.dumps(shown and shown.working_size),
         "resize": json.dumps(model.resize),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from mtlsi.config import RESIZES
 from mtlsi.errors import MistakeError
 from mtlsi.io import plain, replace_text
 from mtlsi.reading import read_json
+from mtlsi.version import __version__
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
@@ -28,7 +28,7 @@ OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_downl
 
 def write_settings(network: Any, folder: Path) -> None:
     """``config.json``: the arguments that made this ``MTLSINet``, with the present versions; whole or not at all."""
-    stored = {**network._hub_mixin_config, "format_version": FORMAT, "mtlsi_version": version("mtlsi")}
+    stored = {**network._hub_mixin_config, "format_version": FORMAT, "mtlsi_version": __version__}
     # the hub's mixin adds defaults; without this one, earlier versions read the file
     if stored.get("resize") == RESIZES[0]:
         del stored["resize"]
@@ -52,6 +52,6 @@ def check_settings(path: Path) -> None:
         writer = settings.get("mtlsi_version")
         needed = f"mtlsi {writer}" if isinstance(writer, str) and len(writer) < 40 else "a newer mtlsi"
         raise MistakeError(
-            f"written in format {found}, this mtlsi {version('mtlsi')} reads formats up to {FORMAT}; "
+            f"written in format {found}, this mtlsi {__version__} reads formats up to {FORMAT}; "
             f"expected {needed} or later: upgrade mtlsi"
         )

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from hashlib import blake2b
-from importlib.metadata import version
 from numbers import Real
 from pathlib import Path
 from typing import Any, overload
@@ -35,6 +34,7 @@ from mtlsi.prediction.maps import Maps
 from mtlsi.prediction.recorded import recorded
 from mtlsi.prediction.shown import Shown, Size
 from mtlsi.tasks import check_tasks
+from mtlsi.version import __version__
 
 DTYPES: dict[str, torch.dtype] = {spelling: getattr(torch, name) for spelling, name in PRECISIONS.items()}
 
@@ -133,7 +133,7 @@ class Predictor:
 
         Of each tensor only some numbers are read, which a training step changes as surely as the rest.
         """
-        settings = f"{version('mtlsi')} {self.dtype} {self.shown} {self.model.input_size} {self.camera}"
+        settings = f"{__version__} {self.dtype} {self.shown} {self.model.input_size} {self.camera}"
         digest = blake2b(settings.encode(), digest_size=8)
         for name, tensor in self.model.state_dict().items():
             some = tensor.detach().flatten()[:: max(1, tensor.numel() // 16)].double().cpu()
