@@ -189,6 +189,30 @@ def test_an_image_larger_than_it_may_be_is_refused_by_its_header(tmp_path):
     assert "pixels; make it smaller" in mistake(lambda: read_image(tmp_path / "a.png"))
 
 
+def rle_bmp(width: int, height: int, encoded: bytes) -> bytes:
+    """A grey BMP of 8 bits, run-length encoded."""
+    palette = bytes(x for grey in range(256) for x in (grey, grey, grey, 0))
+    begin = 14 + 40 + len(palette)
+    head = struct.pack("<2sIHHI", b"BM", begin + len(encoded), 0, 0, begin)
+    about = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(encoded), 0, 0, 256, 0)
+    return head + about + palette + encoded
+
+
+def test_a_run_length_bmp_whose_few_bytes_are_gigabytes_is_refused(tmp_path):
+    delta, end = b"\x00\x02\x00\xff", b"\x00\x01"
+    (tmp_path / "a.bmp").write_bytes(rle_bmp(1_000_000, 1, delta + end))
+    told = mistake(lambda: read_image(tmp_path / "a.bmp"))
+    assert "a.bmp: a run-length encoded BMP of 1000000 columns; expected at most 65535: save it as PNG" in told
+
+
+def test_run_length_and_very_wide_bmps_are_read_as_ever(tmp_path):
+    (tmp_path / "a.bmp").write_bytes(rle_bmp(300, 2, b"\xff\x07\x2d\x07\x00\x00\xff\x09\x2d\x09\x00\x01"))
+    expected = np.repeat([9, 7], 300).reshape(2, 300, 1).repeat(3, -1)  # the lowest row stands first
+    np.testing.assert_array_equal(read_image(tmp_path / "a.bmp"), expected)
+    Image.new("L", (70_000, 1), 5).save(tmp_path / "wide.bmp")
+    assert (read_image(tmp_path / "wide.bmp") == 5).all()
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "I;16", "P", "L", "CMYK", "1"])
 def test_rows_in_bands_are_the_rows_of_the_whole(mode):
     rng = np.random.default_rng(0)

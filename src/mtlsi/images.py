@@ -53,6 +53,9 @@ MOST_SCANS = 64
 """Of a JPEG. Each is a pass over all of its pixels; cameras and editors write up to about a dozen."""
 HEAVY = 5 * 10**11
 """Bytes times pixels of a JPEG whose scans are counted: of the shortest possible scans fewer take a few seconds at most."""
+WIDEST_RLE = 2**16 - 1
+"""Columns of a BMP that is run-length encoded: of four bytes Pillow's decoder makes 255 rows, in Python, before it looks how
+many the image has. PNG holds images so wide better."""
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """What ends a scan or begins a part of a JPEG: neither stuffed bytes nor marks within a scan."""
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -101,7 +104,8 @@ def open_image(
 
     Its EXIF orientation is left to ``to_rgb``, of a TIFF, too.
     Raises ``MistakeError`` where the file is none of ``FORMATS``, is damaged, is no plain file, or, before it is decoded,
-    has more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels (89 million) or more than ``most_pixels``, or very many scans.
+    has more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels (89 million) or more than ``most_pixels``, very many scans, or, as a
+    BMP that is run-length encoded, very many columns.
     A ``MistakeError`` raised in the ``with`` block gets ``name`` too.
     """
     try:
@@ -120,6 +124,7 @@ def open_image(
                     opened.seek(0)
                     _check_scans(opened.read())
                 opened.seek(begin)
+            _check_rle(image)
             _load_as_stored(image)
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -161,6 +166,14 @@ def _check_scans(content: bytes) -> None:
         if num_scans > MOST_SCANS:
             raise MistakeError(f"a JPEG of more than {MOST_SCANS} scans; expected up to a dozen: save it again")
         at = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+
+
+def _check_rle(image: Image.Image) -> None:
+    """Raises ``MistakeError`` for a run-length encoded BMP so wide that a few of its bytes may become gigabytes."""
+    if image.width > WIDEST_RLE and any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ())):
+        raise MistakeError(
+            f"a run-length encoded BMP of {image.width} columns; expected at most {WIDEST_RLE}: save it as PNG"
+        )
 
 
 def _load_as_stored(image: Image.Image) -> None:

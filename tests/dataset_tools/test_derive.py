@@ -81,6 +81,18 @@ def test_labels_of_the_data_set_are_never_replaced(nyud_root):
     assert kept.read_bytes() == b"of somebody"
 
 
+def test_names_that_lead_out_of_the_folder_are_told_before_anything_is_written(nyud_root, tmp_path, monkeypatch):
+    def opened(*args, **options):
+        dataset = open_folder(*args, **options)
+        dataset.names[-1] = f"../images/{dataset.names[-1]}"
+        return dataset
+
+    monkeypatch.setattr("mtlsi.dataset_tools.derive.open_folder", opened)
+    with pytest.raises(MistakeError, match="leads out of its folder"):
+        run(nyud_root, tmp_path / "out", Derivation(("boundary",)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_data_set_without_the_source_is_told(nyud_root, tmp_path):
     for path in (nyud_root / "depth").iterdir():
         path.unlink()

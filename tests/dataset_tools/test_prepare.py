@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
+import struct
 from io import StringIO
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
+from PIL import Image
 from rich.console import Console
 
 from mtlsi.config import DataConfig
@@ -66,6 +70,88 @@ def test_all_six_tasks_and_images_without_a_file_go_through(tmp_path):
     assert_alike(unpack(tmp_path, pack(room), tuple(TASKS)), room)
     without = {"image": room["image"], "depth": torch.zeros(60, 80)}
     assert_alike(unpack(tmp_path, pack(without), tuple(TASKS)), without)
+
+
+def test_what_earlier_versions_wrote_gives_the_values_that_it_gave(tmp_path):
+    """Their arrays: the distances' steps once had one axis or none."""
+    depth, normals = (
+        np.array([[0, 1, 65535]], np.uint16),
+        np.array([[[0, 127, -90]], [[0, 0, 90]], [[0, 0, 3]]], np.int8),
+    )
+    image = np.arange(9, dtype=np.uint8).reshape(3, 1, 3)
+    old = {"size": np.array([1, 3]), "image": image, "depth": depth, "normals": normals}
+    for step in (np.full(1, 1.5e-4, np.float32), np.array(1.5e-4, np.float32)):
+        content = safetensors.numpy.save(old | {"depth.step": step})
+        sample = unpack(tmp_path, content, ("depth", "normals"))
+        np.testing.assert_array_equal(sample["image"], image)
+        np.testing.assert_array_equal(sample["depth"], depth * np.float32(1.5e-4))
+        length = np.maximum(np.linalg.norm(normals.astype(np.float32), axis=0), 1)
+        np.testing.assert_allclose(sample["normals"], normals / length, rtol=1e-6)
+
+
+H, W = 6, 8
+
+
+def jpeg_of(height, width):
+    """A JPEG that says it is as large."""
+    file = io.BytesIO()
+    Image.new("RGB", (W, H)).save(file, "JPEG")
+    content = file.getvalue()
+    at = content.index(b"\xff\xc0") + 5
+    return np.frombuffer(content[:at] + struct.pack(">HH", height, width) + content[at + 4 :], np.uint8)
+
+
+DEPTH, NORMALS = np.ones((H, W), np.uint16), np.ones((3, H, W), np.int8)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"depth": np.ones((5, H, W), np.uint16)},
+        {"depth": np.ones((W, H), np.uint16)},
+        {"depth": np.ones((H, W), np.float64)},
+        {"depth": np.ones((H, W), np.int16)},
+        {"depth.step": np.full(1, -5, np.float32)},
+        {"depth.step": np.full(1, np.inf, np.float32)},
+        {"depth.step": np.full(1, np.nan, np.float32)},
+        {"depth.step": np.full(1, 1e35, np.float32)},
+        {"depth.step": np.ones(2, np.float32)},
+        {"normals": np.ones((3, 2, H, W), np.int8)},
+        {"normals": np.full((3, H, W), np.nan, np.float32)},
+        {"image": np.zeros((3, 2, H, W), np.uint8)},
+        {"image": np.zeros((H, W, 3), np.uint8)},
+        {"image": np.zeros((3, H, W), np.float32)},
+        {"size": np.array([np.inf, W])},
+        {"size": np.array([np.nan, W])},
+        {"size": np.array([60_000, 60_000])},
+        {"image.jpg": jpeg_of(60_000, 60_000)},
+        {"image.jpg": jpeg_of(H, W + 1)},
+    ],
+    ids=str,
+)
+def test_shapes_and_numbers_that_were_never_written_are_told(tmp_path, change):
+    sound = {
+        "size": np.array([H, W]),
+        "image": np.zeros((3, H, W), np.uint8),
+        "depth": DEPTH,
+        "depth.step": np.ones(1, np.float32),
+        "normals": NORMALS,
+    }
+    assert set(unpack(tmp_path, safetensors.numpy.save(sound), ("depth", "normals"))) == {"image", "depth", "normals"}
+    with pytest.raises(MistakeError, match=r"not a whole prepared image; run mtlsi data prepare again"):
+        unpack(tmp_path, safetensors.numpy.save(sound | change), ("depth", "normals"))
+
+
+def test_names_that_lead_out_of_the_folder_are_told_before_anything_is_written(nyud_root, tmp_path, monkeypatch):
+    def opened(*args, **options):
+        dataset = open_folder(*args, **options)
+        dataset.names[-1] = f"../images/{dataset.names[-1]}"
+        return dataset
+
+    monkeypatch.setattr("mtlsi.dataset_tools.prepare.open_folder", opened)
+    with pytest.raises(MistakeError, match="leads out of its folder"):
+        run(nyud_root, tmp_path / "fast")
+    assert not (tmp_path / "fast").exists()
 
 
 def test_a_size_shrinks_images_and_labels_as_training_does(nyud_root, tmp_path):

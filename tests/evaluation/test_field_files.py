@@ -45,3 +45,10 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(MistakeError, match="out: cannot be written"):
         save_for_field(tmp_path / "out", "a", {"depth": np.ones((2, 2))})
+
+
+@pytest.mark.parametrize("name", ["../a", "kitchen/../../a", "/a"])
+def test_a_name_never_leads_out_of_the_folder(tmp_path, name):
+    with pytest.raises(MistakeError, match=r"leads out of its folder|expected one below a folder"):
+        save_for_field(tmp_path / "out", name, {"depth": np.ones((2, 2))})
+    assert list(tmp_path.iterdir()) == []

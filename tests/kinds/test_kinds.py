@@ -117,6 +117,14 @@ def test_packed_labels_come_back(task):
     torch.testing.assert_close(back, label, rtol=0, atol=tolerance, equal_nan=True)
 
 
+def test_packed_distances_are_0_where_they_are_unknown():
+    label = torch.tensor([[1.0, float("nan"), 0.0, 2.0]])
+    kind = kinds.of("depth")
+    torch.testing.assert_close(
+        kind.unpack(kind.pack(label), (1, 4)), torch.tensor([[1.0, 0.0, 0.0, 2.0]]), rtol=0, atol=1e-4
+    )
+
+
 @every_task
 def test_colours_are_grey_where_a_label_says_nothing_and_the_legend_explains_the_rest(task):
     kind = kinds.of(task)

@@ -21,6 +21,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.io import replace_array
 from mtlsi.lock import OF_FOLDER, HeldError, held
 from mtlsi.parallel import for_each
+from mtlsi.reading import check_relative
 from mtlsi.streams import write_line
 
 SOURCES = {"boundary": "semseg", "normals": "depth", "saliency": "semseg"}
@@ -115,6 +116,8 @@ def derive(
         write_line(console, f"camera: {wanted.camera}, of {root / SETTINGS}")
     datasets = {split: open_folder(root, split, tasks=needed, may_lack=True) for split in splits_of(root)}
     for dataset in datasets.values():
+        for name in dataset.names:
+            check_relative(name)  # a name may come from a list
         known = dataset.classes.get("semseg", ())
         for name in wanted.salient:
             if name not in known:

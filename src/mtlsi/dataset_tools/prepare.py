@@ -19,7 +19,7 @@ from mtlsi.images import is_plain
 from mtlsi.io import replace_bytes, replace_text
 from mtlsi.lock import OF_FOLDER, HeldError, held
 from mtlsi.parallel import for_each
-from mtlsi.reading import read_json
+from mtlsi.reading import check_relative, read_json
 from mtlsi.streams import write_line
 from mtlsi.tasks import own_records
 
@@ -59,13 +59,16 @@ def prepare(
     ``data`` names the data set, None: what lies in ``root`` tells; it is written down, and the copy opened under no other
     name. ``size_hw`` None: images keep their sizes and JPEG files their bytes. Else images and labels are brought to that
     size, as training does; scores on such labels are not scores on the benchmark's. Raises ``MistakeError`` for a data set
-    that cannot be read and for an ``out`` that holds something else.
+    that cannot be read or names images outside it, and for an ``out`` that holds something else.
     """
     console = console or Console()
     if size_hw is not None and min(size_hw) < 1:
         raise MistakeError("--size {} {}; expected a height and a width of 1 pixel or more".format(*size_hw))
     data = data or recognise(root)
     splits = {split: open_folder(root, split, data=data) for split in splits_of(root, data=data)}
+    for dataset in splits.values():
+        for name in dataset.names:
+            check_relative(name)  # a name may come from a list; what is written is read back under such names alone
     index = _describe(splits, size_hw) | {"data": data}
     try:
         with held(out / OF_FOLDER):

@@ -11,6 +11,7 @@ from PIL import Image
 from mtlsi import kinds
 from mtlsi.errors import MistakeError
 from mtlsi.io import replace_array
+from mtlsi.reading import check_relative
 
 FOLDERS = {
     "semseg": "semseg",
@@ -28,8 +29,9 @@ def save_for_field(folder: Path, name: str, decoded: Mapping[str, np.ndarray]) -
 
     Classes: indices of 8 bits, 16 with more than 255 classes. Strength: 8 bits, 255 times the probability; SEISM and the
     BSDS benchmark read boundaries so. Directions: 8 bits, c as 2 c / 255 - 1. Distances and values: a NumPy file of
-    float32.
+    float32. Raises ``MistakeError`` where ``folder`` cannot be written and for a ``name`` that may lead out of it.
     """
+    check_relative(name)
     try:
         for task, prediction in decoded.items():
             suffix, content = kinds.of(task).field_file(prediction)

@@ -99,6 +99,9 @@ class Direction(Kind):
         return {self.task.name: (label * 127).round().to(torch.int8).numpy()}
 
     def unpack(self, arrays: Mapping[str, np.ndarray], size_hw: tuple[int, int]) -> Tensor:
-        x, y, z = vectors = torch.from_numpy(arrays[self.task.name].astype(np.float32))
+        """Raises ``ValueError`` for other than 8 bits a component."""
+        if (stored := arrays[self.task.name]).dtype != np.int8:
+            raise ValueError(f"{stored.dtype}; expected int8")
+        x, y, z = vectors = torch.from_numpy(stored.astype(np.float32))
         # written out: torch's norm over a leading axis takes twenty times as long
         return vectors * (x * x + y * y + z * z).clamp_(min=1).rsqrt_()

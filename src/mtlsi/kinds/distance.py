@@ -94,6 +94,7 @@ class Distance(Kind):
 
     def pack(self, label: Tensor) -> dict[str, np.ndarray]:
         """16 bits of the label's own range."""
+        label = torch.where(label > 0, label, 0)  # NaN, too, is unknown
         name, step = self.task.name, max(float(label.max()), 1e-6) / 65535
         return {
             name: (label / step).round().numpy().astype(np.uint16),
@@ -101,5 +102,9 @@ class Distance(Kind):
         }
 
     def unpack(self, arrays: Mapping[str, np.ndarray], size_hw: tuple[int, int]) -> Tensor:
+        """Raises ``ValueError`` for distances that are negative or not finite, and for other than 16 bits."""
         name = self.task.name
-        return torch.from_numpy(arrays[name].astype(np.float32) * arrays[f"{name}.step"].item())
+        stored, step = arrays[name], arrays[f"{name}.step"].item()
+        if stored.dtype != np.uint16 or not 0 <= step * 65535 <= float(np.finfo(np.float32).max):
+            raise ValueError(f"{stored.dtype} in steps of {step}; expected uint16 in finite ones")
+        return torch.from_numpy(stored.astype(np.float32) * step)

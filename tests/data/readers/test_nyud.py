@@ -107,6 +107,18 @@ def test_a_label_that_is_removed_from_the_cache_just_then_is_made_again(
     assert all(torch.equal(x, fresh[name]) for name, x in again.items())
 
 
+def test_a_label_that_is_damaged_in_the_cache_is_made_again(root: Path, tmp_path: Path) -> None:
+    fresh = NYUD(root, cache_dir=tmp_path / "cache")[1]
+    kept = {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*.png")}
+    assert len(kept) == 2
+    for share in (0, 0.5):
+        for path, content in kept.items():
+            path.write_bytes(content[: int(share * len(content))])
+        again = NYUD(root, cache_dir=tmp_path / "cache")[1]
+        assert all(torch.equal(x, fresh[name]) for name, x in again.items())
+        assert {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file()} == kept
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_prepare_fills_the_cache(root: Path, tmp_path: Path, num_workers: int) -> None:
     NYUD(root, cache_dir=tmp_path / "cache").prepare(num_workers)

@@ -124,6 +124,18 @@ MISTAKES = {
         [f"kitchen_0028b/rgb_{n}.jpg kitchen_0028b/sync_depth_{n}.png 518.8579" for n in ("00045", "00099")],
         r"sync/kitchen_0028b: no file for sync/kitchen_0028b/rgb_00099",
     ),
+    "a photo outside": (
+        [f"kitchen_0028b/{x}rgb_00045.jpg kitchen_0028b/sync_depth_00045.png 518.8579" for x in ("", "../../../")],
+        r"files_with_gt.txt: line 2: name 'kitchen_0028b/../../../rgb_00045.jpg' leads out of its folder",
+    ),
+    "a depth map outside": (
+        ["kitchen_0028b/rgb_00045.jpg ../sync_depth_00045.png 518.8579"],
+        r"files_with_gt.txt: line 1: name '../sync_depth_00045.png' leads out of its folder",
+    ),
+    "no name": (
+        ["kitchen_0028b/rgb_00045.jpg kitchen_0028b/sync_depth_00045.png 518.8579", "/. sync_depth_00046.png 518.8579"],
+        r"files_with_gt.txt: line 2 holds '/. sync_depth_00046.png 518.8579'; expected PHOTO",
+    ),
 }
 
 
@@ -144,3 +156,14 @@ def test_depth_of_8_bits_and_a_missing_split_are_told(tmp_path: Path) -> None:
     Image.fromarray(np.ones((H, W), np.uint8)).save(tmp_path / "sync/kitchen_0028b/sync_depth_00045.png")
     with pytest.raises(MistakeError, match=r"sync_depth_00045.png: pixels of mode L; expected 16 bits"):
         open_folder(tmp_path, "train")[0]
+
+
+def test_a_list_leads_nowhere_by_a_link_inside_the_data_set(tmp_path: Path) -> None:
+    root = tmp_path / "a/b/nyu"
+    write(root)
+    pair(tmp_path / "a/pics", "1", 9)
+    (root / "up").symlink_to(tmp_path / "a/b", target_is_directory=True)
+    lines = ["up/../pics/rgb_1.jpg up/../pics/sync_depth_1.png 518.8579"]
+    write_lists(root, lines, lines)
+    with pytest.raises(MistakeError, match=r"line 1: name 'up/../pics/rgb_1.jpg' leads out of its folder"):
+        open_folder(root, "train")

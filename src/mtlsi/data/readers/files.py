@@ -176,12 +176,13 @@ class FileDataset(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
                 self.read(task, index)
 
     def _kept(self, task: str, key: str, decode: Callable[[], np.ndarray], version: str = "") -> np.ndarray:
-        """The label that ``decode`` gives, from the cache where it is there. Its ``key`` tells what it follows from."""
+        """The label that ``decode`` gives, from the cache if it is there whole. Its ``key`` tells what it follows from."""
         vectors = TASKS[task].kind == "direction"
         kept = self.cache_dir / "-".join(filter(None, (task, str(DERIVE_VERSION), version))) / f"{key}.png"
         try:
             pixels = np.array(decode_image(kept, kept.read_bytes()))
-        except (FileNotFoundError, NotADirectoryError):  # not looked for first: somebody may empty the cache meanwhile
+        except (FileNotFoundError, NotADirectoryError, MistakeError):
+            # not looked for first: somebody may empty the cache meanwhile; a damaged one, which only repeats, is replaced
             label = decode()
             pixels = encode_normals(label) if vectors else label
             _keep(kept, pixels)

@@ -7,8 +7,8 @@
     official_splits/train/kitchen/...                                  the 795 official training images
     nyudepthv2_train_files_with_gt.txt, ..._test_...                   lines PHOTO DEPTH FOCAL, here or in train_test_inputs/
 
-Paths in the lists are relative to ``sync`` or to a folder of ``official_splits``. Without a list every pair in the
-split's folder is taken: training from ``sync``, else ``official_splits/train``, else ``train``; testing from
+Paths in the lists are relative to ``sync`` or to a folder of ``official_splits``, without ``..``. Without a list every pair
+in the split's folder is taken: training from ``sync``, else ``official_splits/train``, else ``train``; testing from
 ``official_splits/test``, else ``test``. What the files hold follows from cleinc/bts (its reader, and its script that
 makes the official splits): metres = value / 1000, 0 is none.
 
@@ -26,7 +26,7 @@ from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
 from mtlsi.data.readers.nyud import CAMERA, SPLITS, depth_millimetres, normals_of_millimetres
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
-from mtlsi.reading import read_text, shortened
+from mtlsi.reading import check_relative, read_text, shortened
 from mtlsi.tasks import TASK_SETS, check_tasks
 
 PHOTO, DEPTH = "rgb_", "sync_depth_"
@@ -150,10 +150,17 @@ def _text(path: Path) -> str:
 
 def _listed(root: Path, split: str, path: Path) -> list[tuple[str, str]]:
     lines = [line.split() for line in _text(path).splitlines() if line.strip()]
+    pairs = []
     for number, line in enumerate(lines, 1):
-        if len(line) < 2:
+        files = [file.lstrip("/") for file in line[:2]]
+        if len(files) < 2 or not all(Path(file).name for file in files):
             raise MistakeError(f"{path}: line {number} holds {shortened(' '.join(line))}; expected PHOTO DEPTH FOCAL")
-    pairs = [(line[0].lstrip("/"), line[1].lstrip("/")) for line in lines]
+        for file in files:
+            try:
+                check_relative(file)
+            except MistakeError as error:
+                raise MistakeError(f"{path}: line {number}: {error}") from error
+        pairs.append((files[0], files[1]))
     places = [
         place for place in ("", *PLACES[split]) if any((root / place / photo).is_file() for photo, _ in pairs[:9])
     ]

@@ -28,13 +28,15 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from mtlsi import kinds
 from mtlsi.data.readers.files import IMAGE, check_split
 from mtlsi.errors import MistakeError, message_of
-from mtlsi.images import size_of_jpeg
+from mtlsi.images import UNREADABLE, size_of_jpeg
 from mtlsi.reading import check_relative, read_content, read_json, shortened
 from mtlsi.tasks import TASKS, check_classes, check_tasks, register_records
 from mtlsi.tensor_files import check_tensor_bytes
 
 INDEX = "prepared.json"
 VERSION = 1
+BROKEN = (SafetensorError, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning, *UNREADABLE)
+"""What reading an image's file raises where it is not whole."""
 
 
 def pack(sample: Mapping[str, Tensor], jpeg: bytes | None = None) -> bytes:
@@ -49,7 +51,10 @@ def pack(sample: Mapping[str, Tensor], jpeg: bytes | None = None) -> bytes:
 
 
 def unpack(path: Path, content: bytes, tasks: Sequence[str]) -> dict[str, Tensor]:
-    """The sample in the content of a file, with the labels of ``tasks`` that it holds."""
+    """The sample in the content of a file, with the labels of ``tasks`` that it holds.
+
+    Raises ``MistakeError`` for what ``pack`` would not have written.
+    """
     try:
         check_tensor_bytes(path, content)
         tensors = safetensors.numpy.load(content)
@@ -67,10 +72,13 @@ def unpack(path: Path, content: bytes, tasks: Sequence[str]) -> dict[str, Tensor
         sample: dict[str, Tensor] = {IMAGE: image}
         for name in tasks:
             if name in tensors:
-                sample[name] = kinds.of(name).unpack(tensors, (h, w))
-        if image.dtype != torch.uint8 or image.shape[0] != 3 or any(x.shape[-2:] != (h, w) for x in sample.values()):
-            raise ValueError("labels of another size")
-    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, OSError, zlib.error) as error:
+                kind = kinds.of(name)
+                sample[name] = kind.unpack(tensors, (h, w))
+                if sample[name].shape != ((kind.label_channels, h, w) if kind.label_channels else (h, w)):
+                    raise ValueError(f"{name} of another shape")
+        if image.dtype != torch.uint8 or image.shape != (3, h, w):
+            raise ValueError("an image of another type or shape")
+    except BROKEN as error:
         raise MistakeError(f"{path}: not a whole prepared image; run mtlsi data prepare again") from error
     return sample
 
