@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -15,8 +19,8 @@ from mtlsi.errors import MistakeError
 from mtlsi.lock import SILENT_S, HeldError, held
 
 
-def lock_of(path, pid, host=None):
-    path.write_text(json.dumps({"pid": pid, "host": host or socket.gethostname(), "since": 0}))
+def lock_of(path, pid, host=None, **more):
+    path.write_text(json.dumps({"pid": pid, "host": host or socket.gethostname(), "since": 0, **more}))
 
 
 def ended_process() -> int:
@@ -33,6 +37,25 @@ with held(Path(sys.argv[1])):
     print("mine", flush=True)
     sys.stdin.readline()
 """
+
+
+CONTEND = """
+import sys, time
+from pathlib import Path
+from mtlsi.lock import HeldError, held
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with held(Path(sys.argv[1])):
+        time.sleep(1)
+        print("mine")
+except HeldError:
+    print("held")
+"""
+
+needs_marks = pytest.mark.skipif(
+    not os.path.exists("/proc/self/ns/pid"), reason="the system does not tell its containers apart"
+)
 
 
 @contextmanager
@@ -89,6 +112,44 @@ def test_a_lock_that_is_being_written_is_respected(tmp_path):
         pass
 
 
+WRITE_AND_BE_KILLED = """
+import resource, signal, sys
+from pathlib import Path
+from mtlsi.lock import held
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the first byte that it writes ends it
+with held(Path(sys.argv[1])):
+    pass
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits there")
+def test_a_process_that_is_killed_while_it_writes_its_lock_blocks_nobody(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", WRITE_AND_BE_KILLED, str(tmp_path / "0.lock")])
+    assert ended.returncode == -signal.SIGXFSZ
+    with held(tmp_path / "0.lock"):
+        pass
+
+
+def test_a_file_system_without_hard_links_has_locks_too(tmp_path, monkeypatch):
+    def link(*_):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(lock.os, "link", link)
+    path = tmp_path / "0.lock"
+    with held(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+        assert list(tmp_path.iterdir()) == [path]
+    assert list(tmp_path.iterdir()) == []
+    lock_of(path, os.getppid())
+    with pytest.raises(HeldError, match=str(os.getppid())), held(path):
+        pass
+    with files_of_at_most(0), pytest.raises(OSError, match=r"1\.lock"), held(tmp_path / "1.lock"):
+        pass
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_lock_for_which_the_disk_has_no_room_is_not_left_half_written(tmp_path):
     with files_of_at_most(0), pytest.raises(OSError, match=r"0\.lock"), held(tmp_path / "0.lock"):
         pass
@@ -135,6 +196,62 @@ def test_a_lock_of_an_earlier_process_whose_number_another_one_has_is_taken_over
         path.write_text(json.dumps({**facts, "began": facts["began"] - 1}))
         with held(path):
             assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+@needs_marks
+@pytest.mark.parametrize("mark", ["boot", "pids"])
+def test_a_lock_of_another_container_or_of_a_machine_with_the_same_name_is_taken_over_by_its_silence_alone(
+    tmp_path, mark
+):
+    path = tmp_path / "0.lock"
+    with holding(path):
+        facts = json.loads(path.read_text())
+    assert isinstance(facts[mark], str)
+    gone = {**facts, "machine": "another", mark: "another"}  # a process of that number is gone here, and may live there
+    path.write_text(json.dumps(gone))
+    with pytest.raises(HeldError, match=f"process {gone['pid']} on"), held(path):
+        pass
+    assert json.loads(path.read_text()) == gone
+    then = path.stat().st_mtime - SILENT_S - 60
+    os.utime(path, (then, then))
+    with held(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+@needs_marks
+def test_a_lock_from_before_this_machine_was_started_is_taken_over(tmp_path):
+    path = tmp_path / "0.lock"
+    with holding(path):
+        facts = json.loads(path.read_text())
+    if facts["machine"] is None:
+        pytest.skip("this machine has no /etc/machine-id")
+    path.write_text(json.dumps({**facts, "boot": "another", "pid": os.getppid()}))  # another process has its number
+    with held(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+@needs_marks
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="no way to a container of its own")
+def test_a_living_lock_is_respected_in_another_container(tmp_path):
+    path = tmp_path / "0.lock"
+    inside = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no containers within this one")
+    with holding(path) as process:
+        command = [*inside, sys.executable, "-c", CONTEND, str(path)]
+        ended = subprocess.run(command, input="\n", capture_output=True, text=True)
+        assert (ended.stdout, ended.stderr) == ("ready\nheld\n", "")
+        assert json.loads(path.read_text())["pid"] == process.pid
+
+
+@pytest.mark.parametrize("ahead_s", [SILENT_S + 60, -SILENT_S - 60])
+def test_a_lock_of_another_machine_is_respected_where_the_clock_of_this_one_is_wrong(tmp_path, monkeypatch, ahead_s):
+    """The clock that dates the lock is that of the machine that has the files."""
+    path, now = tmp_path / "0.lock", time.time()
+    lock_of(path, 1, "another-machine")
+    monkeypatch.setattr(lock.time, "time", lambda: now + ahead_s)
+    with pytest.raises(HeldError, match="another-machine"), held(path):
+        pass
 
 
 def test_a_lock_by_a_clock_that_is_a_little_ahead_is_respected(tmp_path):
@@ -219,21 +336,6 @@ def test_one_process_at_a_time_removes_locks_unless_it_does_not_go_on(tmp_path, 
         os.close(handle)
     assert slept == [True] * (1 if is_let_go else 3)
     assert list(tmp_path.iterdir()) == []
-
-
-CONTEND = """
-import sys, time
-from pathlib import Path
-from mtlsi.lock import HeldError, held
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    with held(Path(sys.argv[1])):
-        time.sleep(1)
-        print("mine")
-except HeldError:
-    print("held")
-"""
 
 
 def test_of_two_processes_at_once_one_has_the_lock(tmp_path):

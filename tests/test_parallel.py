@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
@@ -39,6 +41,17 @@ assert list(for_each(math.factorial, 4, title="", num_workers=2, console=Console
 """
 
 
+KILLED = """
+import math, os, signal
+from rich.console import Console
+from mtlsi.parallel import for_each
+
+results = for_each(math.factorial, 20, title="", num_workers=2, console=Console(stderr=True))
+next(results)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_results_come_in_order_from_as_many_processes_as_asked(num_workers):
     said = Console(file=StringIO())
@@ -70,6 +83,19 @@ def test_a_process_that_is_killed_is_told_in_a_line():
         MistakeError, match=r"^reading: one of 2 worker processes ended unexpectedly.*ask for fewer, or for 0$"
     ):
         list(for_each(end_at_seven, 30, title="reading", num_workers=2, console=Console(file=StringIO())))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signals there")
+def test_nothing_is_left_of_a_command_that_is_killed(tmp_path: Path):
+    (tmp_path / "script.py").write_text(KILLED)
+    command = [sys.executable, tmp_path / "script.py"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        process.communicate(timeout=60)  # until the last process that could still say something is gone
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("from_a_pipe", [False, True])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -63,6 +66,48 @@ def test_what_is_wrong_is_said_where_the_process_that_keeps_the_store_was_killed
     monkeypatch.setattr(processes, "_watch", SimpleNamespace(store=SimpleNamespace(add=add)))
     processes.say(f"mtlsi: {processes.LOST}")
     assert capsys.readouterr().err == f"mtlsi: {processes.LOST}\n"
+
+
+LEAVE = """
+import os, signal, time
+from types import SimpleNamespace
+from mtlsi import processes
+
+def wait_for_the_others(code):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
+processes._watch = SimpleNamespace(leave=wait_for_the_others)
+processes.leave(2)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signals there")
+def test_ctrl_c_while_the_others_are_waited_for_at_the_end_shows_no_traceback():
+    ended = subprocess.run([sys.executable, "-c", LEAVE], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
+WAIT_IN_THE_STORE = """
+import threading
+import torch.distributed as dist
+from mtlsi import processes
+
+dist.init_process_group("gloo", store=dist.TCPStore("127.0.0.1", 0, is_master=True), rank=0, world_size=1)
+store = dist.distributed_c10d._get_default_store()
+if not hasattr(store, "clone"):
+    raise SystemExit(3)  # this torch has one connection for all threads
+another, watch = store.clone(), processes._Watch()
+threading.Timer(0.5, another.set, ("mtlsi/ended", "3")).start()
+store.get("what nobody will ever set")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="gloo may lack there")
+def test_the_end_of_another_process_is_seen_while_the_main_thread_waits_for_an_answer():
+    ended = subprocess.run([sys.executable, "-c", WAIT_IN_THE_STORE], timeout=60)
+    assert ended.returncode == 3
 
 
 @pytest.mark.parametrize("verb", [("train", "--out", "x"), ("evaluate", "scenes", "--data", "scenes")])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -42,11 +44,13 @@ def held(path: Path) -> Iterator[None]:
     """Hold the lock ``path`` within the context; ``HeldError`` where another process has it.
 
     A lock whose process is gone from this machine is taken over, and one that was not touched for ten minutes, unless the
-    very process that wrote it is seen to live here: it may have been stopped, or the clock may have jumped. Raises
+    very process that wrote it is seen to live here: it may have been stopped, or the clock may have jumped. A process from
+    before this machine's last start is gone; of one of another container only the ten minutes are known. Raises
     ``MistakeError`` where its folder is something else.
     """
     pid = os.getpid()
-    own = json.dumps({"pid": pid, "host": socket.gethostname(), "since": time.time(), "began": _beginning_of(pid)})
+    who = {"pid": pid, "host": socket.gethostname(), "since": time.time(), "began": _beginning_of(pid)}
+    own = json.dumps({**who, **_place()})
     if not _create(path, own):
         text = _text_of(path)
         if text is not None:
@@ -67,18 +71,47 @@ def held(path: Path) -> Iterator[None]:
 
 
 def _create(path: Path, text: str) -> bool:
+    """Whether the lock was free and is ours now. It comes with its text or not at all: an empty one is respected."""
+    whole = _beside(path)
+    try:
+        _write_new(whole, text)
+        try:
+            os.link(whole, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            return _create_in_place(path, text)
+        return True
+    except OSError as error:  # a full disk
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with suppress(OSError):
+            whole.unlink()
+
+
+def _create_in_place(path: Path, text: str) -> bool:
     """Whether the lock was free and is ours now."""
     try:
-        file = _open_new(path)
+        _write_new(path, text)
     except FileExistsError:
         return False
+    return True
+
+
+def _write_new(path: Path, text: str) -> None:
+    """The file, with ``text``; ``FileExistsError`` where there is one. Where that fails there is none."""
+    file = _open_new(path)
     try:
         with file:
             file.write(text)
-    except OSError as error:  # a full disk; a lock that says nothing would be respected
+    except OSError:
         path.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    return True
+        raise
+
+
+def _beside(path: Path) -> Path:
+    """A hidden file in the lock's folder that nobody else names."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def _open_new(path: Path) -> TextIO:
@@ -113,17 +146,48 @@ def _text_of(path: Path) -> str | None:
 def _is_stale(path: Path, text: str) -> bool:
     holder = _read(text)
     pid, began = holder.get("pid"), holder.get("began")
-    if holder.get("host") == socket.gethostname() and isinstance(pid, int) and 0 < pid < 2**31:
+    is_here, place = holder.get("host") == socket.gethostname(), _place()
+    is_this_machine = is_here and None not in place.values() and holder.get("machine") == place["machine"]
+    if is_this_machine and _differ(holder, place, "boot"):
+        return True  # it was running before this machine was started
+    is_here = is_here and not any(_differ(holder, place, name) for name in place)
+    if is_here and isinstance(pid, int) and 0 < pid < 2**31:
         # this process holds no lock twice: its number in a lock is that of an earlier process
         if pid == os.getpid() or not _is_alive(pid):
             return True
         if began is not None and (begins := _beginning_of(pid)) is not None:
             return began != begins  # else another process has its number now
     try:
-        silent_s = time.time() - path.stat().st_mtime
+        silent_s = _time_in(path.parent) - path.stat().st_mtime
     except FileNotFoundError:
         return True
     return abs(silent_s) > SILENT_S  # a time to come: the clock of another machine was wrong, and would be waited for
+
+
+def _differ(holder: dict, place: dict[str, str | None], name: str) -> bool:
+    """Whether the lock says another ``name`` than ours; one of an earlier version says none."""
+    return holder.get(name) is not None and holder[name] != place[name]
+
+
+def _place() -> dict[str, str | None]:
+    """Where a process's number is its own: this machine, this start of it and, of its containers, this one; None: not said.
+
+    Machines may have one host name, and the containers of one often have.
+    """
+    place: dict[str, str | None] = {"machine": None, "boot": None, "pids": None}
+    with suppress(OSError):  # its own words for it ask not to be shown to others
+        if name := Path("/etc/machine-id").read_bytes().strip():
+            place["machine"] = hashlib.sha256(b"mtlsi lock " + name).hexdigest()[:16]
+    with suppress(OSError):
+        place["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        place["pids"] = os.readlink("/proc/self/ns/pid")
+    return place
+
+
+def _time_in(folder: Path) -> float:
+    """The time now by the clock that dates the files of ``folder``: where others share it, maybe that of another machine."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def _beginning_of(pid: int) -> int | None:
@@ -153,7 +217,7 @@ def _remove(path: Path, text: str) -> None:
         if _text_of(path) != text:
             return
         # processes of other machines are not kept out: what they did in this moment shows afterwards
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        aside = _beside(path)
         try:
             os.rename(path, aside)
         except FileNotFoundError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.context import BaseContext
 from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
@@ -32,13 +33,13 @@ def for_each(
 
     ``function`` must be picklable. What it raises in a worker is raised here; a worker that is killed or cannot start raises
     ``MistakeError``. Pending work is dropped then, and where the results are not all asked for. Each worker computes on one
-    thread.
+    thread, and ends with this process, whatever ends it.
     """
     if not num_workers:
         yield from map(function, track(range(count), title, console=console))
         return
     processes = _fresh_processes(function.__module__)
-    with ProcessPoolExecutor(num_workers, processes, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(num_workers, processes, _begin_worker) as pool:
         try:
             with _script_left_out(function):
                 results = pool.map(function, range(count), chunksize=4)
@@ -52,6 +53,19 @@ def for_each(
             pool.shutdown(cancel_futures=True)
 
 
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that gives it work is gone: killed, it tells nobody to stop waiting for more."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _fresh_processes(module: str) -> BaseContext:
     """How to start processes that are not forked from this one, with ``module`` imported once for all where possible.
 
@@ -61,7 +75,7 @@ def _fresh_processes(module: str) -> BaseContext:
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     processes = get_context("forkserver")
-    processes.set_forkserver_preload([module])
+    processes.set_forkserver_preload([module, __name__])
     return processes
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import threading
 import time
@@ -223,11 +224,16 @@ def lost_loader(error: Exception) -> str | None:
 
 
 def leave(code: int) -> None:
-    """The last call of a process that has joined others. With another ``code`` than 0 all of them end with it."""
+    """The last call of a process that has joined others. With another ``code`` than 0 all of them end with it.
+
+    Ctrl-C from now on ends this one at once: it would break off what the others wait for, with a traceback.
+    """
     global _watch
     watch, _watch = _watch, None
     if watch is None:
         return
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: _end_at_once(130))
     code = watch.leave(code)
     if code == 0 and has_joined():
         dist.destroy_process_group()
@@ -249,7 +255,9 @@ class _Watch:
     """
 
     def __init__(self) -> None:
-        self.store = dist.distributed_c10d._get_default_store()
+        store = dist.distributed_c10d._get_default_store()
+        # its own connection: it could else not look while the main thread waits for an answer; older torch has but one
+        self.store = store.clone() if hasattr(store, "clone") else store
         self.over = threading.Event()
         self.told: set[str] = set()
         self.thread = threading.Thread(target=self._run, daemon=True)
