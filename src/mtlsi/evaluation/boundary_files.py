@@ -91,7 +91,7 @@ def _grey(path: Path, content: bytes, lossless: bool) -> tuple[np.ndarray, np.nd
 
 
 def _map_of_mat(path: Path, variables: dict[str, Any]) -> np.ndarray:
-    arrays = {name: _dense(value) for name, value in variables.items() if not name.startswith("__")}
+    arrays = {name: _dense(path, value) for name, value in variables.items() if not name.startswith("__")}
     if "ucm2" in arrays:
         ucm2 = arrays["ucm2"]
         if ucm2.ndim != 2 or min(ucm2.shape) < 3 or not all(side % 2 for side in ucm2.shape):
@@ -139,12 +139,13 @@ def _annotators(path: Path, variables: dict[str, Any]) -> list[np.ndarray]:
     """``groundTruth{k}.Boundaries`` of every k."""
     try:
         cells = np.ravel(variables["groundTruth"])
-        maps = [_dense(_unwrapped(cell["Boundaries"])) for cell in cells]
+        found = [_unwrapped(cell["Boundaries"]) for cell in cells]
     except (KeyError, IndexError, ValueError, TypeError) as error:
         there = ", ".join(name for name in variables if not name.startswith("__")) or "no variables"
         raise MistakeError(
             f"{path}: no groundTruth{{k}}.Boundaries in it ({there}); expected a file of the BSDS benchmark"
         ) from error
+    maps = [_dense(path, value) for value in found]
     if not maps:
         raise MistakeError(f"{path}: groundTruth is empty; expected the boundaries of at least one annotator")
     for number, values in enumerate(maps, 1):
@@ -179,8 +180,15 @@ def _variables(path: Path, content: bytes) -> dict[str, Any]:
     return decode_mat73(path, content) if is_mat73(content) else decode_mat(path, content)
 
 
-def _dense(value: Any) -> np.ndarray:
-    return np.asarray(value.toarray() if hasattr(value, "toarray") else value)
+def _dense(path: Path, value: Any) -> np.ndarray:
+    """The numbers of an array, or of a sparse matrix, whose indices SciPy would follow out of the array unchecked."""
+    if not hasattr(value, "toarray"):
+        return np.asarray(value)
+    try:
+        value.check_format(full_check=True)
+        return value.toarray()
+    except (ValueError, TypeError) as error:
+        raise MistakeError(f"{path}: a sparse matrix whose indices are not its own; save it again") from error
 
 
 def _numbers(path: Path, values: np.ndarray) -> np.ndarray:

@@ -91,6 +91,28 @@ def circle(file):
     cell[0, 0] = cell.ref
 
 
+def circles(file):
+    cell = file.create_dataset("edges", (100, 1), dtype=h5py.ref_dtype)
+    cell[:, 0] = [cell.ref] * 100
+
+
+def again(file):
+    array = file.create_dataset("#refs#/a", (9000, 9000), np.uint8, chunks=(1000, 1000), fillvalue=1)
+    file.create_dataset("edges", (1000, 1), dtype=h5py.ref_dtype)[:, 0] = [array.ref] * 1000
+
+
+def outside(file):
+    group = file.create_group("edges")
+    group.attrs["MATLAB_sparse"] = np.uint64(10)
+    group["jc"], group["ir"], group["data"] = np.uint64([0, 3]), np.array([0, 500_000_000, 900_000_000]), np.ones(3)
+
+
+def sparse_elsewhere(file):
+    outside(file)
+    del file["edges/data"]
+    file["edges"].create_dataset("data", (3,), np.uint8, external=[(__file__, 0, 3)])
+
+
 def letters(file):
     put(file, "edges", np.full((3, 4), 65, np.uint16))
     file["edges"].attrs["MATLAB_class"] = np.bytes_("char")
@@ -108,6 +130,10 @@ def nothing(file):
         (many, read_truth, "has 1048576 cells"),
         (elsewhere, read_map, "0 maps in it"),
         (circle, read_truth, "no groundTruth"),
+        (circles, read_map, "holds more than 512 MB or 20000 arrays"),
+        (again, read_map, "holds more than 512 MB or 20000 arrays"),
+        (outside, read_map, "a sparse matrix whose indices are not its own"),
+        (sparse_elsewhere, read_map, "/edges lies in another file"),
         (letters, read_map, "0 maps in it"),
         (nothing, read_truth, "groundTruth is empty"),
         (lambda file: put(file, "edges", np.ones((3, 4))), read_truth, "no groundTruth{k}.Boundaries in it (edges)"),
@@ -120,6 +146,19 @@ def test_what_is_no_map_or_too_large_is_said_in_one_line(tmp_path, fill, read, t
     assert told in str(caught.value)
     assert str(tmp_path / "a.mat") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_sparse_indices_of_an_older_file_are_looked_at_before_they_are_followed(tmp_path):
+    rows = np.array([1, 2, 3], np.int32)
+    savemat(tmp_path / "a.mat", {"edges": csc_matrix((np.ones(3), rows, [0, 3]), shape=(10, 1))})
+    np.testing.assert_array_equal(np.flatnonzero(read_map(tmp_path / "a.mat")), rows)
+    content = (tmp_path / "a.mat").read_bytes()
+    assert content.count(rows.tobytes()) == 1
+    (tmp_path / "a.mat").write_bytes(
+        content.replace(rows.tobytes(), np.array([1, 2**31 - 7, 2**30], np.int32).tobytes())
+    )
+    with pytest.raises(MistakeError, match=r"a\.mat: a sparse matrix whose indices are not its own"):
+        read_map(tmp_path / "a.mat")
 
 
 def test_a_file_cut_short_is_a_mistake(tmp_path):

@@ -209,12 +209,36 @@ def set_value(path: Path, name: str, value: float) -> None:
         file[name][1, 0, 0] = value
 
 
+def lead_out(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        shape = file["images"].shape
+        del file["images"]
+        file.create_dataset("images", shape, np.uint8, external=[(__file__, 0, h5py.h5s.UNLIMITED)])
+
+
+def enlarge(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        for name, channels, kind in (("images", (3,), np.uint8), ("depths", (), np.float32), ("labels", (), np.uint16)):
+            del file[name]
+            file.create_dataset(name, (COUNT, *channels, 20000, 5000), kind, chunks=(1, *channels, 100, 100))
+
+
+def spell_wall(path: Path) -> None:
+    change(path, "#refs#/c20", np.array([[2**40]] * 4, np.uint64))
+    with h5py.File(path, "r+") as file:
+        file["names"][0, 20] = file["#refs#/c20"].ref
+
+
 MISTAKES = {
     "no splits": (lambda mat: (mat.parent / "splits.mat").unlink(), r"splits.mat: cannot be read \(No such file"),
     "broken splits": (lambda mat: cut(mat.parent / "splits.mat"), "splits.mat: not a whole MATLAB file"),
     "other splits": (lambda mat: savemat(mat.parent / "splits.mat", {"a": 1}), "splits.mat: no variable trainNdxs"),
     "split too long": (
         lambda mat: savemat(mat.parent / "splits.mat", {"trainNdxs": [1, 5]}),
+        "splits.mat: trainNdxs is no list of numbers in 1..4",
+    ),
+    "split of NaN": (
+        lambda mat: savemat(mat.parent / "splits.mat", {"trainNdxs": [1, np.nan]}),
         "splits.mat: trainNdxs is no list of numbers in 1..4",
     ),
     "cut": (cut, "labeled.mat: cut short, .* bytes; download it again"),
@@ -230,6 +254,13 @@ MISTAKES = {
     "scalar": (lambda mat: change(mat, "images", 3), r"labeled.mat: holds images \[\]"),
     "group": (lambda mat: change(mat, "images", h5py.SoftLink("/#refs#")), r"labeled.mat: holds images \[\]"),
     "classes in other places": (rename_wall, "labeled.mat: class 21 is called 'ball'; expected 'wall'"),
+    "images in another file": (lead_out, "labeled.mat: /images lies in another file; download it again"),
+    "images too large": (enlarge, "labeled.mat: images of 20000x5000 pixels; expected 640x480"),
+    "images of 64 bits": (
+        lambda mat: change(mat, "images", np.zeros((COUNT, 3, WIDTH, HEIGHT), np.uint64)),
+        r"labeled.mat: holds images \[4, 3, 64, 48\]",
+    ),
+    "no letters": (spell_wall, "class 21 is called ''; expected 'wall'"),
     "label 895": (lambda mat: set_value(mat, "labels", 895), r"labeled.mat\[0002\]: label 895; expected 0..894"),
     "NaN": (lambda mat: set_value(mat, "depths", np.nan), r"labeled.mat\[0002\]: 1 depths are not finite"),
     "chunk": (spoil_chunk, r"labeled.mat\[0002\]: depths cannot be unpacked"),

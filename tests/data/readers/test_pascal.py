@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 import torch
 from PIL import Image
 
@@ -507,6 +508,22 @@ MISTAKES = {
     ),
     "masks of three axes": (
         lambda root: save_parts(root, thing("dog", DOG, np.zeros((HEIGHT, WIDTH, 3)))),
+        "2008_000002.mat: no annotation of PASCAL-Part",
+    ),
+    **{
+        f"mask of {name}": (
+            lambda root, mask=mask: save_parts(root, thing("person", PERSON, BODY, ("head", mask))),
+            "2008_000002.mat: no annotation of PASCAL-Part",
+        )
+        for name, mask in {
+            "text": "head",
+            "cells": np.array([["head", "hair"]], object),
+            "sparse numbers": scipy.sparse.csc_matrix(BODY.astype(float)),
+            "complex numbers": BODY * 1j,
+        }.items()
+    },
+    "numbers for a part's name": (
+        lambda root: save_parts(root, thing("person", PERSON, BODY, (BODY, BODY))),
         "2008_000002.mat: no annotation of PASCAL-Part",
     ),
     "no objects": (save_parts, "2008_000002.mat: no annotation of PASCAL-Part"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def decode_mat73(path: Path, content: bytes) -> dict[str, Any]:
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
             _check_total(path, file)
-            return _fields(path, file, DEPTH)
+            return _Variables(path).fields(file, DEPTH)
     except MistakeError:
         raise
     except Exception as error:  # a damaged file raises whatever HDF5's parser does
@@ -50,56 +51,80 @@ def decode_mat73(path: Path, content: bytes) -> dict[str, Any]:
         ) from error
 
 
-def _fields(path: Path, group: h5py.Group, depth: int) -> dict[str, Any]:
-    import h5py
-
-    names = [name for name in map(str, group) if not name.startswith("#")]
-    if len(names) > CELLS:
-        raise MistakeError(f"{path}: {len(names)} variables; expected {CELLS} at most")
-    inside = [name for name in names if isinstance(group.get(name, getlink=True), h5py.HardLink)]
-    return {name: _value(path, group[name], depth) for name in inside}
+def lies_elsewhere(dataset: h5py.Dataset) -> bool:
+    """Whether its numbers lie in other files, which may be any of this machine's, or a pipe."""
+    return bool(dataset.external) or dataset.is_virtual
 
 
-def _value(path: Path, item: Any, depth: int) -> Any:
-    import h5py
+@dataclass
+class _Variables:
+    """What a file holds, counted while it is read: references may lead to one array again and again, or in a circle."""
 
-    if isinstance(item, h5py.Group):
-        if "MATLAB_sparse" in item.attrs:
-            return _sparse(path, item)
-        return _fields(path, item, depth - 1) if depth else None
-    if not isinstance(item, h5py.Dataset) or item.external or item.is_virtual or item.shape is None:
-        return None
-    if "MATLAB_empty" in item.attrs:
-        return np.zeros((0, 0))
-    if item.dtype == h5py.ref_dtype:
-        return _cell(path, item, depth) if depth else None
-    if item.dtype.kind not in "fiub" or item.attrs.get("MATLAB_class") == b"char":
-        return None
-    _check_size(path, item.name, item.shape)
-    return item[()].T
+    path: Path
+    num_items: int = 0
+    num_bytes: float = 0
 
+    def fields(self, group: h5py.Group, depth: int) -> dict[str, Any]:
+        import h5py
 
-def _cell(path: Path, item: h5py.Dataset, depth: int) -> np.ndarray:
-    num_cells = int(np.prod(item.shape or (), dtype=np.float64))
-    if num_cells > CELLS:
-        raise MistakeError(f"{path}: {item.name} has {num_cells} cells; expected {CELLS} at most")
-    cells = np.empty(num_cells, dtype=object)
-    for i, reference in enumerate(np.ravel(item[()].T)):
-        cells[i] = _value(path, item.file[reference], depth - 1)
-    return cells
+        names = [name for name in map(str, group) if not name.startswith("#")]
+        if len(names) > CELLS:
+            raise MistakeError(f"{self.path}: {len(names)} variables; expected {CELLS} at most")
+        inside = [name for name in names if isinstance(group.get(name, getlink=True), h5py.HardLink)]
+        return {name: self._value(group[name], depth) for name in inside}
 
+    def _value(self, item: Any, depth: int) -> Any:
+        import h5py
 
-def _sparse(path: Path, group: h5py.Group) -> Any:
-    from scipy.sparse import csc_matrix
+        self._count(item)
+        if isinstance(item, h5py.Group):
+            if "MATLAB_sparse" in item.attrs:
+                return self._sparse(item)
+            return self.fields(item, depth - 1) if depth else None
+        if not isinstance(item, h5py.Dataset) or lies_elsewhere(item) or item.shape is None:
+            return None
+        if "MATLAB_empty" in item.attrs:
+            return np.zeros((0, 0))
+        if item.dtype == h5py.ref_dtype:
+            return self._cell(item, depth) if depth else None
+        if item.dtype.kind not in "fiub" or item.attrs.get("MATLAB_class") == b"char":
+            return None
+        _check_size(self.path, item.name, item.shape)
+        return item[()].T
 
-    jc, height = np.asarray(group["jc"]), int(np.asarray(group.attrs["MATLAB_sparse"]).item())
-    shape = (height, len(jc) - 1)
-    _check_size(path, group.name, shape)
-    if "data" not in group:  # nothing but zeros
-        return np.zeros(shape)
-    for part in ("data", "ir"):
-        _check_size(path, group.name, getattr(group[part], "shape", ()))
-    return csc_matrix((np.asarray(group["data"]), np.asarray(group["ir"]), jc), shape=shape)
+    def _cell(self, item: h5py.Dataset, depth: int) -> np.ndarray:
+        num_cells = int(np.prod(item.shape or (), dtype=np.float64))
+        if num_cells > CELLS:
+            raise MistakeError(f"{self.path}: {item.name} has {num_cells} cells; expected {CELLS} at most")
+        cells = np.empty(num_cells, dtype=object)
+        for i, reference in enumerate(np.ravel(item[()].T)):
+            cells[i] = self._value(item.file[reference], depth - 1)
+        return cells
+
+    def _sparse(self, group: h5py.Group) -> Any:
+        """The matrix as the file has it: whoever computes with it must check its indices first."""
+        from scipy.sparse import csc_matrix
+
+        parts: dict[str, np.ndarray] = {}
+        for name in ("jc", "ir", "data"):
+            if name in group:
+                part = group[name]
+                if lies_elsewhere(part):  # pyright: ignore[reportArgumentType]
+                    raise MistakeError(f"{self.path}: {group.name} lies in another file; save it as one whole file")
+                self._count(part)
+                _check_size(self.path, group.name, getattr(part, "shape", ()))
+                parts[name] = np.asarray(part)
+        shape = (int(np.asarray(group.attrs["MATLAB_sparse"]).item()), len(parts["jc"]) - 1)
+        _check_size(self.path, group.name, shape)
+        if "data" not in parts:  # nothing but zeros
+            return np.zeros(shape)
+        return csc_matrix((parts["data"], parts["ir"], parts["jc"]), shape=shape)
+
+    def _count(self, item: Any) -> None:
+        self.num_items += 1
+        self.num_bytes += _num_bytes(item, getattr(item, "shape", None) or ())
+        if self.num_items > MOST_ITEMS or self.num_bytes > MOST_BYTES:
+            raise _excess(self.path)
 
 
 def _check_total(path: Path, file: h5py.File) -> None:
@@ -114,14 +139,21 @@ def _check_total(path: Path, file: h5py.File) -> None:
         if isinstance(item, h5py.Dataset) and item.shape is not None:
             if item.dtype.kind in "fiub":
                 _check_size(path, item.name, item.shape)
-            total += float(np.prod(item.shape, dtype=np.float64)) * item.dtype.itemsize
-            chunk = float(np.prod(item.chunks or (), dtype=np.float64)) * item.dtype.itemsize
-            if max(total, chunk) > MOST_BYTES or found > MOST_ITEMS:
-                raise MistakeError(
-                    f"{path}: holds more than {MOST_BYTES // 2**20} MB or {MOST_ITEMS} arrays; expected labels of one image"
-                )
+            total += _num_bytes(item, item.shape)
+            if max(total, _num_bytes(item, item.chunks or ())) > MOST_BYTES or found > MOST_ITEMS:
+                raise _excess(path)
 
     file.visititems(add)
+
+
+def _num_bytes(item: Any, shape: tuple[int, ...]) -> float:
+    return float(np.prod(shape, dtype=np.float64)) * item.dtype.itemsize if hasattr(item, "dtype") else 0
+
+
+def _excess(path: Path) -> MistakeError:
+    return MistakeError(
+        f"{path}: holds more than {MOST_BYTES // 2**20} MB or {MOST_ITEMS} arrays; expected labels of one image"
+    )
 
 
 def _check_size(path: Path, name: str | None, shape: tuple[int, ...]) -> None:

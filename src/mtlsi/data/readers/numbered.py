@@ -154,7 +154,7 @@ def names_in(root: Path, split: str, what: str, suffix: str = ".npy") -> list[st
     """``split``/NUMBER of every image of the data set ``what``, in the order of the numbers."""
     check_split(split, SPLITS, what)
     folder = root / split / "image"
-    numbers = sorted(int(file.stem) for file in folder.glob(f"*{suffix}") if file.stem.isdigit())
+    numbers = sorted(int(file.stem) for file in folder.glob(f"*{suffix}") if file.stem.isdecimal())
     if not numbers:
         raise MistakeError(
             f"{folder}: no numbered {suffix} files ({holds(folder)}); expected 0{suffix}, 1{suffix}, ...; "

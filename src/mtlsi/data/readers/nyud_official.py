@@ -8,6 +8,7 @@ and 1..894 the classes that ``names`` holds. The second lists ``trainNdxs`` and 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -15,14 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from mtlsi.data.readers.decoding import checked_depth, decode_mat
 from mtlsi.data.readers.derive import boundaries_from_labels
 from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
+from mtlsi.data.readers.mat73 import lies_elsewhere
 from mtlsi.data.readers.nyud import CAMERA, SPLITS, camera_normals
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
-from mtlsi.reading import read_content
+from mtlsi.reading import MOST_BYTES, read_content
 from mtlsi.tasks import NYUD40, TASK_SETS, check_tasks
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ LABELLED, SPLIT_LISTS = "nyu_depth_v2_labeled.mat", "splits.mat"
 INDICES = {"train": "trainNdxs", "val": "testNdxs"}
 
 NUM_RAW_CLASSES = 894
+MOST_NAMES, MOST_LETTERS = 10_000, 1000
+"""Raw classes that ``names`` may hold, and letters of one; what is larger is none."""
 NAMED = (
     21, 11, 3, 157, 5, 83, 19, 28, 59, 88, 64, 7, 80, 36, 42, 89, 169, 119, 122, 143,
     141, 4, 85, 17, 172, 15, 135, 123, 26, 45, 331, 158, 124, 24, 144, 136, 55,
@@ -188,7 +193,8 @@ def read_indices(path: Path, split: str, num_images: int) -> list[int]:
     if INDICES[split] not in variables:
         raise MistakeError(f"{path}: no variable {INDICES[split]}; put the official {path.name} there")
     indices = np.asarray(variables[INDICES[split]]).ravel()
-    if indices.dtype.kind not in "uif" or not indices.size or indices.min() < 1 or indices.max() > num_images:
+    is_list = indices.dtype.kind in "uif" and indices.size and np.isfinite(indices).all()
+    if not is_list or indices.min() < 1 or indices.max() > num_images:
         raise MistakeError(
             f"{path}: {INDICES[split]} is no list of numbers in 1..{num_images}; download both files again"
         )
@@ -212,11 +218,14 @@ def _check(path: Path, file: h5py.File) -> int:
         raise MistakeError(f"{path}: no variable {missing[0]}; expected the official {LABELLED}")
     try:
         images, depths, labels = (file[name] for name in ("images", "depths", "labels"))
+        _check_plain(path, images, depths, labels, file["names"])
         count, channels, width, height = images.shape  # pyright: ignore[reportAttributeAccessIssue]
         sound = channels == 3 and depths.shape == labels.shape == (count, width, height)  # pyright: ignore
-        sound &= (images.dtype.kind, depths.dtype.kind, labels.dtype.kind) == ("u", "f", "u")  # pyright: ignore
+        sound &= (images.dtype, depths.dtype.kind, labels.dtype.kind) == (np.uint8, "f", "u")  # pyright: ignore
+    except MistakeError:
+        raise
     except (AttributeError, ValueError):
-        sound, count = False, 0
+        sound, count, width, height = False, 0, 0, 0
     if not sound:
         shapes = ", ".join(
             f"{name} {list(getattr(file[name], 'shape', []))}" for name in ("images", "depths", "labels")
@@ -224,6 +233,8 @@ def _check(path: Path, file: h5py.File) -> int:
         raise MistakeError(
             f"{path}: holds {shapes}; expected images (n 3 640 480), depths and labels (n 640 480); download it again"
         )
+    if width * height > (Image.MAX_IMAGE_PIXELS or 0):
+        raise MistakeError(f"{path}: images of {width}x{height} pixels; expected 640x480; download it again")
     for name in LANDMARKS:
         raw = NAMED[NYUD40.index(name)]
         if (found := _raw_name(file, raw)) != name:
@@ -233,10 +244,29 @@ def _check(path: Path, file: h5py.File) -> int:
     return count
 
 
+def _check_plain(path: Path, *variables: Any) -> None:
+    """Raises ``MistakeError`` where a variable lies in another file, or is packed in pieces too large to be unpacked."""
+    import h5py
+
+    for variable in variables:
+        if isinstance(variable, h5py.Dataset):
+            if lies_elsewhere(variable):
+                raise MistakeError(f"{path}: {variable.name} lies in another file; download it again")
+            if math.prod(variable.chunks or ()) * variable.dtype.itemsize > MOST_BYTES:
+                raise MistakeError(
+                    f"{path}: {variable.name} is packed in pieces of more than {MOST_BYTES // 2**20} MB; download it again"
+                )
+
+
 def _raw_name(file: h5py.File, raw: int) -> str:
     """The name of a raw class: ``names`` is a cell array, that is, references to arrays of character codes."""
     try:
-        reference = file["names"][()].ravel()[raw - 1]  # pyright: ignore
-        return "".join(map(chr, np.asarray(file[reference]).ravel()))
-    except (OSError, IndexError, ValueError, TypeError, AttributeError, KeyError):
+        names = file["names"]
+        if names.size > MOST_NAMES:  # pyright: ignore
+            return ""
+        letters = file[names[()].ravel()[raw - 1]]  # pyright: ignore
+        if letters.size > MOST_LETTERS or lies_elsewhere(letters):  # pyright: ignore
+            return ""
+        return "".join(map(chr, np.asarray(letters).ravel()))
+    except (OSError, OverflowError, IndexError, ValueError, TypeError, AttributeError, KeyError):
         return ""

@@ -130,6 +130,10 @@ def decode_human_parts(path: Path, content: bytes) -> np.ndarray:
             if each["class_ind"].item() == PERSON
             for part in each["parts"].ravel()
         ]
+        if not all(
+            isinstance(name, str) and isinstance(mask, np.ndarray) and mask.dtype.kind in "uifb" for name, mask in parts
+        ):
+            raise ValueError("a part that has no name, or no numbers")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise MistakeError(
             f"{path}: no annotation of PASCAL-Part; expected anno.objects with class_ind, mask and parts, each part with "
