@@ -112,6 +112,16 @@ def tiny_run(tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -
     return Run(tiny_config, out, scores, said.getvalue())
 
 
+@pytest.fixture
+def on_disk(monkeypatch: pytest.MonkeyPatch):
+    """The inode numbers of what is brought to the disk, in order; None where a file or folder is renamed in between."""
+    calls: list[int | None] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (calls.append(os.fstat(handle).st_ino), fsync(handle))[1])
+    monkeypatch.setattr(os, "replace", lambda *given: (calls.append(None), replace(*given))[1])
+    return calls
+
+
 @pytest.fixture(scope="module")
 def undrawn():
     """Runs leave empty files for their curves and samples, which take more than half of a tiny run's time.

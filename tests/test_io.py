@@ -6,6 +6,9 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,18 +16,24 @@ import torch
 from PIL import Image
 
 from full_disk import files_of_at_most
+from mtlsi.config import RunConfig
 from mtlsi.errors import MistakeError
+from mtlsi.evaluation.report import write_scores
 from mtlsi.io import (
     check_picture,
     check_writable,
     default_cache_dir,
+    file_names,
+    fitting,
     replace_array,
     replace_bytes,
     replace_text,
     replacing,
 )
 from mtlsi.model.build import create_model
-from mtlsi.run_folder import pack_model
+from mtlsi.model.stored import write_settings
+from mtlsi.run_folder import append_metrics, forget_metrics_after, pack_model, save_config
+from mtlsi.training import class_weights
 from mtlsi.weights import replace_weights
 
 
@@ -157,6 +166,70 @@ def test_other_files_take_the_place_of_a_link_and_leave_its_target_alone(tmp_pat
     (tmp_path / "result").symlink_to("target")
     replace_text(tmp_path / "result", "ours")
     assert ((tmp_path / "result").read_text(), (tmp_path / "target").read_text()) == ("ours", "mine")
+
+
+# ---- power cuts
+
+
+@pytest.mark.parametrize(
+    "name", ["a.txt", "config.yaml", "metrics.jsonl", "config.json", "class_weights.json", "scores.json"]
+)
+def test_what_a_run_needs_after_a_power_cut_is_on_the_disk_before_the_old_file_is_gone(name, on_disk, tmp_path):
+    append_metrics(tmp_path, {"step": 1})
+    write: dict[str, Callable[[], object]] = {
+        "a.txt": lambda: replace_text(tmp_path / name, "a", on_disk=True),
+        "config.yaml": lambda: save_config(RunConfig(), tmp_path),
+        "metrics.jsonl": lambda: forget_metrics_after(tmp_path, 1),
+        "config.json": lambda: write_settings(SimpleNamespace(_hub_mixin_config={}), tmp_path),
+        "scores.json": lambda: write_scores({}, tmp_path / name),
+        "class_weights.json": lambda: class_weights.save({"semseg": (1.0,)}, {"semseg": ("wall",)}, tmp_path),
+    }
+    write[name]()
+    assert on_disk == [(tmp_path / name).stat().st_ino, None, tmp_path.stat().st_ino]
+
+
+@pytest.mark.parametrize(("number", "matters"), [(errno.EINVAL, False), (errno.EIO, True), (errno.ENOSPC, True)])
+def test_a_file_system_that_cannot_bring_folders_to_the_disk_is_no_fault(number, matters, tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def refuse(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match=os.strerror(number)) if matters else nullcontext():
+        replace_text(tmp_path / "a", "a", on_disk=True)
+
+
+def test_other_files_wait_for_no_disk(on_disk, tmp_path):
+    replace_bytes(tmp_path / "a", b"a")
+    assert on_disk == [None]
+
+
+# ---- names of files
+
+
+def test_a_name_that_fits_stays_and_a_longer_one_ends_in_a_number_of_all_of_it():
+    assert fitting("a" * 20, 20) == "a" * 20
+    one, other = fitting("a" * 40, 20), fitting("a" * 40 + "b", 20)
+    assert one[:12] == other[:12] == "a" * 11 + "_"
+    assert one != other
+    assert len(one) == len(other) == 20
+    assert len(fitting("ü" * 40, 20).encode()) <= 20
+
+
+def test_names_of_images_become_files_of_one_folder_that_no_two_share(tmp_path):
+    deep = "/".join(["camera_2024-05-01T12-33-11_of_the_long_corridor"] * 7)
+    names = ["scene/1", "a/b", "a_b", "A/B", f"{deep}/1", f"{deep}/2", "byte_\udcff/1"]
+    files = file_names(names, len(".png"))
+    assert list(files) == names
+    assert files["scene/1"] == "scene_1"
+    assert files["a/b"].startswith("a_b_")
+    assert len({file.casefold() for file in files.values()}) == len(names)
+    for file in files.values():
+        replace_bytes(tmp_path / f"{file}.png", b"")
+    assert len(os.listdir(tmp_path)) == len(names)
 
 
 @pytest.mark.parametrize("variable", ["MTLSI_CACHE", "XDG_CACHE_HOME"])

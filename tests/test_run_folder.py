@@ -18,6 +18,7 @@ from mtlsi.run_folder import (
     MovingAverage,
     Position,
     append_metrics,
+    check_usable,
     forget_metrics_after,
     load_config,
     pack_model,
@@ -189,6 +190,15 @@ def test_folders_that_cannot_be_used_are_mistakes(tmp_path, monkeypatch):
     prepare_run_folder(tmp_path, resume=True)
     with pytest.raises(MistakeError, match=r"holds a run already.* --resume"):
         prepare_run_folder(tmp_path, resume=False)
+    for left in ("model.safetensors", "config.yaml"):  # the first checkpoint of a new run would remove the others
+        content = (tmp_path / left).read_bytes()
+        (tmp_path / left).unlink()
+        with pytest.raises(MistakeError, match=r"holds a run already; give another --out, or .*--resume"):
+            prepare_run_folder(tmp_path, resume=False)
+        told = "restore its config.yaml" if left == "config.yaml" else "or continue"
+        with pytest.raises(MistakeError, match=told):
+            check_usable(tmp_path)
+        (tmp_path / left).write_bytes(content)
     with pytest.raises(MistakeError, match="cannot write"):
         prepare_run_folder(tmp_path / "config.yaml" / "below", resume=False)
     with pytest.raises(MistakeError, match="cannot write"):

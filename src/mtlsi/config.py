@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtlsi.errors import MistakeError, check_choice
+from mtlsi.reading import shortened
 from mtlsi.sizes import ModelConfig, sizes_of
 
 Names = tuple[str, ...] | str
@@ -279,8 +280,8 @@ class RunConfig:
             raise MistakeError(
                 "give one of init, the whole of a trained model, and backbone_weights, its backbone alone"
             )
-        if self.seed < 0:
-            raise MistakeError(f"seed {self.seed}; expected 0 or more")
+        if not 0 <= self.seed < 2**64:  # what torch takes
+            raise MistakeError(f"seed {shortened(self.seed)}; expected 0 to {2**64 - 1}")
         stride = self.model_config().decoder_stride
         if stride not in (4, 8, 16):
             raise MistakeError(f"model.decoder_stride {stride}; expected 4, 8 or 16")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,18 +46,71 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def replace_bytes(path: Path, content: bytes) -> None:
+def replace_bytes(path: Path, content: bytes, *, on_disk: bool = False) -> None:
     """Write ``path`` atomically; of several processes at once the last one wins. Raises ``OSError``.
 
-    Its folder is made where it is missing: names of images may hold subfolders.
+    Its folder is made where it is missing: names of images may hold subfolders. ``on_disk``: have it there, and not in a
+    cache alone, before the old file is gone: after a power cut a file that was only renamed may be empty.
     """
     with replacing(path) as part:
         part.write_bytes(content)
+        if on_disk:
+            sync(part)
+    if on_disk:
+        sync(path.parent)
 
 
-def replace_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str, *, on_disk: bool = False) -> None:
     """Write ``path`` atomically, in UTF-8; a byte of a file's name that is not stands there as in JSON: ``\\udcff``."""
-    replace_bytes(path, text.encode(errors="backslashreplace"))
+    replace_bytes(path, text.encode(errors="backslashreplace"), on_disk=on_disk)
+
+
+def sync(path: Path) -> None:
+    """Have what was written to a file, or which names a folder has, on the disk and not in a cache alone.
+
+    Raises ``OSError``, for a folder only where it matters: some systems open none, some file systems do not know the call.
+    """
+    is_folder = path.is_dir()
+    try:
+        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if not is_folder or error.errno not in (errno.EACCES, errno.EBADF, errno.EINVAL):
+            raise
+
+
+LONGEST_NAME = 255
+"""Bytes of a file's name, on every usual file system."""
+
+
+def number_of(text: str) -> int:
+    """A number of 64 bits that stands for a text."""
+    return int.from_bytes(blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), "little")
+
+
+def fitting(name: str, most: int) -> str:
+    """``name``, or, where it has more than ``most`` bytes, its beginning and a number made of all of it."""
+    return name if len(os.fsencode(name)) <= most else _numbered(name, name, most)
+
+
+def file_names(names: Iterable[str], longest_ending: int) -> dict[str, str]:
+    """By name of an image, such as ``kitchen/a``, that of a file in one folder: ``kitchen_a``.
+
+    With an ending of ``longest_ending`` bytes it is no longer than a file's name may be. Names that would share one, in any
+    letter case, get a number made of all of them.
+    """
+    most = LONGEST_NAME - longest_ending
+    found = {name: fitting(name.replace("/", "_"), most) for name in names}
+    often = Counter(file.casefold() for file in found.values())
+    return {name: file if often[file.casefold()] == 1 else _numbered(file, name, most) for name, file in found.items()}
+
+
+def _numbered(begin: str, name: str, most: int) -> str:
+    cut = os.fsencode(begin)[: most - 9].decode(errors="ignore")
+    return f"{cut}_{number_of(name) & 0xFFFFFFFF:08x}"
 
 
 def plain(value: Any) -> Any:

@@ -151,8 +151,9 @@ def check_usable(out: Path, *, resume: bool = False) -> None:
         raise MistakeError(
             f"{out} holds a model and no {STATE}/ to resume from; train on from it with --init {out} and another --out"
         )
-    if not resume and (out / "config.yaml").exists() and has_state(out):
-        raise MistakeError(f"{out} holds a run already; give another --out, or continue it with --resume {out}")
+    if not resume and has_state(out):  # its first checkpoint would remove those that are there
+        lost = "" if (out / "config.yaml").exists() else "restore its config.yaml and "
+        raise MistakeError(f"{out} holds a run already; give another --out, or {lost}continue it with --resume {out}")
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise MistakeError(f"cannot write to {out}; give a folder you may write to with --out")
@@ -160,7 +161,7 @@ def check_usable(out: Path, *, resume: bool = False) -> None:
 
 def save_config(config: RunConfig, out: Path) -> None:
     """``config.yaml``, from which the run can be repeated."""
-    replace_text(out / "config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
+    replace_text(out / "config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False), on_disk=True)
 
 
 def load_config(out: Path) -> RunConfig:
@@ -293,7 +294,8 @@ def forget_metrics_after(out: Path, step: int) -> tuple[str, ...]:
     if not path.exists():
         return ()
     lines, broken = read_metrics(out)
-    replace_text(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+    kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
+    replace_text(path, kept, on_disk=True)
     return (f"{path}: {broken} lines that were no metrics of a run were left out",) if broken else ()
 
 

@@ -16,10 +16,11 @@ from rich.console import Console
 
 from by_colour import predictor
 from mtlsi.errors import MistakeError
+from mtlsi.io import number_of
 from mtlsi.lock import held
 from mtlsi.prediction import files
 from mtlsi.prediction.files import Outcome, predict_paths, save_prediction
-from mtlsi.prediction.manifest import Line, Manifest, Source, number_of
+from mtlsi.prediction.manifest import Line, Manifest, Source
 from mtlsi.prediction.predictor import Predictor
 
 

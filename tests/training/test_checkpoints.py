@@ -103,6 +103,15 @@ def test_a_full_disk_leaves_the_checkpoints_of_before(tmp_path, monkeypatch, cal
     assert len(folders(tmp_path)) == 2
 
 
+def test_the_names_of_all_and_the_metrics_before_are_on_the_disk(tmp_path, on_disk):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n')
+    saved(tmp_path, 2)
+    state = tmp_path / "state"
+    whole = {path.stat().st_ino for path in (tmp_path, state, state / "step_000002", tmp_path / "metrics.jsonl")}
+    assert whole | {path.stat().st_ino for path in (state / "step_000002").iterdir()} == {*on_disk} - {None}
+    assert on_disk.index(tmp_path.stat().st_ino) < on_disk.index(None)
+
+
 def test_half_a_folder_of_a_killed_run_is_no_checkpoint(tmp_path):
     saved(tmp_path, 2)
     (tmp_path / "state" / ".step_000004.new").mkdir()

@@ -16,7 +16,7 @@ from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
 from mtlsi.train_command import read_run, train_parser
-from mtlsi.training import class_weights
+from mtlsi.training import checkpoints, class_weights
 from mtlsi.training.class_weights import weights_for
 from mtlsi.training.loop import resume, train
 from mtlsi.training.setup import assemble, settle
@@ -161,6 +161,37 @@ def test_a_resumed_run_weighs_as_the_run_did_whatever_became_of_the_labels(room_
         MistakeError, match=r"class_weights\.json: .*expected the class weights that the run began with"
     ):
         resume(out, console=Console(file=StringIO()))
+
+
+def test_weights_that_were_edited_are_refused_where_the_checkpoint_knows_those_of_the_run(
+    room_folder, tmp_path, monkeypatch
+):
+    config, out, newest = config_of(room_folder, {"semseg": {"chair": 4}}), tmp_path / "run", checkpoints.newest
+    train(config, out, console=Console(file=StringIO()))
+    assemble(settle(config), out, resume=True)
+    stored = json.loads((out / "class_weights.json").read_text())
+    stored["semseg"]["chair"] = 9.5
+    (out / "class_weights.json").write_text(json.dumps(stored))
+    with pytest.raises(
+        MistakeError, match=r"class_weights\.json: other class weights .*step_000002/state\.json lists; put those back"
+    ):
+        assemble(settle(config), out, resume=True)
+
+    def newest_of_an_older_version(*given):
+        found = newest(*given)
+        assert found is not None
+        return replace(found, facts={name: value for name, value in found.facts.items() if name != "class_weights"})
+
+    monkeypatch.setattr(checkpoints, "newest", newest_of_an_older_version)
+    assemble(settle(config), out, resume=True)
+
+
+@pytest.mark.parametrize("value", [True, "2.5", "inf", -1, None, [1], 10**400])
+def test_a_stored_weight_that_is_no_number_is_a_mistake(value, tmp_path):
+    (tmp_path / "class_weights.json").write_text(json.dumps({"semseg": {"wall": 1.0, "floor": value}}))
+    with pytest.raises(MistakeError, match=r"class_weights\.json: .*; expected the class weights") as caught:
+        class_weights.load(tmp_path / "class_weights.json", {"semseg": ("wall", "floor")})
+    assert "\n" not in str(caught.value)
 
 
 def test_a_criterion_of_ones_own_and_class_weights_exclude_one_another(room_folder, tmp_path):

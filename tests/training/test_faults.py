@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import weakref
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from io import StringIO
@@ -32,7 +32,7 @@ from mtlsi.data.datasets import open_dataset
 from mtlsi.data.transforms import TrainTransform
 from mtlsi.errors import MistakeError, Stopped, message_of
 from mtlsi.model.network import MTLSINet
-from mtlsi.training import validation
+from mtlsi.training import stopping, validation
 from mtlsi.training.loop import resume, train
 from mtlsi.training.stopping import StopRequest
 
@@ -135,22 +135,46 @@ def test_the_command_gives_the_codes_that_a_shell_gives(monkeypatch, capsys):
     assert capsys.readouterr().err == "mtlsi: stopped after step 7; go on with mtlsi train --resume run\n"
 
 
-def ends_at_once(program: str, *, said: str) -> None:
-    """A process that ``program`` runs in ends by SIGTERM, with ``said`` on its standard output and one line on the other."""
+def ends_at_once(program: str, *, said: str, code: int) -> None:
+    """A process that ``program`` runs in ends with ``code``, ``said`` on its standard output and one line on the other."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (143, said)
+    assert (done.returncode, done.stdout) == (code, said)
     assert done.stderr == "mtlsi: stopped at once, without a checkpoint of the last steps\n"
 
 
 @needs_signals
-def test_a_second_signal_ends_at_once():
+@pytest.mark.parametrize(("first", "second"), [("INT", "INT"), ("TERM", "INT"), ("TERM", "TERM")])
+def test_a_second_signal_ends_at_once(first, second):
     program = (
-        "import os, signal, time\nfrom mtlsi.training.stopping import StopRequest\n"
-        "with StopRequest() as stop, stop.deferred():\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n    print(stop.signal, flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(600)\n"
+        "import os, signal, time\nfrom mtlsi.training import stopping\n"
+        "with stopping.StopRequest() as stop, stop.deferred():\n"
+        f"    os.kill(os.getpid(), signal.SIG{first})\n    print(stop.signal, flush=True)\n"
+        f"    if '{first}' == '{second}' == 'TERM':\n"
+        "        later = time.monotonic() + stopping.ONE_S\n        time.monotonic = lambda: later\n"
+        f"    os.kill(os.getpid(), signal.SIG{second})\n    time.sleep(60)\n"
     )
-    ends_at_once(program, said="15\n")
+    number = signal.Signals[f"SIG{first}"].value
+    ends_at_once(program, said=f"{number}\n", code=128 + signal.Signals[f"SIG{second}"])
+
+
+@needs_signals
+@pytest.mark.parametrize("is_deferred", [True, False])
+def test_a_sigterm_that_a_launcher_passes_on_beside_the_one_to_all_processes_is_the_same(monkeypatch, is_deferred):
+    """torchrun passes on to its processes what a scheduler, or ``pkill``, has sent to them, too."""
+    stopped = []
+    monkeypatch.setattr(stopping, "end_at_once", lambda _: stopped.append("at once"))
+    with StopRequest() as stop:
+        try:
+            with stop.deferred() if is_deferred else nullcontext():
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)  # the handler has run
+        except Stopped:
+            stopped.append("raised")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        with pytest.raises(Stopped):
+            stop.raise_if_asked()
+    assert stopped == ([] if is_deferred else ["raised"])
 
 
 @needs_signals
@@ -163,9 +187,9 @@ def test_a_signal_that_another_process_was_told_of_first_does_not_end_this_one_a
         "with StopRequest() as stop, stop.deferred():\n"
         "    print(stop.asked(another), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    print('saved', flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(600)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
     )
-    ends_at_once(program, said="True\nsaved\n")
+    ends_at_once(program, said="True\nsaved\n", code=130)
 
 
 @needs_signals

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from dataclasses import replace
 from io import StringIO
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
 from mtlsi.model.network import Output
 from mtlsi.run_folder import MovingAverage, Position, load_config
-from mtlsi.training import setup
+from mtlsi.training import loop, setup
 from mtlsi.training.loop import optimizer_step, step_seed, train
 from mtlsi.training.setup import TrainingRun
 
@@ -129,6 +131,25 @@ def test_step_seeds_differ():
     assert max(seeds) < 2**63
 
 
+@pytest.mark.parametrize("seed", [4_504_000_000, 20261128093015, 2**64 - 1])
+def test_torch_takes_the_seeds_of_a_large_seed(seed):
+    RunConfig(seed=seed).check()
+    seeds = {step_seed(seed, *numbers) for numbers in np.ndindex(50, 8)}
+    assert len(seeds) == 400
+    for number in (seed, *seeds):
+        torch.manual_seed(number)
+
+
+def test_seeds_that_torch_did_take_are_those_of_before():
+    assert step_seed(4_503_000_000, 7, 3) == (4_503_000_000 * 1_000_003 + 7) * 4_096 + 3
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_torch_does_not_take_is_a_mistake(seed):
+    with pytest.raises(MistakeError, match=f"seed {seed}; expected 0 to {2**64 - 1}$"):
+        RunConfig(seed=seed).check()
+
+
 # ---- learning
 
 
@@ -180,6 +201,28 @@ def test_labels_that_images_lack_train_nothing_and_the_others_go_on(two_steps, t
     assert math.isnan(scores["normals"]["mErr"])
     assert math.isfinite(scores["depth"]["RMSE"])
     assert json.loads((tmp_path / "run" / "scores.json").read_text())["scores"]["normals"]["mErr"] is None
+
+
+# ---- samples
+
+
+def test_samples_of_long_and_of_like_names_are_files_of_their_own(tmp_path, monkeypatch):
+    """A name that no file can have would end the run after its last step, and every time it is resumed."""
+    deep = "/".join(["camera_2024-05-01T12-33-11_of_the_long_corridor"] * 7)
+    names = [f"{deep}/1", "a/b", "a_b"]
+
+    class Named:
+        name = names.__getitem__
+
+        def __len__(self):
+            return len(names)
+
+    dataset: Any = Named()
+    monkeypatch.setattr(loop, "predict_image", lambda *_: SimpleNamespace(photo=0, predicted={}, truth={}))
+    monkeypatch.setattr(loop, "compare_panel", lambda *_, **__: np.zeros((2, 2, 3), np.uint8))
+    network: Any = SimpleNamespace(eval=lambda: None, classes={}, colours={})
+    inspect.unwrap(loop.draw_samples)(network, dataset, RunConfig().data, tmp_path / "samples")
+    assert len(list((tmp_path / "samples").glob("*.png"))) == 3
 
 
 # ---- mistakes

@@ -202,6 +202,12 @@ def signed(folder):
         ),
         (lambda facts: facts.update(processes=3), r"a step was of 6 images .*start 3, or give --train\.batch_size 6$"),
         (lambda facts: facts.update(processes="2"), "does not say what a step was"),
+        (lambda facts: facts.update(processes=10**4000), "does not say what a step was"),
+        (
+            lambda facts: facts.update(own_parts=["x" * 10**6]),
+            r"parts of your own, \['xxx.{0,250} would go on with none",
+        ),
+        (lambda facts: facts.update(class_weights={"semseg": [1]}), r"class_weights\.json: other class weights"),
         (lambda facts: facts["images"].update(names="0" * 64), "are not the same ones"),
         (lambda facts: facts.pop("settings"), "does not say what settings"),
         (lambda facts: facts.update(position=[]), "expected the facts of a run"),

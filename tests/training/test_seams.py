@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 from dataclasses import replace
 from io import StringIO
 
@@ -16,10 +17,12 @@ from torchmetrics import Metric
 
 import mtlsi
 from mtlsi.data.transforms import TrainTransform
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, Stopped
 from mtlsi.losses import MultiTaskLoss
 from mtlsi.run_folder import load_config
+from mtlsi.training import checkpoints
 from mtlsi.training.loop import resume
+from mtlsi.training.setup import assemble, settle
 
 
 def quiet():
@@ -124,6 +127,94 @@ def test_a_criterion_of_ones_own_is_trained_with_its_parameters_and_resumed(two_
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+class CountPixels(Metric):
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+        self.add_state("pixels", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, decoded, label, valid):
+        assert decoded.shape == label.shape == valid.shape
+        self.pixels += valid.sum()
+
+    def compute(self):
+        return {self.name: self.pixels}
+
+
+class SignalAfterOneStep:
+    def on_step(self, *_):
+        signal.raise_signal(signal.SIGINT)
+
+
+def doubled(sample, _):
+    return sample
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_config, tmp_path_factory):
+    """A run with a criterion and a metric of a person's own that Ctrl-C stopped after its first step, and its words."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    config = replace(tiny_config, data=replace(tiny_config.data, tasks=("depth", "normals"), num_val=1))
+    own = {"criterion": Uncertainty(), "metrics": {"depth": CountPixels("RMSE")}}
+    with pytest.raises(Stopped) as told:
+        mtlsi.train(config, out, console=quiet(), callbacks=[SignalAfterOneStep()], **own)
+    return out, str(told.value)
+
+
+def test_who_stops_a_run_with_parts_of_ones_own_is_not_sent_to_the_command(stopped):
+    assert stopped[1] == (
+        "stopped after step 1; go on from Python: mtlsi.train with resume=True and the same criterion and metrics"
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "now"),
+    [
+        ({}, "none of that kind"),
+        ({"criterion": MultiTaskLoss(("depth", "normals")), "metrics": {"depth": CountPixels("RMSE")}}, "MultiTaskLoss"),
+        ({"criterion": Uncertainty()}, "{'criterion': 'Uncertainty'}"),
+        ({"criterion": Uncertainty(), "metrics": {"depth": CountPixels("RMSE")}, "train_transform": doubled}, "doubled"),
+    ],
+    ids=["nothing", "another criterion", "no metric", "an augmentation, too"],
+)  # fmt: skip
+def test_a_run_does_not_go_on_with_other_parts_than_it_had(stopped, own, now):
+    out, before = stopped[0], sorted(stopped[0].rglob("*"))
+    with pytest.raises(
+        MistakeError,
+        match=rf"cannot resume .* parts of your own, .*Uncertainty.*CountPixels.* would go on with .*{now}.*; give mtlsi",
+    ):
+        resume(out, console=quiet(), **own)
+    assert sorted(out.rglob("*")) == before
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_run_cut_before_its_first_checkpoint_begins_again_with_the_parts_it_had_alone(two_steps, tmp_path, again):
+    metrics, out = {"depth": CountPixels("RMSE")}, tmp_path / "run"
+    assemble(settle(two_steps), out, resume=False, metrics=metrics)
+    with pytest.raises(MistakeError, match=r"cannot resume .*CountPixels.* would go on with none of that kind"):
+        assemble(settle(two_steps), out, resume=again)
+    (out / "own_parts.json").write_text("[")
+    with pytest.raises(MistakeError, match=r"own_parts\.json: .*; expected the parts of your own"):
+        assemble(settle(two_steps), out, resume=again, metrics=metrics)
+    (out / "own_parts.json").unlink()
+    assemble(settle(two_steps), out, resume=again, metrics=metrics)
+    assemble(settle(two_steps), out, resume=again, metrics=metrics)
+
+
+def test_a_checkpoint_that_does_not_say_what_parts_it_had_is_accepted(two_steps, tmp_path, monkeypatch):
+    write, out = checkpoints.write, tmp_path / "run"
+
+    def write_as_before(out, step, facts, tensors, *, keep):
+        write(out, step, {k: v for k, v in facts.items() if k != "own_parts"}, tensors, keep=keep)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "write", write_as_before)
+        with pytest.raises(Stopped):
+            mtlsi.train(two_steps, out, console=quiet(), callbacks=[SignalAfterOneStep()])
+    run = assemble(settle(two_steps), out, resume=True, metrics={"depth": CountPixels("RMSE")})
+    assert run.position.step == 1
+
+
 def test_an_augmentation_of_ones_own_replaces_the_fields(two_steps, tmp_path):
     data, seen = two_steps.data, []
     field = TrainTransform(data.size_hw, data.image_hw, data.zoom, data.class_limit)
@@ -141,20 +232,6 @@ def test_an_augmentation_of_ones_own_replaces_the_fields(two_steps, tmp_path):
     )
     assert all(torch.equal(tensor, built_in[name]) for name, tensor in plain.items())
     assert not all(torch.equal(tensor, built_in[name]) for name, tensor in blind_one.items())
-
-
-class CountPixels(Metric):
-    def __init__(self, name):
-        super().__init__()
-        self.name = name
-        self.add_state("pixels", torch.tensor(0.0), dist_reduce_fx="sum")
-
-    def update(self, decoded, label, valid):
-        assert decoded.shape == label.shape == valid.shape
-        self.pixels += valid.sum()
-
-    def compute(self):
-        return {self.name: self.pixels}
 
 
 def test_a_metric_of_ones_own_replaces_its_tasks(two_steps, tmp_path):

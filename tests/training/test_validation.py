@@ -206,6 +206,63 @@ def test_a_score_that_never_was_defined_keeps_nothing(config, tmp_path, monkeypa
     assert not (tmp_path / "run" / "best").exists()
 
 
+@pytest.fixture
+def went_on(tmp_path, config):
+    """The evaluations of a run that goes on from a step; ``kept``: what best/ says of itself."""
+
+    def at(now, by, **kept):
+        values = {2: (2.0, 30.0), 4: (1.0, 20.0), 6: (3.0, 40.0)}
+        lines = [
+            {"step": i, "val/depth/RMSE": rmse, "val/normals/mErr": m, "evaluation_images": 1, "evaluation_s": 1.0}
+            for i, (rmse, m) in values.items()
+        ]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / "best").mkdir(exist_ok=True)
+        (tmp_path / "best/scores.json").write_text(json.dumps({"value": 0.5, "images": 1, **kept}))
+        options = replace(config.train, best_by=by, patience=0)
+        run: Any = SimpleNamespace(
+            out=tmp_path,
+            config=replace(config, train=options),
+            val_set=range(2),
+            network=SimpleNamespace(classes={}, tasks=("depth", "normals")),
+            position=SimpleNamespace(step=now),
+            accelerator=SimpleNamespace(is_main_process=True),
+            whole_average=dict,
+        )
+        said = StringIO()
+        log: Any = SimpleNamespace(progress=SimpleNamespace(console=Console(file=said, width=300)))
+        rest: Any = None
+        return validation.Validation(run, log, rest, rest), said
+
+    return at
+
+
+def test_after_another_best_by_the_kept_model_is_not_announced_as_what_it_is_not(went_on, tmp_path):
+    evaluated, said = went_on(7, "normals.mErr", step=6, best_by="depth.RMSE")
+    told = (
+        f"best normals.mErr 20 at step 4: no model of that is kept; {tmp_path / 'best'} is the best by depth.RMSE 0.5 at "
+        "step 6 on 1 images"
+    )
+    evaluated.make_up()
+    assert said.getvalue() == f"{told}\n"
+    assert evaluated.farewell() == [told]
+    shutil.rmtree(tmp_path / "best")
+    assert evaluated.farewell() == [f"best normals.mErr 20 at step 4: no model is kept in {tmp_path / 'best'}"]
+
+
+def test_the_model_of_the_present_step_is_kept_again_where_another_best_by_makes_it_the_best(went_on, monkeypatch):
+    kept = []
+    monkeypatch.setattr(validation, "measure", lambda *_: {"depth": {"RMSE": 1.0}})
+    monkeypatch.setattr(validation, "keep", lambda *_, **context: kept.append((context["step"], context["best_by"])))
+    evaluated, _ = went_on(4, "depth.RMSE", step=4, best_by="normals.mErr")
+    evaluated.make_up()
+    assert kept == [(4, "depth.RMSE")]
+    evaluated, said = went_on(4, "depth.RMSE", step=4, best_by="depth.RMSE")
+    evaluated.make_up()
+    assert (len(kept), said.getvalue()) == (1, "")
+    assert evaluated.farewell()[0].startswith("best depth.RMSE 1 at step 4")
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -183,7 +183,7 @@ def write_figures(figures: Mapping[str, Any], path: Path) -> None:
     """Figures by name, in dictionaries and lists, as JSON, written whole or not at all; an undefined one is null."""
     target = check_writable(path)
     try:
-        replace_text(target, json.dumps(defined(figures), indent=2) + "\n")
+        replace_text(target, json.dumps(defined(figures), indent=2) + "\n", on_disk=True)
     except OSError as error:
         raise MistakeError(
             f"cannot write {path} ({error.strerror}); give a file in a folder you may write to"

@@ -27,12 +27,12 @@ OF_THE_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_downl
 
 
 def write_settings(network: Any, folder: Path) -> None:
-    """``config.json``: the arguments that made this ``MTLSINet``, with the present versions; whole or not at all."""
+    """``config.json``, whole or not at all and on the disk: the arguments of this ``MTLSINet``, with the versions."""
     stored = {**network._hub_mixin_config, "format_version": FORMAT, "mtlsi_version": __version__}
     # the hub's mixin adds defaults; without this one, earlier versions read the file
     if stored.get("resize") == RESIZES[0]:
         del stored["resize"]
-    replace_text(folder / CONFIG, json.dumps(plain(stored), indent=2) + "\n")
+    replace_text(folder / CONFIG, json.dumps(plain(stored), indent=2) + "\n", on_disk=True)
 
 
 def without_versions(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,13 +20,14 @@ from rich.progress import track
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
+from mtlsi.io import number_of
 from mtlsi.lock import HeldError, held
 from mtlsi.options.using import has_points
 from mtlsi.prediction.camera import Camera, Metres, distance_task
 from mtlsi.prediction.contract import PredictsPhotos
 from mtlsi.prediction.crew import Crew
 from mtlsi.prediction.images import VIDEO_ENDINGS, read_image
-from mtlsi.prediction.manifest import Line, Manifest, Source, content_of, number_of, source_of
+from mtlsi.prediction.manifest import Line, Manifest, Source, content_of, source_of
 from mtlsi.prediction.names import Names, keep_sources
 from mtlsi.prediction.results import (
     FORMATS,

@@ -19,6 +19,7 @@ import numpy as np
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
+from mtlsi.io import number_of
 from mtlsi.reading import check_plain, parse_json
 
 MANIFEST = "manifest.jsonl"
@@ -168,8 +169,3 @@ def content_of(image: FilePath) -> int:
 def _last_byte(file: int) -> bytes:
     os.lseek(file, -1, os.SEEK_END)
     return os.read(file, 1)
-
-
-def number_of(text: str) -> int:
-    """A number of 64 bits that stands for a text."""
-    return int.from_bytes(blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), "little")

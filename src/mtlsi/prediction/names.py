@@ -11,11 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mtlsi.errors import MistakeError
-from mtlsi.prediction.manifest import number_of
+from mtlsi.io import LONGEST_NAME, fitting, number_of
 from mtlsi.prediction.walk import Found, Walk
-
-LONGEST_NAME = 255
-"""Bytes of a file's name, on every usual file system."""
 
 
 class Names:
@@ -42,7 +39,7 @@ class Names:
         """The name of an image's results."""
         name = ""
         for level in range(len(self.shared) + 1):
-            name = image.below + self._fitting(SPELLINGS[level](image))
+            name = image.below + fitting(SPELLINGS[level](image), self.room)
             if not any(_holds(shared, number_of(name.casefold())) for shared in self.shared[level:]):
                 break
         return name
@@ -50,12 +47,6 @@ class Names:
     def is_cut(self, image: Found) -> bool:
         """Whether the image's own name leaves no room for what the results' names end in."""
         return len(os.fsencode(image.path.stem)) > self.room
-
-    def _fitting(self, name: str) -> str:
-        if len(os.fsencode(name)) <= self.room:
-            return name
-        cut = os.fsencode(name)[: self.room - 9].decode(errors="ignore")
-        return f"{cut}_{number_of(name) & 0xFFFFFFFF:08x}"
 
 
 SPELLINGS: tuple[Callable[[Found], str], ...] = (

@@ -14,7 +14,7 @@ from mtlsi.device import find_device
 from mtlsi.drawing.panels import rows_panel
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.one_image import predict_image
-from mtlsi.io import replace_array
+from mtlsi.io import file_names, replace_array
 from mtlsi.model.network import MTLSINet
 from mtlsi.streams import write_line
 from mtlsi.studies.plan import Plan, StudyRun
@@ -34,10 +34,11 @@ def write_sheets(
     runs = {run.variant.name: run for run in plan.runs(out) if run.seed == plan.seeds[0] and state_of(run) == FINISHED}
     if not runs:
         raise MistakeError(f"--sheet: no variant has finished seed {plan.seeds[0]}; train one first")
-    for name in dict.fromkeys(names):
+    files = file_names(names, len("sheet_") + max(map(len, pictures)))
+    for name, file in files.items():
         sheet = Image.fromarray(draw_sheet(runs, name, tuple(plan.baseline.values())))
         for ending in pictures:
-            path = out / f"sheet_{name.replace('/', '_')}{ending}"
+            path = out / f"sheet_{file}{ending}"
             replace_array(path, sheet)
             write_line(console, f"sheet: {path}")
 

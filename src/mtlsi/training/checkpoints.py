@@ -23,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.io import sync
 from mtlsi.reading import parse_json
-from mtlsi.run_folder import STATE, STEP_FOLDER, saved_steps
+from mtlsi.run_folder import METRICS, STATE, STEP_FOLDER, saved_steps
 from mtlsi.streams import write_line
 from mtlsi.tensor_files import check_tensor_file, save_tensors
 
@@ -61,6 +62,9 @@ def write(out: Path, step: int, facts: Mapping[str, Any], tensors: Mapping[str, 
     """
     state = out / STATE
     state.mkdir(exist_ok=True)
+    sync(out)
+    if (out / METRICS).is_file():  # what a resumed run knows of the evaluations before
+        sync(out / METRICS)
     remove_leftovers(out)
     fresh, target = state / f".{STEP_FOLDER.format(step)}.new", state / STEP_FOLDER.format(step)
     try:
@@ -70,11 +74,11 @@ def write(out: Path, step: int, facts: Mapping[str, Any], tensors: Mapping[str, 
             write_tensors(fresh / f"{name}.safetensors", tensors[name], like=fresh / FACTS)
         names = (FACTS, *(f"{name}.safetensors" for name in TENSORS))
         _write_json(fresh / MANIFEST, {"files": {name: _fingerprint(fresh / name) for name in names}})
-        _sync(fresh)
+        sync(fresh)
         if target.exists():
             os.replace(target, _aside(target))
         os.replace(fresh, target)
-        _sync(state)
+        sync(state)
     finally:
         remove_leftovers(out)
     for number in _to_go(saved_steps(out), step, keep):
@@ -111,7 +115,7 @@ def write_tensors(path: Path, tensors: Tensors, *, like: Path) -> None:
     """A safetensors file on the disk, which may be read by whoever may read ``like``."""
     save_tensors(path, _on_their_own(tensors), {"format": "pt"})
     shutil.copymode(like, path)  # safetensors keeps its files to their owner
-    _sync(path)
+    sync(path)
 
 
 def _on_their_own(tensors: Tensors) -> dict[str, Tensor]:
@@ -123,17 +127,6 @@ def _on_their_own(tensors: Tensors) -> dict[str, Tensor]:
         found[name] = own.clone() if place in seen else own
         seen.add(place)
     return found
-
-
-def _sync(path: Path) -> None:
-    """Have what was written to a file, or which names a folder has, on the disk and not in a cache alone."""
-    if os.name == "nt" and path.is_dir():  # cannot be opened there
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A run folder holds the weights in use in ``class_weights.json``, from which a re
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from mtlsi.config import FROM_SHARES, RunConfig
 from mtlsi.data.datasets import LabelledImages, open_dataset, spread
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import replace_text
-from mtlsi.reading import read_json
+from mtlsi.reading import read_json, shortened
 from mtlsi.tasks import TASKS
 
 FILE = "class_weights.json"
@@ -113,17 +114,20 @@ def _balanced(task: str, pixels: Tensor, around: Tensor) -> tuple[float, ...]:
 def save(weights: ClassWeights, classes: Mapping[str, Sequence[str]], out: Path) -> None:
     """``class_weights.json`` in the run folder ``out``: by task and class name."""
     named = {task: dict(zip(classes[task], numbers, strict=True)) for task, numbers in weights.items()}
-    replace_text(out / FILE, json.dumps(named, indent=2) + "\n")
+    replace_text(out / FILE, json.dumps(named, indent=2) + "\n", on_disk=True)
 
 
 def load(path: Path, classes: Mapping[str, Sequence[str]]) -> ClassWeights:
-    """What ``save`` wrote; ``MistakeError`` where that is not there or lacks a class of ``classes``."""
+    """What ``save`` wrote; ``MistakeError`` where that is not there or has no number for a class of ``classes``."""
     expected = "the class weights that the run began with"
     stored = read_json(path, expected)
     try:
-        found = {task: tuple(float(stored[task][name]) for name in names) for task, names in classes.items()}
+        return {task: tuple(_weight(stored[task][name]) for name in names) for task, names in classes.items()}
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise MistakeError(f"{path}: {message_of(error, 200)}; expected {expected}") from error
-    if not all(number >= 0 for numbers in found.values() for number in numbers):
-        raise MistakeError(f"{path}: a weight below 0; expected {expected}")
-    return found
+
+
+def _weight(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"the weight {shortened(value)}, which is no number of at least 0")
+    return float(value)

@@ -25,7 +25,7 @@ from mtlsi.drawing.panels import compare_panel
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.report import Scores, introduce, write_scores
-from mtlsi.io import replace_array
+from mtlsi.io import file_names, replace_array
 from mtlsi.model.inherit import describe
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.stored import WEIGHTS
@@ -35,7 +35,7 @@ from mtlsi.training import run_state, sharding
 from mtlsi.training.callbacks import Callbacks
 from mtlsi.training.changes import changed
 from mtlsi.training.cuda_graph import notes_on_recording, obstacle
-from mtlsi.training.faults import told_plainly
+from mtlsi.training.faults import how_to_go_on, told_plainly
 from mtlsi.training.log import Log, Step
 from mtlsi.training.not_finite import Watch, all_finite
 from mtlsi.training.passes import forward_backward, losses_again
@@ -68,7 +68,8 @@ def train(
     ``metrics``: by task, instead of the built-in metric; updated with ``(decoded, label, valid)``, computes a dict of
     scalars with the task's score in it.
     ``callbacks``: objects with any of ``on_step``, ``on_evaluation``, ``on_save``; see ``Callbacks``.
-    A resumed run needs the same four again: the run folder does not hold them.
+    A resumed run needs the same four again: the run folder does not hold them. It is refused without the first three, or
+    with others by name.
     Raises ``MistakeError`` for a configuration or folder that cannot be used, and for a loss that is not finite.
     """
     processes.join()
@@ -76,7 +77,14 @@ def train(
     import_plugins(config.plugins)
     config.check()
     same_bits = deterministic(config.train.deterministic)
-    with same_bits, told_plainly(out), ExitStack() as claims, StopRequest() as stop, stop.telling_how_to_go_on(out):
+    how = how_to_go_on(out, run_state.own_parts(criterion, train_transform, metrics))
+    with (
+        same_bits,
+        told_plainly(out, how),
+        ExitStack() as claims,
+        StopRequest() as stop,
+        stop.telling_how_to_go_on(out, how),
+    ):
         run = assemble(
             settle(config, resume=resume),
             out,
@@ -230,8 +238,8 @@ def pass_over(run: TrainingRun, statistics: Iterable[tuple[Tensor, Tensor]]) -> 
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
-    """The seed of the network's own random draws in one step: a pure function of its arguments."""
-    return (seed * 1_000_003 + step) * 4_096 + process
+    """The seed of the network's own random draws in one step, of 64 bits: a pure function of its arguments."""
+    return ((seed * 1_000_003 + step) * 4_096 + process) % 2**64
 
 
 def is_due(every: int, step: int) -> bool:
@@ -299,7 +307,9 @@ def draw_samples(
     """A few images of ``dataset``, each with its predictions above its labels, as PNG files in ``folder``."""
     network.eval()
     folder.mkdir(exist_ok=True)
-    for index in spread(num_images, len(dataset)):
+    chosen = spread(num_images, len(dataset))
+    files = file_names([dataset.name(index) for index in chosen], len(".png"))
+    for index in chosen:
         shown = predict_image(network, dataset, config, index)
         sheet = compare_panel(shown.photo, shown.predicted, shown.truth, network.classes, colours=network.colours)
-        replace_array(folder / f"{dataset.name(index).replace('/', '_')}.png", Image.fromarray(sheet))
+        replace_array(folder / f"{files[dataset.name(index)]}.png", Image.fromarray(sheet))

@@ -7,7 +7,9 @@ the step, and the learning rates follow from the step.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,14 +17,18 @@ from torch import Tensor, nn
 
 from mtlsi.data.datasets import LabelledImages
 from mtlsi.errors import MistakeError, message_of
+from mtlsi.io import plain, replace_text
+from mtlsi.reading import read_json, shortened
 from mtlsi.run_folder import STEP_FOLDER, count_in
-from mtlsi.training import checkpoints, sharding
+from mtlsi.training import checkpoints, class_weights, sharding
 from mtlsi.training.checkpoints import Checkpoint
 from mtlsi.training.same_settings import flat
 
 if TYPE_CHECKING:
     from mtlsi.training.setup import TrainingRun
 
+OWN_PARTS = "own_parts.json"
+"""In the folder of a run that began with parts of a person's own: ``own_parts``."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What Adam keeps of every parameter that had a gradient."""
 
@@ -38,6 +44,8 @@ def save(run: TrainingRun) -> None:
         "processes": run.accelerator.num_processes,
         "images": images_of(run.train_set),
         "settings": flat(run.config),
+        "own_parts": run.own_parts,
+        "class_weights": plain(run.class_weights),
         "torch": torch.__version__,
     }
     made = tensors_of(run)
@@ -78,6 +86,8 @@ class _Gathered(Mapping[str, Mapping[str, Tensor]]):
 def load(run: TrainingRun, checkpoint: Checkpoint) -> None:
     """Have ``run`` go on from ``checkpoint``. Raises ``MistakeError`` where that is another network's or data set's."""
     facts, folder = checkpoint.facts, checkpoint.folder
+    check_own_parts(facts.get("own_parts", run.own_parts), run.own_parts, run.out)  # none of an older version
+    _check_class_weights(run, checkpoint)
     try:
         if facts["images"] != (here := images_of(run.train_set)):
             raise MistakeError(
@@ -101,6 +111,52 @@ def load(run: TrainingRun, checkpoint: Checkpoint) -> None:
     _load_moments(run, folder / "optimizer.safetensors")
     _load_learned(run, folder / "learned.safetensors")
     _go_on_at(run.scheduler, run.position.step)
+
+
+def own_parts(criterion: Any, train_transform: Any, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a person gave instead of built-in parts, by argument of ``train``, each by the name of its class or function.
+
+    The module is left out: what a script calls ``__main__`` has another name wherever it is imported.
+    """
+    given = {"criterion": criterion, "train_transform": train_transform}
+    found: dict[str, Any] = {argument: _name_of(part) for argument, part in given.items() if part is not None}
+    return found | ({"metrics": {task: _name_of(metric) for task, metric in metrics.items()}} if metrics else {})
+
+
+def _name_of(part: Any) -> str:
+    return str(getattr(part, "__name__", type(part).__name__))
+
+
+def begin_with(own: Mapping[str, Any], out: Path) -> None:
+    """Have the run folder ``out`` name the ``own`` parts of a run that begins, until a checkpoint does.
+
+    Raises ``MistakeError`` where one that was cut before its first checkpoint began with others.
+    """
+    if (out / OWN_PARTS).exists():
+        check_own_parts(read_json(out / OWN_PARTS, "the parts of your own that the run began with"), own, out)
+    elif own:
+        replace_text(out / OWN_PARTS, json.dumps(own, indent=2) + "\n", on_disk=True)
+
+
+def check_own_parts(stored: Any, own: Mapping[str, Any], out: Path) -> None:
+    """Raises ``MistakeError`` where the run in ``out`` had other parts of a person's own than it is given now."""
+    if stored != own:
+        was, now = (shortened(parts, 200) if parts else "none of that kind" for parts in (stored, own))
+        raise MistakeError(
+            f"cannot resume {out}: it trained with parts of your own, {was}, and would go on with {now}; give "
+            f"mtlsi.train the same ones with resume=True, or begin anew with another --out"
+        )
+
+
+def _check_class_weights(run: TrainingRun, checkpoint: Checkpoint) -> None:
+    """Raises ``MistakeError`` where the run folder no longer has the class weights that the run trained with."""
+    ours = plain(run.class_weights)
+    if checkpoint.facts.get("class_weights", ours) != ours:  # not in a checkpoint of an older version
+        raise MistakeError(
+            f"{run.out / class_weights.FILE}: other class weights than the run trained with, which "
+            f"{checkpoint.folder / checkpoints.FACTS} lists; put those back, or train on from the weights with --init "
+            f"{run.out} and another --out"
+        )
 
 
 def _as_kept(run: TrainingRun, tensor: Tensor, like: Tensor) -> Tensor:

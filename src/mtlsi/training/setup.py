@@ -50,7 +50,7 @@ from mtlsi.training import checkpoints, class_weights, run_state, sharding
 from mtlsi.training.balance.base import Balance
 from mtlsi.training.balance.build import build_balance
 from mtlsi.training.best import Best
-from mtlsi.training.class_weights import weights_for
+from mtlsi.training.class_weights import ClassWeights, weights_for
 from mtlsi.training.cuda_graph import RecordedPasses, notes_on_recording, obstacle
 from mtlsi.training.faults import alone_in
 from mtlsi.training.passes import forward_backward
@@ -93,6 +93,10 @@ class TrainingRun:
     """Takes a micro-batch forward and backward."""
     notes: tuple[str, ...] = ()
     """What a person should know of how the run begins."""
+    own_parts: Mapping[str, Any] = field(default_factory=dict)
+    """What was given instead of built-in parts, by argument of ``train``, as ``run_state.own_parts`` names it."""
+    class_weights: ClassWeights = field(default_factory=dict)
+    """Of the built-in criterion."""
 
     @property
     def is_sharded(self) -> bool:
@@ -192,6 +196,9 @@ def assemble(
     balance = build_balance(options, network, loss, sharded=is_sharded(options))
     if accelerator.is_main_process and not resume:
         start_folder(config, out, claims)
+    own = run_state.own_parts(criterion, train_transform, metrics)
+    if accelerator.is_main_process and checkpoint is None:
+        run_state.begin_with(own, out)
     if processes.has_joined():
         sync_norm.synchronise(network)
     if is_sharded(options):
@@ -212,6 +219,7 @@ def assemble(
     run = TrainingRun(
         config, out, accelerator, train_set, val_set, network, model, loss, optimizer, scheduler, average, position,
         train_transform, metrics, balance, taken_over,
+        own_parts=own, class_weights=weights,
     )  # fmt: skip
     run.passes = RecordedPasses(run, console or Console(stderr=True))
     if checkpoint is not None:

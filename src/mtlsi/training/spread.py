@@ -9,11 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from mtlsi.errors import MistakeError
+from mtlsi.run_folder import count_in
 from mtlsi.training.checkpoints import FACTS, Checkpoint
 from mtlsi.training.same_settings import FREE, SPREAD, check_same
 
 if TYPE_CHECKING:
     from mtlsi.config import RunConfig
+
+
+MOST = 10**6
+"""Processes, images of a batch and batches of a step, each: more are in no checkpoint."""
 
 
 class Spread(NamedTuple):
@@ -40,16 +45,13 @@ def spread_of(config: RunConfig, num_processes: int) -> Spread:
 
 def spread_in(checkpoint: Checkpoint) -> Spread | None:
     """What made the steps of ``checkpoint``; None where its facts do not say."""
-    facts, settings = checkpoint.facts, checkpoint.facts.get("settings")
-    given = (
-        [settings.get(f"train.{name}") for name in ("batch_size", "accumulate")]
-        if isinstance(settings, dict)
-        else [None]
-    )
-    numbers = [facts.get("processes"), *given]
-    if not all(isinstance(x, int) and not isinstance(x, bool) and x > 0 for x in numbers):
+    facts = checkpoint.facts
+    try:
+        given = [count_in(facts["settings"], f"train.{name}", MOST) for name in ("batch_size", "accumulate")]
+        found = Spread(count_in(facts, "processes", MOST), *given)
+    except (KeyError, TypeError, ValueError):
         return None
-    return Spread(*numbers)
+    return found if all(found) else None
 
 
 def note_on_spread(config: RunConfig, num_processes: int, checkpoint: Checkpoint) -> tuple[str, ...]:

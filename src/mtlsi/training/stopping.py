@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from mtlsi.errors import Stopped
 from mtlsi.run_folder import saved_steps
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ONE_S = 5.0
+"""A SIGTERM so soon after another is the same one: sent to all processes, it is passed on by a launcher or a study, too."""
 
 
 class StopRequest:
@@ -34,7 +37,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         """The first that came, to this process or, of several, to another."""
-        self._has_come = False  # to this one
+        self._first: tuple[int, float] | None = None  # to this one, and when
         self._raises, self._pid, self._former = True, os.getpid(), {}
 
     def __enter__(self) -> StopRequest:
@@ -89,21 +92,25 @@ class StopRequest:
             raise Stopped(self.signal)
 
     @contextmanager
-    def telling_how_to_go_on(self, out: Path) -> Iterator[None]:
-        """Gives ``Stopped`` the words of a training in the run folder ``out``."""
+    def telling_how_to_go_on(self, out: Path, how: str) -> Iterator[None]:
+        """Gives ``Stopped`` the words of a training in the run folder ``out``; ``how`` it goes on."""
         try:
             yield
         except Stopped as stop:
             steps = saved_steps(out)
             where = f"stopped after step {steps[0]}" if steps else "stopped before the first checkpoint"
-            raise Stopped(stop.signal, f"{where}; go on with mtlsi train --resume {out}") from None
+            raise Stopped(stop.signal, f"{where}; go on {how}") from None
 
     def _came(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a loader process, before it sets its own handlers
             return
-        if self._has_come:
+        now = time.monotonic()
+        if self._first is not None:
+            first, then = self._first
+            if first == number == signal.SIGTERM and now - then < ONE_S:
+                return
             end_at_once(number)
-        self._has_come = True
+        self._first = number, now
         if self.signal is None:  # else another process has told of it, which got the same one a moment earlier
             self.signal = number
         if self._raises and not interrupts.drops(frame):

@@ -9,11 +9,12 @@ from contextlib import suppress
 from mtlsi import processes, run_folder
 from mtlsi.data.datasets import spread
 from mtlsi.drawing.plots import plot_curves
-from mtlsi.errors import Stopped
+from mtlsi.errors import MistakeError, Stopped
 from mtlsi.evaluation.evaluate import BATCH_SIZE, evaluate
 from mtlsi.evaluation.report import Scores
-from mtlsi.run_folder import BEST, kept_step
-from mtlsi.training.best import Best, keep
+from mtlsi.run_folder import BEST
+from mtlsi.streams import write_line
+from mtlsi.training.best import Best, Kept, keep, kept
 from mtlsi.training.callbacks import Callbacks
 from mtlsi.training.log import Log
 from mtlsi.training.setup import TrainingRun
@@ -67,15 +68,19 @@ class Validation:
         ended = processes.of_first((self.run.out / run_folder.SCORES).exists())
         if ended and not self.is_last and self.run.accelerator.is_main_process:
             (self.run.out / run_folder.SCORES).unlink()
-        if ended or not step:
+        if not step or (ended and self.is_last):
             return
-        due = (every and step % every == 0) or (self.is_last and self.best is not None)
+        due = not ended and ((every and step % every == 0) or (self.is_last and self.best is not None))
         if due and not processes.of_first(run_folder.was_evaluated(self.run.out, step)):
             self._compare()
             return
         best = self.best.best if self.best is not None else None
-        if best is not None and best.step == step != processes.of_first(kept_step(self.run.out)):
+        if best is None or processes.of_first(self._keeps_best()):
+            return
+        if best.step == step:
             self._keep(measure(self.run, self.on_the_way))
+        elif self.run.accelerator.is_main_process:  # by another best_by it is the best: these weights are gone
+            write_line(self.log.progress.console, self._of_best())
 
     def of_the_end(self) -> Scores:
         """The last scores of a run that was stopped before it had them."""
@@ -130,14 +135,32 @@ class Validation:
         if self.is_over and self.run.position.step < self.run.config.train.iterations:
             step, waited = self.run.position.step, self.best.waited
             lines.append(f"ended at step {step}: {waited} evaluations without a better {self.best.score}")
-        if self.best.best is None:
-            lines.append(f"{self.best.score} was never defined: no model is kept in {self.run.out / BEST}")
-        else:
-            kept = self.run.out / BEST
-            lines.append(
-                f"best {self.best.describe()}: {kept}; give that as the model: {self.run.out} has the last weights"
-            )
-        return lines
+        return [*lines, self._of_best()]
+
+    def _keeps_best(self) -> bool:
+        """Whether best/ is the model of the best evaluation, by the present score."""
+        found = self._kept()
+        if self.best is None or self.best.best is None or found is None:
+            return False
+        return (found.step, found.score) == (self.best.best.step, self.best.score)
+
+    def _kept(self) -> Kept | None:
+        try:
+            return kept(self.run.out)
+        except MistakeError:
+            return None
+
+    def _of_best(self) -> str:
+        """Which evaluation was the best, and what best/ is: after a change of ``best_by`` another model, perhaps."""
+        assert self.best is not None
+        folder, found = self.run.out / BEST, self._kept()
+        what = f"best {self.best.describe()}" if self.best.best is not None else f"{self.best.score} was never defined"
+        if self._keeps_best():
+            return f"{what}: {folder}; give that as the model: {self.run.out} has the last weights"
+        if found is None:
+            return f"{what}: no model is kept in {folder}"
+        measured = f"{found.score} {found.value:.4g} at step {found.step} on {found.num_images} images"
+        return f"{what}: no model of that is kept; {folder} is the best by {measured}"
 
 
 def measure(run: TrainingRun, num_images: int) -> Scores:
