@@ -139,7 +139,9 @@ def test_names_that_lead_out_of_a_folder_are_refused(name):
         "train: {class_weights: {class_path: hostile_module.Evil}}",
         "data: hostile_module.Evil",
         "init: {class_path: hostile_module.Evil}",
+        '? "model' + ".a" * 50_000 + '"\n: 1',
     ],
+    ids=lambda text: text[:40],
 )
 def test_a_recipe_names_no_code(tmp_path, monkeypatch, capsys, text):
     (tmp_path / "hostile_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")

@@ -18,7 +18,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, set_loader  # pyright
 
 from mtlsi.errors import MistakeError, clipped, message_of
 from mtlsi.field_types import words_of
-from mtlsi.reading import shortened
+from mtlsi.reading import DEEPEST, shortened
 from mtlsi.yaml_files import parse_yaml, read_yaml
 
 PARTS = ("model", "data", "train")
@@ -44,7 +44,7 @@ def _load(text: str) -> Any:
 
 
 def check_plain_settings(value: Any) -> None:
-    """Raises ``MistakeError`` for settings, at any depth, under a name that would name code to import."""
+    """Raises ``MistakeError`` for settings, at any depth, under a name that would name code to import or is too deep."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -54,6 +54,8 @@ def check_plain_settings(value: Any) -> None:
                     raise MistakeError(
                         f"unknown setting {shortened(name)}; expected plain values: code is never named here"
                     )
+                if str(name).count(".") >= DEEPEST:
+                    raise MistakeError(f"unknown setting {shortened(name)}; expected a name of at most {DEEPEST} parts")
             waiting += value.values()
         elif isinstance(value, list | tuple):
             waiting += value

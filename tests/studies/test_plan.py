@@ -113,6 +113,11 @@ def alone(**tasks: str) -> dict:
         ({**BASE, "variants": {"num_tokens-8": {}}, "grid": {"model.num_tokens": [8]}}, "num_tokens-8 stands in variants"),
         ({**BASE, "grid": {"model.num_tokens": [8, 8]}}, "num_tokens-8 twice"),
         ({**BASE, "grid": {"model.num_tokens": 8}}, "expected a list"),
+        (
+            {**BASE, "grid": {f"train.{name}": [*range(300)] for name in ("lr", "warmup", "ema", "patience", "clip_norm")}},
+            "grid makes 2430000000000 variants; expected at most 1000",
+        ),
+        ({**BASE, "variants": {"deep": {"model" + ".a" * 50_000: 1}}}, "expected a name of at most 40 parts"),
         ({**BASE, "variants": {"a": {}}, "seeds": 2}, "seeds"),
         ({**BASE, "variants": {"a": {}}, "seeds": [1, 1]}, "seeds"),
         ({**BASE, "variants": {"a": {}}, "seeds": [-1]}, "seeds"),

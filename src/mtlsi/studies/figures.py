@@ -19,7 +19,7 @@ from mtlsi.device import find_device
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.metrics import delta_m
 from mtlsi.model.network import MTLSINet
-from mtlsi.reading import read_json
+from mtlsi.reading import read_json, shortened
 from mtlsi.run_folder import load_config
 from mtlsi.studies.plan import Plan, StudyRun
 from mtlsi.studies.runs import FINISHED, state_of
@@ -126,13 +126,19 @@ def headline_of(out: Path) -> dict[str, float]:
     """The headline score of every task in a run folder's ``scores.json``; NaN where it is undefined."""
     with reading(out / "scores.json") as stored:
         found = {task: values[TASKS[task].score] for task, values in stored["scores"].items()}
+        for value in found.values():
+            if not isinstance(value, float | int | None):
+                raise TypeError(f"{shortened(value)} is no number")
         return {task: nan if value is None else float(value) for task, value in found.items()}
 
 
 def protocol_of(out: Path) -> str | None:
     """The protocol by which a run folder's boundaries were measured; None: it was made before there were several."""
     with reading(out / "scores.json") as stored:
-        return stored["boundaries"]["protocol"] if "boundaries" in stored else None
+        name = stored["boundaries"]["protocol"] if "boundaries" in stored else None
+        if not isinstance(name, str | None):
+            raise TypeError(f"{shortened(name)} is no boundary protocol")
+        return name
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ KEYS = ("title", "note", "recipe", "variants", "grid", "seeds", "baseline", "plo
 TIME_OF = "iterations_by_time_of"
 ENDINGS = (".md", ".csv", ".tex", ".json", ".png", ".pdf", ".lock")
 """Of the files that lie beside the variants' folders."""
+MOST_VARIANTS = 1000
+"""Of a grid: each takes about 20 ms to check, before anything is trained."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,8 @@ def _grid(file: Path, grid: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise MistakeError(f"{file}: grid {key} is {values!r}; expected a list of values")
+    if (count := prod(len(values) for values in grid.values())) > MOST_VARIANTS:
+        raise MistakeError(f"{file}: grid makes {count} variants; expected at most {MOST_VARIANTS}: split the study")
     found = {}
     for values in product(*grid.values()):
         change = dict(zip(grid, values, strict=True))

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.plain_settings import check_parts, check_plain_settings, in_plain_words, use_plain_values
+from mtlsi.reading import DEEPEST, shortened
 from mtlsi.yaml_files import parse_yaml, read_yaml
 
 
@@ -44,6 +45,8 @@ def nested(where: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         if not isinstance(key, str):
             raise MistakeError(f"{where}: setting {key!r}; expected a name such as model.num_tokens")
+        if key.count(".") >= DEEPEST:
+            raise MistakeError(f"{where}: setting {shortened(key)}; expected a name of at most {DEEPEST} parts")
         first, *rest = key.split(".")
         for part in reversed(rest):
             value = {part: value}

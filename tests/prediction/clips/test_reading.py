@@ -319,3 +319,57 @@ def test_a_short_clip_has_one_sample(tmp_path):
     shown = pictures(3)
     (sample,) = sample_clip(write_clip(tmp_path / "clip.mkv", shown))
     assert any((sample == pixels).all() for pixels in shown)
+
+
+def test_a_name_with_a_colon_is_a_file_and_no_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = pictures(2)
+    for name, picture in zip(("12:30 kitchen.mkv", "concat:other.mkv"), shown, strict=True):
+        write_clip(tmp_path / name, [picture])
+    write_clip(tmp_path / "other.mkv", [255 - shown[1]])
+    for name, picture in zip(("12:30 kitchen.mkv", "concat:other.mkv"), shown, strict=True):
+        np.testing.assert_array_equal(only(Path(name)), picture)
+
+
+@pytest.mark.parametrize("jump", [2**54, 2**57])
+def test_pictures_after_a_moment_that_cannot_be_follow_the_ones_before(jump, tmp_path):
+    write_clip(tmp_path / "clip.mkv", pictures(6))
+    with av.open(str(tmp_path / "clip.mkv")) as read, av.open(str(tmp_path / "odd.mkv"), "w") as written:
+        stream = written.add_stream_from_template(read.streams.video[0])
+        for number, packet in enumerate(p for p in read.demux() if p.dts is not None):
+            if number >= 3:
+                packet.pts, packet.dts = packet.pts + jump, packet.dts + jump
+            packet.stream = stream
+            written.mux(packet)
+    frames, _ = frames_of(tmp_path / "odd.mkv")
+    assert len(frames) == 6
+    starts = [float(frame.start_s) for frame in frames]
+    assert starts == sorted(starts)
+    assert starts[-1] < 1
+
+
+def test_frames_of_more_pixels_than_an_image_may_have_are_refused(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "clip.mkv", pictures(1))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 32)
+    assert len(frames_of(path)[0]) == 1
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 32 - 1)
+    with pytest.raises(MistakeError, match="frames of 32x24 pixels"):
+        frames_of(path)
+
+
+def test_a_length_of_thousands_of_digits_says_nothing(tmp_path):
+    path, word = tmp_path / "clip.mkv", b"DURATION"
+    write_clip(path, pictures(2))
+    with av.open(str(path)) as read, av.open(str(tmp_path / "odd.mkv"), "w") as written:
+        stream = written.add_stream_from_template(read.streams.video[0])
+        stream.metadata["DURATIOM"] = "9" * 5000 + ":00:01"
+        for packet in read.demux():
+            if packet.dts is not None:
+                packet.stream = stream
+                written.mux(packet)
+    content = (tmp_path / "odd.mkv").read_bytes().replace(word, b"DURATIOX").replace(b"DURATIOM", word)
+    (tmp_path / "odd.mkv").write_bytes(content)
+    with open_clip(tmp_path / "odd.mkv") as clip:
+        assert clip.video.metadata["DURATION"].startswith("9999")
+        assert len([event for event in clip.events() if isinstance(event, Frame)]) == 2
+        assert clip.missing == ""

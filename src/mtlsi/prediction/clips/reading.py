@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import FilePath
@@ -42,6 +43,8 @@ MOST_ERRORS = 100
 """Packets in a row that cannot be read before the rest is given up."""
 MOST_WAITING = 2000
 """Packets of sound that wait for the picture of their time; files keep both close together."""
+LONGEST_GAP_S = 24 * 3600
+"""Between two pictures; what a file says beyond is damage, and they follow one another."""
 NAMED = 10
 """Broken pictures that are named; more are counted."""
 SILENT_PACKETS = ("vp8", "libvpx", "vp9", "libvpx-vp9")
@@ -85,6 +88,7 @@ class Clip:
     def __init__(self, name: str, container: Any, say: Callable[[str], None], *, is_live: bool = False):
         self.name, self.container, self.say, self.is_live = name, container, say, is_live
         self.video = _pictures_of(name, container)
+        check_frame_size(name, self.video)
         self.video.thread_type = "AUTO"
         self.sounds = [] if is_live else [s for s in container.streams.audio if s.codec_context is not None]
         starts = [s.start_time * s.time_base for s in (self.video, *self.sounds) if s.start_time is not None]
@@ -184,7 +188,7 @@ class Clip:
             self.container.seek(stamp, stream=self.video)
         except (av.error.FFmpegError, OSError):
             return False
-        self.packets, self.last_s = self._packets(), Fraction(-1)
+        self.packets, self.last_s, self.end_s = self._packets(), Fraction(-1), moment_s
         return True
 
     def _packets(self) -> Iterator[Any]:
@@ -223,6 +227,7 @@ class Clip:
                 self._pass_over("damaged")
                 continue
             self.has_fields |= frame.interlaced_frame
+            check_frame_size(self.name, frame)
             start_s = self._moment(frame)
             length_s = (frame.duration or 0) * (self.video.time_base)
             self.end_s = start_s + (length_s if 0 < length_s < 10 else 1 / self.rate)
@@ -239,6 +244,8 @@ class Clip:
             if self.begin_s is None:
                 self.begin_s = stamp * self.video.time_base
             moment = max(Fraction(0), stamp * self.video.time_base - self.begin_s)
+            if moment > self.end_s + LONGEST_GAP_S:  # damage
+                moment = max(Fraction(0), self.end_s)
         self.last_s = moment if moment > self.last_s else self.last_s + Fraction(1, 1000)
         return self.last_s
 
@@ -281,12 +288,22 @@ def open_clip(path: FilePath, say: Callable[[str], None] = lambda _: None) -> Cl
         raise MistakeError(f"{path}: an empty file; expected a video")
     try:
         only = {"format_whitelist": ",".join(CONTAINERS)}
-        container = av.open(os.fspath(path), metadata_errors="replace", container_options=only)
+        # a name such as "12:30 kitchen.mkv" would be taken for a protocol, and "concat:a.mkv" open another file
+        container = av.open(os.path.abspath(path), metadata_errors="replace", container_options=only)
     except (av.error.FFmpegError, OSError) as error:
         raise MistakeError(
             f"{path}: no video that can be read ({message_of(error)}); give an undamaged copy"
         ) from error
     return Clip(str(path), container, say)
+
+
+def check_frame_size(name: str, pictures: Any) -> None:
+    """Raises ``MistakeError`` where the frames of a stream, or one of them, have more pixels than an image may have."""
+    if pictures.width * pictures.height > (Image.MAX_IMAGE_PIXELS or 0):
+        raise MistakeError(
+            f"{name}: frames of {pictures.width}x{pictures.height} pixels; expected at most "
+            f"{(Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels; scale the video down"
+        )
 
 
 def check_av() -> None:

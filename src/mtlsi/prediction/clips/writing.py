@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class ClipWriter:
         try:
             # the index at the front: a browser plays the file while it loads
             options = {"movflags": "+faststart"} if self.format == "mp4" else {}
-            self.container = av.open(str(self.part), "w", format=self.format, options=options)
+            self.container = av.open(os.path.abspath(self.part), "w", format=self.format, options=options)
         except (av.error.FFmpegError, OSError) as error:
             raise MistakeError(f"{path}: cannot be written ({message_of(error)}); give another place") from error
         self.video: Any = self.container.add_stream(self.encoder.codec, rate=rate, options=dict(self.encoder.options))
