@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mtlsi.config import RunConfig
 from mtlsi.errors import MistakeError
-from mtlsi.studies.figures import Row, add_delta_m, headline_of, scored, single_task_scores
+from mtlsi.studies.figures import Row, add_delta_m, headline_of, protocol_of, scored, single_task_scores
 from mtlsi.studies.plan import Plan, Plot, StudyRun, Variant
 from mtlsi.studies.table import (
     as_csv,
