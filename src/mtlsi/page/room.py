@@ -52,7 +52,7 @@ class WithRoom:
     async def _bounded(self, scope: Any, receive: Any, send: Any) -> None:
         """Counts what comes, whatever was announced: to the page what is beyond the limits looks like a sender who left."""
         told = dict(scope["headers"]).get(b"content-length", b"0")
-        if not told.isdecimal() or len(told) > 15 or int(told) > MOST_REQUEST:
+        if not told.isdigit() or len(told) > 15 or int(told) > MOST_REQUEST:
             await _refuse(send, *TOO_LARGE)
             return
         num_bytes, whole, answered = 0, False, False
