@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mtlsi.data.readers.label_pixels import LOSSY_ADVICE, lossy_format
 from mtlsi.data.readers.mat73 import decode_mat73, is_mat73
 from mtlsi.errors import MistakeError
 from mtlsi.images import open_image
-from mtlsi.reading import read_content
+from mtlsi.reading import MOST_BYTES, read_content
 
 LEVELS = {1: 255, 2: 65535}
 """The brightest value, by the number of bytes."""
@@ -91,7 +92,8 @@ def _grey(path: Path, content: bytes, lossless: bool) -> tuple[np.ndarray, np.nd
 
 
 def _map_of_mat(path: Path, variables: dict[str, Any]) -> np.ndarray:
-    arrays = {name: _dense(path, value) for name, value in variables.items() if not name.startswith("__")}
+    names = [name for name in variables if not name.startswith("__")]
+    arrays = dict(zip(names, _dense(path, [variables[name] for name in names]), strict=True))
     if "ucm2" in arrays:
         ucm2 = arrays["ucm2"]
         if ucm2.ndim != 2 or min(ucm2.shape) < 3 or not all(side % 2 for side in ucm2.shape):
@@ -145,7 +147,7 @@ def _annotators(path: Path, variables: dict[str, Any]) -> list[np.ndarray]:
         raise MistakeError(
             f"{path}: no groundTruth{{k}}.Boundaries in it ({there}); expected a file of the BSDS benchmark"
         ) from error
-    maps = [_dense(path, value) for value in found]
+    maps = _dense(path, found)
     if not maps:
         raise MistakeError(f"{path}: groundTruth is empty; expected the boundaries of at least one annotator")
     for number, values in enumerate(maps, 1):
@@ -180,13 +182,20 @@ def _variables(path: Path, content: bytes) -> dict[str, Any]:
     return decode_mat73(path, content) if is_mat73(content) else decode_mat(path, content)
 
 
-def _dense(path: Path, value: Any) -> np.ndarray:
-    """The numbers of an array, or of a sparse matrix, whose indices SciPy would follow out of the array unchecked."""
-    if not hasattr(value, "toarray"):
-        return np.asarray(value)
+def _dense(path: Path, values: list[Any]) -> list[np.ndarray]:
+    """The numbers of arrays and sparse matrices.
+
+    Those are checked first: SciPy would follow their indices out of the array, and a few bytes can name any shape.
+    """
+    sparse = [value for value in values if hasattr(value, "toarray")]
+    if sum(math.prod(value.shape) * value.dtype.itemsize for value in sparse) > MOST_BYTES:
+        raise MistakeError(
+            f"{path}: sparse matrices of more than {MOST_BYTES // 2**20} MB in all; expected labels of one image"
+        )
     try:
-        value.check_format(full_check=True)
-        return value.toarray()
+        for value in sparse:
+            value.check_format(full_check=True)
+        return [value.toarray() if hasattr(value, "toarray") else np.asarray(value) for value in values]
     except (ValueError, TypeError) as error:
         raise MistakeError(f"{path}: a sparse matrix whose indices are not its own; save it again") from error
 

@@ -113,6 +113,29 @@ def sparse_elsewhere(file):
     file["edges"].create_dataset("data", (3,), np.uint8, external=[(__file__, 0, 3)])
 
 
+def sparse_again(file):
+    group = file.create_group("#refs#/a/Boundaries")
+    group.attrs["MATLAB_sparse"] = np.uint64(9000)
+    group["jc"] = np.zeros(9001, np.uint64)
+    file.create_dataset("groundTruth", (2, 1), dtype=h5py.ref_dtype)[:, 0] = [file["#refs#/a"].ref] * 2
+
+
+def chunk_again(file):
+    array = file.create_dataset("#refs#/a", (3, 4), np.uint8, maxshape=(None, None), chunks=(20_000, 20_000))
+    file.create_dataset("edges", (2, 1), dtype=h5py.ref_dtype)[:, 0] = [array.ref] * 2
+
+
+def sparse_texts(file):
+    outside(file)
+    del file["edges/data"]
+    file["edges"]["data"] = ["1", "2", "3"]
+
+
+def sparse_of_text_size(file):
+    outside(file)
+    file["edges"].attrs["MATLAB_sparse"] = "10"
+
+
 def letters(file):
     put(file, "edges", np.full((3, 4), 65, np.uint16))
     file["edges"].attrs["MATLAB_class"] = np.bytes_("char")
@@ -134,6 +157,10 @@ def nothing(file):
         (again, read_map, "holds more than 512 MB or 20000 arrays"),
         (outside, read_map, "a sparse matrix whose indices are not its own"),
         (sparse_elsewhere, read_map, "/edges lies in another file"),
+        (sparse_again, read_truth, "sparse matrices of more than 512 MB in all"),
+        (chunk_again, read_map, "holds more than 512 MB or 20000 arrays"),
+        (sparse_texts, read_map, "/edges: its data are no numbers"),
+        (sparse_of_text_size, read_map, "not a whole MATLAB file"),
         (letters, read_map, "0 maps in it"),
         (nothing, read_truth, "groundTruth is empty"),
         (lambda file: put(file, "edges", np.ones((3, 4))), read_truth, "no groundTruth{k}.Boundaries in it (edges)"),
@@ -159,6 +186,25 @@ def test_sparse_indices_of_an_older_file_are_looked_at_before_they_are_followed(
     )
     with pytest.raises(MistakeError, match=r"a\.mat: a sparse matrix whose indices are not its own"):
         read_map(tmp_path / "a.mat")
+
+
+@pytest.mark.parametrize("read", [read_map, read_truth])
+def test_sparse_matrices_of_an_older_file_are_no_larger_than_may_be_read(tmp_path, read):
+    zeros = csc_matrix((6000, 9000))
+    annotators = np.empty((1, 2), object)
+    annotators[0] = [{"Boundaries": zeros}] * 2
+    savemat(tmp_path / "a.mat", {"groundTruth": annotators, "a": zeros, "b": zeros})
+    with pytest.raises(MistakeError, match=r"a\.mat: sparse matrices of more than 512 MB in all"):
+        read(tmp_path / "a.mat")
+
+
+def test_a_sparse_array_of_zeros_is_read(tmp_path):
+    def fill(file):
+        group = file.create_group("edges")
+        group.attrs["MATLAB_sparse"] = np.uint64(5)
+        group["jc"] = np.zeros(8, np.uint64)
+
+    np.testing.assert_array_equal(read_map(write(tmp_path / "a.mat", fill)), np.zeros((5, 7)))
 
 
 def test_a_file_cut_short_is_a_mistake(tmp_path):

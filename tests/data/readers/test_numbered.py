@@ -81,6 +81,12 @@ def test_nyuv2_is_read_as_written(tmp_path: Path) -> None:
                 np.testing.assert_allclose(values, wanted, atol=2e-6, err_msg=what)
 
 
+def test_a_superscript_is_no_number(tmp_path: Path) -> None:
+    write_nyud(tmp_path, (2, 1))
+    save(tmp_path / "train/image/\N{SUPERSCRIPT TWO}.npy", np.zeros((H, W, 3)))
+    assert len(open_dataset(DataConfig(name="nyud", root=str(tmp_path)), "train")) == 2
+
+
 def test_an_image_may_be_stored_in_bytes_or_in_0_to_255(tmp_path: Path) -> None:
     write_nyud(tmp_path, (3, 1))
     image = np.random.default_rng(2).integers(0, 256, (H, W, 3))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -229,6 +230,12 @@ def spell_wall(path: Path) -> None:
         file["names"][0, 20] = file["#refs#/c20"].ref
 
 
+def name_wall(path: Path, **settings: Any) -> None:
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("#refs#/wall", **settings)
+        file["names"][0, 20] = file["#refs#/wall"].ref
+
+
 MISTAKES = {
     "no splits": (lambda mat: (mat.parent / "splits.mat").unlink(), r"splits.mat: cannot be read \(No such file"),
     "broken splits": (lambda mat: cut(mat.parent / "splits.mat"), "splits.mat: not a whole MATLAB file"),
@@ -261,6 +268,22 @@ MISTAKES = {
         r"labeled.mat: holds images \[4, 3, 64, 48\]",
     ),
     "no letters": (spell_wall, "class 21 is called ''; expected 'wall'"),
+    "letters in another file": (
+        lambda mat: name_wall(mat, shape=(4, 1), dtype=np.uint16, external=[(__file__, 0, 8)]),
+        "labeled.mat: /#refs#/wall lies in another file",
+    ),
+    "letters in one large piece": (
+        lambda mat: name_wall(mat, shape=(4, 1), dtype=np.uint16, maxshape=(None, None), chunks=(20_000, 20_000)),
+        "labeled.mat: /#refs#/wall is packed in pieces of more than 512 MB",
+    ),
+    "texts for letters": (
+        lambda mat: name_wall(mat, data=["w", "a", "l", "l"]),
+        "class 21 is called ''; expected 'wall'",
+    ),
+    "texts for names": (
+        lambda mat: change(mat, "names", [["wall"] * 894]),
+        "class 21 is called ''; expected 'wall'",
+    ),
     "label 895": (lambda mat: set_value(mat, "labels", 895), r"labeled.mat\[0002\]: label 895; expected 0..894"),
     "NaN": (lambda mat: set_value(mat, "depths", np.nan), r"labeled.mat\[0002\]: 1 depths are not finite"),
     "chunk": (spoil_chunk, r"labeled.mat\[0002\]: depths cannot be unpacked"),

@@ -87,7 +87,7 @@ class _Variables:
             return np.zeros((0, 0))
         if item.dtype == h5py.ref_dtype:
             return self._cell(item, depth) if depth else None
-        if item.dtype.kind not in "fiub" or item.attrs.get("MATLAB_class") == b"char":
+        if item.dtype.kind not in "fiub" or _attribute(item, "MATLAB_class") == b"char":
             return None
         _check_size(self.path, item.name, item.shape)
         return item[()].T
@@ -113,16 +113,18 @@ class _Variables:
                     raise MistakeError(f"{self.path}: {group.name} lies in another file; save it as one whole file")
                 self._count(part)
                 _check_size(self.path, group.name, getattr(part, "shape", ()))
+                if getattr(part, "dtype", np.dtype(object)).kind not in "fiub":  # a text can be many, each very long
+                    raise MistakeError(f"{self.path}: {group.name}: its {name} are no numbers; save it again")
                 parts[name] = np.asarray(part)
-        shape = (int(np.asarray(group.attrs["MATLAB_sparse"]).item()), len(parts["jc"]) - 1)
+        shape = (int(np.asarray(_attribute(group, "MATLAB_sparse")).item()), len(parts["jc"]) - 1)
         _check_size(self.path, group.name, shape)
         if "data" not in parts:  # nothing but zeros
-            return np.zeros(shape)
+            return csc_matrix(shape)
         return csc_matrix((parts["data"], parts["ir"], parts["jc"]), shape=shape)
 
     def _count(self, item: Any) -> None:
         self.num_items += 1
-        self.num_bytes += _num_bytes(item, getattr(item, "shape", None) or ())
+        self.num_bytes += max(_num_bytes(item, getattr(item, side, None) or ()) for side in ("shape", "chunks"))
         if self.num_items > MOST_ITEMS or self.num_bytes > MOST_BYTES:
             raise _excess(self.path)
 
@@ -144,6 +146,13 @@ def _check_total(path: Path, file: h5py.File) -> None:
                 raise _excess(path)
 
     file.visititems(add)
+
+
+def _attribute(item: Any, name: str) -> Any:
+    """One of fixed length, or None: the parts of others can all be one text of the file's size."""
+    if name not in item.attrs or item.attrs.get_id(name).dtype.kind not in "fiubS":
+        return None
+    return item.attrs[name]
 
 
 def _num_bytes(item: Any, shape: tuple[int, ...]) -> float:

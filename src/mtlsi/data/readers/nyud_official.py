@@ -237,7 +237,7 @@ def _check(path: Path, file: h5py.File) -> int:
         raise MistakeError(f"{path}: images of {width}x{height} pixels; expected 640x480; download it again")
     for name in LANDMARKS:
         raw = NAMED[NYUD40.index(name)]
-        if (found := _raw_name(file, raw)) != name:
+        if (found := _raw_name(path, file, raw)) != name:
             raise MistakeError(
                 f"{path}: class {raw} is called {found!r}; expected {name!r}: its labels are other classes"
             )
@@ -258,15 +258,20 @@ def _check_plain(path: Path, *variables: Any) -> None:
                 )
 
 
-def _raw_name(file: h5py.File, raw: int) -> str:
+def _raw_name(path: Path, file: h5py.File, raw: int) -> str:
     """The name of a raw class: ``names`` is a cell array, that is, references to arrays of character codes."""
+    import h5py
+
     try:
         names = file["names"]
-        if names.size > MOST_NAMES:  # pyright: ignore
+        if names.size > MOST_NAMES or names.dtype != h5py.ref_dtype:  # pyright: ignore
             return ""
         letters = file[names[()].ravel()[raw - 1]]  # pyright: ignore
-        if letters.size > MOST_LETTERS or lies_elsewhere(letters):  # pyright: ignore
+        _check_plain(path, letters)
+        if letters.size > MOST_LETTERS or letters.dtype.kind not in "iu":  # pyright: ignore
             return ""
         return "".join(map(chr, np.asarray(letters).ravel()))
+    except MistakeError:
+        raise
     except (OSError, OverflowError, IndexError, ValueError, TypeError, AttributeError, KeyError):
         return ""
