@@ -124,7 +124,7 @@ class _Variables:
 
     def _count(self, item: Any) -> None:
         self.num_items += 1
-        self.num_bytes += max(_num_bytes(item, getattr(item, side, None) or ()) for side in ("shape", "chunks"))
+        self.num_bytes += max(num_bytes(item, getattr(item, side, None) or ()) for side in ("shape", "chunks"))
         if self.num_items > MOST_ITEMS or self.num_bytes > MOST_BYTES:
             raise _excess(self.path)
 
@@ -141,8 +141,8 @@ def _check_total(path: Path, file: h5py.File) -> None:
         if isinstance(item, h5py.Dataset) and item.shape is not None:
             if item.dtype.kind in "fiub":
                 _check_size(path, item.name, item.shape)
-            total += _num_bytes(item, item.shape)
-            if max(total, _num_bytes(item, item.chunks or ())) > MOST_BYTES or found > MOST_ITEMS:
+            total += num_bytes(item, item.shape)
+            if max(total, num_bytes(item, item.chunks or ())) > MOST_BYTES or found > MOST_ITEMS:
                 raise _excess(path)
 
     file.visititems(add)
@@ -155,7 +155,8 @@ def _attribute(item: Any, name: str) -> Any:
     return item.attrs[name]
 
 
-def _num_bytes(item: Any, shape: tuple[int, ...]) -> float:
+def num_bytes(item: Any, shape: tuple[int, ...]) -> float:
+    """What ``shape`` of an array's elements takes, such as that of one of its chunks; 0 of what is no array."""
     return float(np.prod(shape, dtype=np.float64)) * item.dtype.itemsize if hasattr(item, "dtype") else 0
 
 

@@ -8,7 +8,6 @@ and 1..894 the classes that ``names`` holds. The second lists ``trainNdxs`` and 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from PIL import Image
 from mtlsi.data.readers.decoding import checked_depth, decode_mat
 from mtlsi.data.readers.derive import boundaries_from_labels
 from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
-from mtlsi.data.readers.mat73 import lies_elsewhere
+from mtlsi.data.readers.mat73 import lies_elsewhere, num_bytes
 from mtlsi.data.readers.nyud import CAMERA, SPLITS, camera_normals
 from mtlsi.errors import MistakeError
 from mtlsi.io import holds
@@ -216,14 +215,12 @@ def _check(path: Path, file: h5py.File) -> int:
     missing = [name for name in ("images", "depths", "labels", "names") if name not in file]
     if missing:
         raise MistakeError(f"{path}: no variable {missing[0]}; expected the official {LABELLED}")
+    images, depths, labels = (file[name] for name in ("images", "depths", "labels"))
+    _check_plain(path, images, depths, labels, file["names"])
     try:
-        images, depths, labels = (file[name] for name in ("images", "depths", "labels"))
-        _check_plain(path, images, depths, labels, file["names"])
         count, channels, width, height = images.shape  # pyright: ignore[reportAttributeAccessIssue]
         sound = channels == 3 and depths.shape == labels.shape == (count, width, height)  # pyright: ignore
         sound &= (images.dtype, depths.dtype.kind, labels.dtype.kind) == (np.uint8, "f", "u")  # pyright: ignore
-    except MistakeError:
-        raise
     except (AttributeError, ValueError):
         sound, count, width, height = False, 0, 0, 0
     if not sound:
@@ -252,7 +249,7 @@ def _check_plain(path: Path, *variables: Any) -> None:
         if isinstance(variable, h5py.Dataset):
             if lies_elsewhere(variable):
                 raise MistakeError(f"{path}: {variable.name} lies in another file; download it again")
-            if math.prod(variable.chunks or ()) * variable.dtype.itemsize > MOST_BYTES:
+            if num_bytes(variable, variable.chunks or ()) > MOST_BYTES:
                 raise MistakeError(
                     f"{path}: {variable.name} is packed in pieces of more than {MOST_BYTES // 2**20} MB; download it again"
                 )
