@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import gc
 import io
+import json
 import os
+import socket
 import subprocess
 import sys
 import weakref
@@ -131,6 +133,37 @@ def test_arrays_of_an_earlier_run_are_removed_and_no_others(tmp_path):
     with pytest.raises(MistakeError, match=r"out_arrays/000005.npz: no arrays of a video, .*; give another --out"):
         run(path, tmp_path / "out.mp4", "depth", predictor=Levels(), arrays=True)
     assert len(list(place.iterdir())) == 6
+
+
+def test_arrays_with_a_damaged_directory_are_none_of_ours(tmp_path):
+    path = write_clip(tmp_path / "clip.mkv", grey_levels(1))
+    outcome, _ = run(path, tmp_path / "out.mp4", "depth", predictor=Levels(), arrays=True)
+    arrays = tmp_path / "out_arrays" / "000000.npz"
+    content = arrays.read_bytes()
+    start = content.index(b"PK\x01\x02")
+    for at, damage_to in (
+        (start + 6, b"\xff"),
+        (start + 8, b"\x00\x08\x00" + content[start + 11 : start + 46] + b"\xff"),
+    ):
+        arrays.write_bytes(content[:at] + damage_to + content[at + len(damage_to) :])
+        with pytest.raises(MistakeError, match=r"000000.npz: no arrays of a video"):
+            run(path, tmp_path / "out.mp4", "depth", predictor=Levels(), arrays=True)
+    assert outcome.arrays == arrays.parent
+    assert list(arrays.parent.iterdir()) == [arrays]
+
+
+def test_two_processes_write_no_arrays_into_one_folder_at_once(tmp_path):
+    path = write_clip(tmp_path / "clip.mkv", grey_levels(2))
+    run(path, tmp_path / "out.mp4", "depth", predictor=Levels(), arrays=True)
+    lock, before = tmp_path / "out_arrays" / ".lock", (tmp_path / "out.mp4").stat()
+    lock.write_text(json.dumps({"pid": os.getppid(), "host": socket.gethostname(), "since": 0}))
+    with pytest.raises(MistakeError, match=r"out_arrays: arrays are being written there by process .*; wait, or give"):
+        run(path, tmp_path / "out.mp4", "depth", predictor=Levels(), arrays=True, stride=2)
+    assert sorted(file.name for file in lock.parent.iterdir()) == [".lock", "000000.npz", "000001.npz"]
+    assert (tmp_path / "out.mp4").stat() == before
+    lock.unlink()
+    run(path, tmp_path / "out.mp4", "depth", predictor=Levels(), arrays=True, stride=2)
+    assert [file.name for file in lock.parent.iterdir()] == ["000000.npz"]
 
 
 def test_sound_and_broken_pictures(tmp_path):

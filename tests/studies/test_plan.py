@@ -115,8 +115,10 @@ def alone(**tasks: str) -> dict:
         ({**BASE, "grid": {"model.num_tokens": 8}}, "expected a list"),
         (
             {**BASE, "grid": {f"train.{name}": [*range(300)] for name in ("lr", "warmup", "ema", "patience", "clip_norm")}},
-            "grid makes 2430000000000 variants; expected at most 1000",
+            "grid makes too many variants; expected at most 1000",
         ),
+        ({**BASE, "grid": {"data.root": ["x" * 201], "train.lr": [*range(900)]}}, "variant 'root-xxx.*at most 200 letters"),
+        ({**BASE, "variants": {"a": {}, "b": {}}, "seeds": [*range(5001)]}, "10002 runs; expected at most 10000"),
         ({**BASE, "variants": {"deep": {"model" + ".a" * 50_000: 1}}}, "expected a name of at most 40 parts"),
         ({**BASE, "variants": {"a": {}}, "seeds": 2}, "seeds"),
         ({**BASE, "variants": {"a": {}}, "seeds": [1, 1]}, "seeds"),
@@ -147,9 +149,14 @@ def test_a_mistake_in_the_file_is_told_in_one_line(tmp_path, content, told):
     [
         ("recipe: {}\nvariants:\n  a: {}\n  a: {model.num_tokens: 8}\n", "a stands there twice"),
         ("recipe: {}\nvariants: {a: {train.lr: 1, train.lr: 2}}\n", "train.lr stands there twice"),
+        (
+            "recipe: {}\ngrid: {" + ", ".join(f"a{n}: [1, 2]" for n in range(15_000)) + "}\n",
+            "grid makes too many variants",
+        ),
         ("recipe: [", "not YAML in line 2"),
         ("- a", "expected settings by name"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_a_file_that_cannot_be_read_is_told_in_one_line(tmp_path, text, told):
     (tmp_path / "study.yaml").write_text(text)

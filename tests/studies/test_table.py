@@ -134,13 +134,17 @@ def test_figures_are_means_over_the_finished_seeds(tmp_path):
 
     (tmp_path / "a/1/metrics.jsonl").write_text('{"step": 9}\n')  # a run of before times were recorded
     assert scored("a", runs, 2).train_minutes is None
-    for broken in ("{}", '{"scores": {"depth": {"RMSE": "inf"}}}', '{"scores": {"depth": {"RMSE": [0.5]}}}'):
+    for score in ("inf", [0.5], True, 10**400):
+        (tmp_path / "a/1/scores.json").write_text(json.dumps({"scores": {"depth": {"RMSE": score}}}))
+        with pytest.raises(MistakeError, match=r"a/1/scores\.json"):
+            headline_of(tmp_path / "a/1")
+    for broken in ("{}", '{"scores": {"depth": {}}}', '{"scores": []}'):
         (tmp_path / "a/1/scores.json").write_text(broken)
         with pytest.raises(MistakeError, match=r"a/1/scores\.json"):
             headline_of(tmp_path / "a/1")
 
 
-@pytest.mark.parametrize("name", [["float"], {"a": 1}, 3])
+@pytest.mark.parametrize("name", [["float"], {"a": 1}, 3, "x\x1b[2J"])
 def test_a_boundary_protocol_that_is_no_name_is_one_line(name, tmp_path):
     write_run(tmp_path / "a/0", {}, [], boundaries={"protocol": name})
     with pytest.raises(MistakeError, match=r"a/0/scores\.json: .*is no boundary protocol"):

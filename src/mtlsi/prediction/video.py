@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.images import IMAGE_ENDINGS, FilePath
 from mtlsi.io import check_writable
 from mtlsi.kinds.colouring import Limits
+from mtlsi.lock import OF_FOLDER, HeldError, held
 from mtlsi.prediction.camera import Camera, Metres, distance_task
 from mtlsi.prediction.clips.arrays import MOMENT, earlier_arrays, name_of
 from mtlsi.prediction.clips.reading import Clip, Frame, Sound, open_clip
@@ -95,7 +96,8 @@ def predict_video(
     Choice: an error or Ctrl-C leaves no file, since one that ends early looks like a whole one; a camera's is ended whole.
     A picture that cannot be decoded is named on ``console`` (by default stderr) and passed over: the one before stays.
     So is a clip that ends before its file says that it does.
-    Raises ``MistakeError`` for what is no video, has no pictures, an unknown task, and where nothing can be written.
+    Raises ``MistakeError`` for what is no video, has no pictures, an unknown task, where nothing can be written, and where
+    another process writes its arrays into the same folder.
     """
     names = check_tasks(predictor.tasks if tasks is None else tasks, among=predictor.tasks)
     for flag, number in (("stride", stride), ("frames", num_frames)):
@@ -113,11 +115,12 @@ def predict_video(
         target = _target(Path(out), clip, "panel" if as_panel else names[0])
         folder = prepare_folder(target.with_name(f"{target.stem}_arrays")) if arrays else None
         run = _Run(clip, predictor, names, metres, as_panel, VideoOutcome(target, folder))
-        run.earlier = earlier_arrays(folder) if folder else []
-        run.predict = predict or predictor
-        if not clip.is_live:
-            run.take_samples(None if num_frames is None else num_frames * stride)
-        run.predict_all(stride, num_frames, num_workers, console)
+        with _alone_in(folder) if folder else nullcontext():
+            run.earlier = earlier_arrays(folder) if folder else []
+            run.predict = predict or predictor
+            if not clip.is_live:
+                run.take_samples(None if num_frames is None else num_frames * stride)
+            run.predict_all(stride, num_frames, num_workers, console)
     say(run.summary())
     return run.outcome
 
@@ -244,6 +247,18 @@ class _Run:
         if not done.is_whole:
             line += "; the clip is not whole"
         return line
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No other command writes its arrays into ``folder``, and removes ours, within the context."""
+    try:
+        with held(folder / OF_FOLDER):
+            yield
+    except HeldError as holder:
+        raise MistakeError(
+            f"{folder}: arrays are being written there by {holder}; wait, or give another --out"
+        ) from holder
 
 
 def _frames(count: int, noun: str = "frame") -> str:

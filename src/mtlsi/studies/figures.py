@@ -127,7 +127,7 @@ def headline_of(out: Path) -> dict[str, float]:
     with reading(out / "scores.json") as stored:
         found = {task: values[TASKS[task].score] for task, values in stored["scores"].items()}
         for value in found.values():
-            if not isinstance(value, float | int | None):
+            if not isinstance(value, float | int | None) or isinstance(value, bool):
                 raise TypeError(f"{shortened(value)} is no number")
         return {task: nan if value is None else float(value) for task, value in found.items()}
 
@@ -136,7 +136,7 @@ def protocol_of(out: Path) -> str | None:
     """The protocol by which a run folder's boundaries were measured; None: it was made before there were several."""
     with reading(out / "scores.json") as stored:
         name = stored["boundaries"]["protocol"] if "boundaries" in stored else None
-        if not isinstance(name, str | None):
+        if name is not None and not (isinstance(name, str) and name.isprintable()):
             raise TypeError(f"{shortened(name)} is no boundary protocol")
         return name
 

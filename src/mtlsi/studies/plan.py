@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from mtlsi.config import RunConfig
 from mtlsi.errors import MistakeError
 from mtlsi.options.training import StudyOptions
+from mtlsi.reading import shortened
 from mtlsi.studies.settings import config_of, merged, nested, read_mapping, read_values
 from mtlsi.tasks import TASKS
 
@@ -31,6 +32,10 @@ ENDINGS = (".md", ".csv", ".tex", ".json", ".png", ".pdf", ".lock")
 """Of the files that lie beside the variants' folders."""
 MOST_VARIANTS = 1000
 """Of a grid: each takes about 20 ms to check, before anything is trained."""
+MOST_RUNS = 10_000
+"""Variants times seeds."""
+LONGEST_NAME = 200
+"""Bytes of a variant's name, which names a folder and, with a seed and an ending, files."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +133,14 @@ def read_plan(
         config = config_of(where, merged(merged(base, given), common)).with_plugins(plugins)
         variants.append(Variant(name, config, time_of))
     _check_times(file, variants)
+    seeds = _seeds(f"{file}: seeds", list(seeds) or content.get("seeds", [0]))
+    if (count := len(variants) * len(seeds)) > MOST_RUNS:
+        raise MistakeError(f"{file}: {count} runs; expected at most {MOST_RUNS}, variants times seeds: split the study")
     return Plan(
         title=_text(file, content, "title", file.stem),
         note=_text(file, content, "note", ""),
         variants=tuple(variants),
-        seeds=_seeds(f"{file}: seeds", list(seeds) or content.get("seeds", [0])),
+        seeds=seeds,
         baseline=_baseline(file, content.get("baseline"), variants),
         plots=_plots(file, content.get("plots"), variants),
     )
@@ -167,10 +175,12 @@ def _variants(file: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any
     if not isinstance(named, dict) or not isinstance(grid, dict) or not (named or grid):
         raise MistakeError(f"{file}: no variants; expected variants: {{NAME: {{model.num_tokens: 64}}}}, or grid")
     found: dict[str, dict[str, Any]] = {}
-    for name, change in [*named.items(), *_grid(file, grid).items()]:
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) or name.endswith(ENDINGS):
+    for name, change in chain(named.items(), _grid(file, grid)):
+        is_good = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) and not name.endswith(ENDINGS)
+        if not is_good or len(name.encode()) > LONGEST_NAME:
             raise MistakeError(
-                f"{file}: variant {name!r}; expected letters, digits, . _ + -, such as tokens-64: it names a folder"
+                f"{file}: variant {shortened(name)}; expected at most {LONGEST_NAME} letters, digits, . _ + -, such as "
+                "tokens-64: it names a folder"
             )
         if name in found:
             raise MistakeError(f"{file}: variant {name} stands in variants and comes from grid too; rename the former")
@@ -180,21 +190,24 @@ def _variants(file: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any
     return found
 
 
-def _grid(file: Path, grid: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every combination of the values, named after them: num_tokens-64, scales-1_3."""
+def _grid(file: Path, grid: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every combination of the values, named after them: num_tokens-64, scales-1_3.
+
+    One after the other: a name is as long as its values, and is checked before the next is made.
+    """
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise MistakeError(f"{file}: grid {key} is {values!r}; expected a list of values")
-    if (count := prod(len(values) for values in grid.values())) > MOST_VARIANTS:
-        raise MistakeError(f"{file}: grid makes {count} variants; expected at most {MOST_VARIANTS}: split the study")
-    found = {}
-    for values in product(*grid.values()):
+    if prod(len(values) for values in grid.values()) > MOST_VARIANTS:  # maybe of more digits than Python prints
+        raise MistakeError(f"{file}: grid makes too many variants; expected at most {MOST_VARIANTS}: split the study")
+    found = set()
+    for values in product(*grid.values()) if grid else ():
         change = dict(zip(grid, values, strict=True))
         name = "-".join(f"{str(key).rpartition('.')[2]}-{_in_a_name(value)}" for key, value in change.items())
         if name in found:
             raise MistakeError(f"{file}: grid makes the variant {name} twice; expected different values")
-        found[name] = change
-    return found if grid else {}
+        found.add(name)
+        yield name, change
 
 
 def _in_a_name(value: Any) -> str:

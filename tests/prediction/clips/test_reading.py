@@ -331,21 +331,43 @@ def test_a_name_with_a_colon_is_a_file_and_no_protocol(tmp_path, monkeypatch):
         np.testing.assert_array_equal(only(Path(name)), picture)
 
 
+def with_a_jump(path: Path, kind: str, jump: int) -> Path:
+    """A copy of a clip in which the clock of its pictures or sound jumps after three packets."""
+    odd = path.with_name("odd.mkv")
+    with av.open(str(path)) as read, av.open(str(odd), "w") as written:
+        streams = {stream.index: written.add_stream_from_template(stream) for stream in read.streams}
+        num_packets = dict.fromkeys(streams, 0)
+        for packet in (p for p in read.demux() if p.dts is not None):
+            at = packet.stream.index
+            if packet.stream.type == kind and num_packets[at] >= 3:
+                packet.pts, packet.dts = packet.pts + jump, packet.dts + jump
+            num_packets[at] += 1
+            packet.stream = streams[at]
+            written.mux(packet)
+    return odd
+
+
+JUMP = "its clock jumps by more than 24 hours: frames follow one another there, and sound is left out"
+
+
 @pytest.mark.parametrize("jump", [2**54, 2**57])
 def test_pictures_after_a_moment_that_cannot_be_follow_the_ones_before(jump, tmp_path):
-    write_clip(tmp_path / "clip.mkv", pictures(6))
-    with av.open(str(tmp_path / "clip.mkv")) as read, av.open(str(tmp_path / "odd.mkv"), "w") as written:
-        stream = written.add_stream_from_template(read.streams.video[0])
-        for number, packet in enumerate(p for p in read.demux() if p.dts is not None):
-            if number >= 3:
-                packet.pts, packet.dts = packet.pts + jump, packet.dts + jump
-            packet.stream = stream
-            written.mux(packet)
-    frames, _ = frames_of(tmp_path / "odd.mkv")
+    path = with_a_jump(write_clip(tmp_path / "clip.mkv", pictures(6)), "video", jump)
+    frames, _ = frames_of(path)
     assert len(frames) == 6
     starts = [float(frame.start_s) for frame in frames]
     assert starts == sorted(starts)
     assert starts[-1] < 1
+    assert missing_of(path) == JUMP
+
+
+def test_sound_at_a_moment_that_cannot_be_is_left_out(tmp_path):
+    path = write_clip(tmp_path / "clip.mkv", pictures(50), sound=click(2, 1), sound_codec="pcm_s16le")
+    path = with_a_jump(path, "audio", 2**54)
+    with open_clip(path) as clip:
+        sounds = [event for event in clip.events() if isinstance(event, Sound)]
+        assert len(sounds) == 3
+        assert clip.missing == JUMP
 
 
 def test_frames_of_more_pixels_than_an_image_may_have_are_refused(tmp_path, monkeypatch):
@@ -355,14 +377,38 @@ def test_frames_of_more_pixels_than_an_image_may_have_are_refused(tmp_path, monk
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 32 - 1)
     with pytest.raises(MistakeError, match="frames of 32x24 pixels"):
         frames_of(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2 * 24 * 32 - 1)
+    flat = {"codec": "mpeg4", "pix_fmt": "yuv420p", "pixel_aspect": Fraction(2)}
+    with pytest.raises(MistakeError, match="frames of 64x24 pixels"):
+        frames_of(write_clip(tmp_path / "flat.mkv", pictures(1), **flat))
 
 
-def test_a_length_of_thousands_of_digits_says_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("most", "told"),
+    [(32 * 48, "Invalid argument"), (320 * 480 - 1, "480x320 pixels; expected at most 0 million")],
+    ids=["before they are decoded", "after"],
+)
+def test_frames_that_grow_on_their_way_are_passed_over(most, told, tmp_path, monkeypatch):
+    content = b""
+    for height, width in ((32, 48), (320, 480), (32, 48)):
+        part = write_clip(tmp_path / "part.mjpeg", grey_levels(2, height, width), codec="mjpeg", pix_fmt="yuvj420p")
+        content += part.read_bytes()
+    (tmp_path / "clip.mjpeg").write_bytes(content)
+    assert len(frames_of(tmp_path / "clip.mjpeg")[0]) == 6
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+    frames, said = frames_of(tmp_path / "clip.mjpeg")
+    assert [frame.pixels.shape for frame in frames] == [(32, 48, 3)] * 4
+    assert len(said) == 2
+    assert all(f"cannot be decoded ({told}), passed over" in line for line in said)
+
+
+@pytest.mark.parametrize("length", ["9" * 5000 + ":00:01", "00:00:01." + "9" * 5000])
+def test_a_length_of_thousands_of_digits_says_nothing(length, tmp_path):
     path, word = tmp_path / "clip.mkv", b"DURATION"
     write_clip(path, pictures(2))
     with av.open(str(path)) as read, av.open(str(tmp_path / "odd.mkv"), "w") as written:
         stream = written.add_stream_from_template(read.streams.video[0])
-        stream.metadata["DURATIOM"] = "9" * 5000 + ":00:01"
+        stream.metadata["DURATIOM"] = length
         for packet in read.demux():
             if packet.dts is not None:
                 packet.stream = stream
@@ -370,6 +416,6 @@ def test_a_length_of_thousands_of_digits_says_nothing(tmp_path):
     content = (tmp_path / "odd.mkv").read_bytes().replace(word, b"DURATIOX").replace(b"DURATIOM", word)
     (tmp_path / "odd.mkv").write_bytes(content)
     with open_clip(tmp_path / "odd.mkv") as clip:
-        assert clip.video.metadata["DURATION"].startswith("9999")
+        assert clip.video.metadata["DURATION"] == length
         assert len([event for event in clip.events() if isinstance(event, Frame)]) == 2
         assert clip.missing == ""

@@ -82,6 +82,20 @@ def test_moments_that_do_not_advance_are_moved_apart(tmp_path):
     assert len(decoded(path)) == 4
 
 
+def test_a_picture_that_is_shown_for_longer_than_mp4_can_say_is_refused(tmp_path):
+    times_s = [Fraction(0), Fraction(8 * 3600)]
+    assert [moment for moment, _ in decoded(write(tmp_path / "a.mkv", grey_levels(2), times_s))] == [0, 8 * 3600]
+    with pytest.raises(MistakeError, match=r"a\.mp4: a frame is shown for 8\.0 hours; \.mp4 can say .*; write \.mkv"):
+        write(tmp_path / "a.mp4", grey_levels(2), times_s)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mkv"]
+
+
+def test_a_relative_name_with_a_colon_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file:12").mkdir()
+    assert len(decoded(tmp_path / write(Path("file:12/30.mkv"), grey_levels(6)))) == 6
+
+
 def test_nothing_is_left_after_an_error_and_what_was_there_stays(tmp_path):
     path = write(tmp_path / "a.mp4", grey_levels(6))
     before = path.read_bytes()

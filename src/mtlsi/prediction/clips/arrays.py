@@ -36,5 +36,5 @@ def _is_ours(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as arrays:
             return f"{MOMENT}.npy" in arrays.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # what zipfile raises for damage
         return False

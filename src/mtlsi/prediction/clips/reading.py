@@ -44,7 +44,8 @@ MOST_ERRORS = 100
 MOST_WAITING = 2000
 """Packets of sound that wait for the picture of their time; files keep both close together."""
 LONGEST_GAP_S = 24 * 3600
-"""Between two pictures; what a file says beyond is damage, and they follow one another."""
+"""Between two pictures, or the packets of a sound. What a file says beyond is damage: pictures follow one another, and sound
+is left out."""
 NAMED = 10
 """Broken pictures that are named; more are counted."""
 SILENT_PACKETS = ("vp8", "libvpx", "vp9", "libvpx-vp9")
@@ -88,17 +89,22 @@ class Clip:
     def __init__(self, name: str, container: Any, say: Callable[[str], None], *, is_live: bool = False):
         self.name, self.container, self.say, self.is_live = name, container, say, is_live
         self.video = _pictures_of(name, container)
-        check_frame_size(name, self.video)
         self.video.thread_type = "AUTO"
+        if Image.MAX_IMAGE_PIXELS is not None:
+            # a stream may grow on its way; twice, as FFmpeg counts what it pads rows with, too
+            self.video.codec_context.options = {"max_pixels": str(2 * Image.MAX_IMAGE_PIXELS)}
         self.sounds = [] if is_live else [s for s in container.streams.audio if s.codec_context is not None]
         starts = [s.start_time * s.time_base for s in (self.video, *self.sounds) if s.start_time is not None]
         self.begin_s: Fraction | None = None if is_live else min(starts, default=Fraction(0))
         self.upright = Upright(self.video.sample_aspect_ratio)
+        if found := self._too_large(self.video):
+            container.close()
+            raise MistakeError(f"{name}: frames of {found}; scale the video down")
         self.extent = Extent(container, self.video, self.sounds)
         self.packets = self._packets()
         self.num_decoded = self.num_broken = self.num_packets = 0
-        self.has_fields = False
-        self.last_s, self.end_s = Fraction(-1), Fraction(0)
+        self.has_fields = self.has_jumps = False
+        self.last_s, self.end_s, self.heard_s = Fraction(-1), Fraction(0), Fraction(0)
 
     def __enter__(self) -> Clip:
         return self
@@ -176,6 +182,9 @@ class Clip:
         """After all is read: why the clip was not whole though no more pictures are counted; empty where it seems to be."""
         if said := self.extent.missing():
             return said
+        if self.has_jumps:
+            hours = LONGEST_GAP_S // 3600
+            return f"its clock jumps by more than {hours} hours: frames follow one another there, and sound is left out"
         damaged = 0 if self.num_broken or self.num_lost else self.extent.num_damaged
         return (
             f"{damaged} of its frames are damaged or cut short; they were decoded as well as can be" if damaged else ""
@@ -226,8 +235,10 @@ class Clip:
             if frame.is_corrupt:
                 self._pass_over("damaged")
                 continue
+            if found := self._too_large(frame):
+                self._pass_over(found)
+                continue
             self.has_fields |= frame.interlaced_frame
-            check_frame_size(self.name, frame)
             start_s = self._moment(frame)
             length_s = (frame.duration or 0) * (self.video.time_base)
             self.end_s = start_s + (length_s if 0 < length_s < 10 else 1 / self.rate)
@@ -244,8 +255,8 @@ class Clip:
             if self.begin_s is None:
                 self.begin_s = stamp * self.video.time_base
             moment = max(Fraction(0), stamp * self.video.time_base - self.begin_s)
-            if moment > self.end_s + LONGEST_GAP_S:  # damage
-                moment = max(Fraction(0), self.end_s)
+            if moment > self.end_s + LONGEST_GAP_S:
+                self.has_jumps, moment = True, max(Fraction(0), self.end_s)
         self.last_s = moment if moment > self.last_s else self.last_s + Fraction(1, 1000)
         return self.last_s
 
@@ -254,7 +265,12 @@ class Clip:
         if not packet.size or packet.dts is None or packet.pts is None:
             return []
         shift = round((self.begin_s or 0) / packet.time_base)
-        packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+        pts, dts = packet.pts - shift, packet.dts - shift
+        earliest_s, latest_s = -LONGEST_GAP_S, max(self.end_s, self.heard_s) + LONGEST_GAP_S
+        if not all(earliest_s <= stamp * packet.time_base <= latest_s for stamp in (pts, dts)):
+            self.has_jumps = True
+            return []
+        packet.pts, packet.dts, self.heard_s = pts, dts, max(self.heard_s, pts * packet.time_base)
         return [Sound([stream.index for stream in self.sounds].index(packet.stream.index), packet)]
 
     def _sound_until(self, end_s: Fraction, waiting: deque[Sound]) -> Iterator[Sound]:
@@ -270,6 +286,14 @@ class Clip:
                     yield sound
                 else:
                     ended.add(sound.stream)
+
+    def _too_large(self, pictures: Any) -> str:
+        """What is wrong where a stream's pictures, or one, have more pixels, made square, than images may; else empty."""
+        width, height = round(pictures.width * max(1, self.upright.pixel_aspect)), pictures.height
+        most = Image.MAX_IMAGE_PIXELS
+        if most is None or width * height <= most:
+            return ""
+        return f"{width}x{height} pixels; expected at most {most // 10**6} million"
 
     def _pass_over(self, reason: str) -> None:
         self.num_broken += 1
@@ -295,15 +319,6 @@ def open_clip(path: FilePath, say: Callable[[str], None] = lambda _: None) -> Cl
             f"{path}: no video that can be read ({message_of(error)}); give an undamaged copy"
         ) from error
     return Clip(str(path), container, say)
-
-
-def check_frame_size(name: str, pictures: Any) -> None:
-    """Raises ``MistakeError`` where the frames of a stream, or one of them, have more pixels than an image may have."""
-    if pictures.width * pictures.height > (Image.MAX_IMAGE_PIXELS or 0):
-        raise MistakeError(
-            f"{name}: frames of {pictures.width}x{pictures.height} pixels; expected at most "
-            f"{(Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels; scale the video down"
-        )
 
 
 def check_av() -> None:

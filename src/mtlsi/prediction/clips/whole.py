@@ -97,7 +97,7 @@ class Extent:
         if self.container.format.name not in FORMATS:
             return None, self.shown_s
         whole_s = self.container.duration * MICROSECOND if self.container.duration else None
-        if found := re.fullmatch(r"(\d{1,6}):(\d\d):(\d\d(?:\.\d+)?)", self.video.metadata.get("DURATION", "")):
+        if found := re.fullmatch(r"(\d{1,6}):(\d\d):(\d\d(?:\.\d{1,9})?)", self.video.metadata.get("DURATION", "")):
             hours, minutes, seconds = map(Fraction, found.groups())
             end_s = (60 * hours + minutes) * 60 + seconds
             return end_s if whole_s is None else min(end_s, whole_s), self.shown_s

@@ -29,6 +29,8 @@ TICKS = Fraction(1, 90_000)
 """What moments are rounded to: of 24, 25, 30 and 60 pictures a second each is exact."""
 COARSE_TICKS = Fraction(1, 60_000)
 """The finest that MPEG-4 can say."""
+MOST_TICKS = 2**31 - 1
+"""For which .mp4 can show a picture: 6.6 hours of ``TICKS``."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ class ClipWriter:
         stamp = max(self.last_stamp + 1, round(frame.start_s / ticks))
         picture.pts, picture.time_base, self.last_stamp = stamp, ticks, stamp
         self.lengths[stamp] = max(1, round(frame.end_s / ticks) - stamp)
+        if self.format == "mp4" and self.lengths[stamp] > MOST_TICKS:
+            hours, most = (float(length * ticks / 3600) for length in (self.lengths[stamp], MOST_TICKS))
+            raise MistakeError(
+                f"{self.path}: a frame is shown for {hours:.1f} hours; .mp4 can say at most {most:.1f}; write .mkv"
+            )
         self._write(picture)
 
     def add_sound(self, sound: Sound) -> None:
