@@ -3,6 +3,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import signal
+import time
 from contextlib import suppress
 from itertools import chain
 
@@ -349,7 +351,7 @@ def test_a_mistake_in_a_loader_process_is_said_as_here(loaders, num_workers, tra
 
 @pytest.mark.parametrize("training", [True, False])
 def test_loader_processes_end_with_the_reading_though_its_error_is_held(loaders, training):
-    # At the end of Python they would be waited for without end: they take no notice of one SIGTERM.
+    # At the end of Python they would be waited for without end: they take no notice of SIGTERM.
     with pytest.raises(ValueError, match="odd") as held:
         list(batches_of_refused(ValueError("odd"), 2, training=training))
     assert loaders() == set()
@@ -362,6 +364,43 @@ def test_loader_processes_end_where_reading_stops_early(loaders):
     assert len(loaders()) == 1
     batches.close()
     assert loaders() == set()
+
+
+class Slow(Counting):
+    """Of four images the first is there at once; each other one takes the seconds that are given."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def __getitem__(self, index):
+        if index:
+            time.sleep(self.seconds)
+        return super().__getitem__(index)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signals there")
+def test_signals_to_all_processes_of_a_job_leave_a_loader_at_its_work(loaders):
+    config = DataConfig(size_hw=(16, 16), num_workers=1, tasks="depth")
+    batches = iter(evaluation_batches(Slow(0.3), config, range(4)))  # type: ignore[arg-type]
+    _ = next(batches)
+    (loader,) = loaders()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+        os.kill(loader.pid, number)
+        time.sleep(0.1)  # two that wait at once are one
+    assert len(list(batches)) == 3
+    assert loaders() == set()
+
+
+def test_a_loader_that_does_not_answer_ends_with_the_reading(loaders, monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # how long torch waits for it
+    config = DataConfig(size_hw=(16, 16), num_workers=1, tasks="depth")
+    batches = iter(evaluation_batches(Slow(1000), config, range(4)))  # type: ignore[arg-type]
+    _ = next(batches)
+    (loader,) = loaders()
+    batches.close()
+    loader.join(60)
+    assert loader.exitcode == -signal.SIGKILL
 
 
 class Limited:

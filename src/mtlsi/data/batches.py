@@ -78,8 +78,8 @@ class EvaluationImages(Dataset):
 class Loader(DataLoader):
     """A loader whose processes end with the reading, and whose ``MistakeError`` says one thing wherever it was raised.
 
-    Left to Python's end, they would be waited for, who take no notice of the first SIGTERM: a traceback is enough to
-    hold the iterator that would end them.
+    Left to Python's end, they would be waited for, who take no notice of SIGTERM: a traceback is enough to hold the
+    iterator that would end them.
     """
 
     def __iter__(self) -> Generator[Any, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -98,7 +98,9 @@ def _read(batches: Iterator[Any]) -> Generator[Any, None, None]:
         raise RuntimeError(f"{processes.LOADER} unknown) broke off") from error
     finally:
         if end := getattr(batches, "_shutdown_workers", None):
-            end()
+            end()  # asks them, waits some seconds, and sends SIGTERM to one that still reads
+            for loader in getattr(batches, "_workers", ()):
+                loader.kill()
 
 
 def training_batches(
@@ -165,16 +167,12 @@ def _no_label(name: str, sample: Sample, classes: Mapping[str, Sequence[str]]) -
 
 
 def ignore_signals() -> None:
-    """Leave Ctrl-C and a SIGTERM to all processes of a job to the training process, which ends its loaders itself.
+    """Leave Ctrl-C and SIGTERM to the training process, which ends its loaders itself.
 
-    A second SIGTERM, which only that process sends, to a loader that does not answer, ends this one.
+    All processes of a job get them, and may get them twice. The step in hand, which may wait for its batch, ends first.
     """
-
-    def end_the_second_time(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, end_the_second_time)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def end_at_faults() -> None:
