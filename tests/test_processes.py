@@ -110,6 +110,42 @@ def test_the_end_of_another_process_is_seen_while_the_main_thread_waits_for_an_a
     assert ended.returncode == 3
 
 
+END_BESIDE_ANOTHER = """
+import os, signal, sys, time
+import torch.distributed as dist
+from mtlsi import processes
+
+rank, how = int(sys.argv[2]), sys.argv[3]
+os.environ.update(RANK=str(rank))
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
+processes.POLL_S, processes.SILENCE_S, processes.PATIENCE_S = 0.1, 2.0, 1.0
+processes._watch = processes._Watch()
+dist.barrier()
+if rank and how == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if rank:
+    time.sleep(4)  # longer than the silence that is allowed
+processes.leave(0)
+print("left")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="gloo may lack there")
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [("killed", 1, f"mtlsi: {processes.LOST}\n"), pytest.param("late", 0, "", marks=pytest.mark.slow)],
+)
+def test_the_first_process_waits_at_its_end_for_those_that_live(how, code, said, tmp_path):
+    command = [sys.executable, "-c", END_BESIDE_ANOTHER, str(tmp_path / "store")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first, other = (subprocess.Popen([*command, str(rank), how], **pipes) for rank in range(2))
+    out, err = first.communicate(timeout=90)
+    _, others_err = other.communicate(timeout=90)
+    assert (first.returncode, err) == (code, said)
+    assert (other.returncode, others_err) == ((0, "") if how == "late" else (-9, ""))
+    assert out == "left\n"
+
+
 @pytest.mark.parametrize("verb", [("train", "--out", "x"), ("evaluate", "scenes", "--data", "scenes")])
 def test_processes_that_a_launcher_did_not_start_are_a_mistake(monkeypatch, capsys, verb):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")  # as accelerate launch --cpu --num_processes 2 leaves it

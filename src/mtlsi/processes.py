@@ -40,6 +40,8 @@ POLL_S = 0.2
 """So often a process looks whether another one has ended the work."""
 PATIENCE_S = 10.0
 """A process that ends the work waits for the others to notice at most this long."""
+SILENCE_S = 30.0
+"""The first process, which leaves last, takes the others for lost after as long without a sign of life."""
 LOADER = "DataLoader worker (pid"
 """What torch calls a loader process that is gone."""
 LOST = "another process is gone: it was killed, or its machine failed; a training run goes on with --resume"
@@ -276,8 +278,7 @@ class _Watch:
                 code = self._ended() or code  # what breaks off because another one ended ends as that one did
                 self.store.set("mtlsi/ended", str(code))
             elif index() == 0:
-                self._wait(lambda: self._ended() or self._count("done") == number() - 1)
-                code = self._ended()
+                code = self._ended() if self._others_end() else self._lost()
             else:
                 code = self._ended()
                 if not code:
@@ -287,6 +288,23 @@ class _Watch:
         except RuntimeError:  # the first process was killed
             return code or 1
         return code
+
+    def _others_end(self) -> bool:
+        """Whether the others are done, or end with another code than 0; False where one that does neither is silent."""
+        heard, until = -1, 0.0
+        while not (self._ended() or self._count("done") == number() - 1):
+            if (beats := self._count("beats")) != heard:
+                heard, until = beats, time.monotonic() + SILENCE_S
+            if time.monotonic() > until:
+                return False
+            time.sleep(POLL_S / 4)
+        return True
+
+    def _lost(self) -> int:
+        """Say that another process is gone, to all that are left; the code to end with."""
+        print(f"mtlsi: {LOST}", file=sys.stderr, flush=True)
+        self.store.set("mtlsi/ended", "1")
+        return 1
 
     def _part(self) -> None:
         """Wait until all know that the work has ended. The first process, which may keep the store, leaves last."""
@@ -321,6 +339,8 @@ class _Watch:
     def _run(self) -> None:
         while not self.over.wait(POLL_S):
             try:
+                if index() > 0:
+                    self._count("beats", 1)
                 code = self._ended()
                 if code and not self.over.is_set():
                     self._part()
