@@ -30,7 +30,11 @@ def load_script(path: Path):
 
 DOCS = load_script(ROOT / "docs/run_commands.py")
 PAGES, blocks_of, commands_of = DOCS.PAGES, DOCS.blocks_of, DOCS.commands_of
-WITH_PYTHON = ("README.md", "docs/own_backbone.md", "docs/own_dataset.md", "docs/own_decoder.md")
+WITH_PYTHON = (
+    *(pytest.param(page, marks=pytest.mark.slow) for page in ("README.md", "docs/own_backbone.md")),
+    "docs/own_dataset.md",
+    "docs/own_decoder.md",
+)
 
 
 def test_readme_has_commands():

@@ -76,7 +76,7 @@ def test_every_preset_of_the_network_has_a_recipe_and_the_large_ones_have_one_fo
             assert config.backbone_weights == "pretrained"
 
 
-@pytest.mark.parametrize("data", ["nyud", "pascal"])
+@pytest.mark.parametrize("data", ["nyud", pytest.param("pascal", marks=pytest.mark.slow)])
 def test_a_frozen_backbone_keeps_timms_weights_and_trains_the_rest(data, configs, script):
     frozen, trained = (script.count(configs[f"{data}_dinov2_vitb14{end}"]) for end in ("_frozen", ""))
     with torch.device("meta"):

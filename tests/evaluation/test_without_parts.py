@@ -47,7 +47,7 @@ def tokens_of(network, shown):
 
 
 def assert_same(found, expected):
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)  # other sums in another order
 
 
 def differ(one, other):

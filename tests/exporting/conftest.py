@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jaxtyping
 import pytest
@@ -29,12 +29,22 @@ def _shapes_are_not_checked() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> MTLSINet:
-    """Every part of the network, small, with weights that tell the tasks and the places apart."""
-    torch.manual_seed(0)
-    sizes = {"backbone": "test_efficientnet", "num_tokens": 4, "window": 2}  # tracing takes most of the time
-    model = create_model("tiny", dataset="nyud", input_size=(96, 128), colours=COLOURS, **sizes)
-    return awake(model)
+def small() -> Callable[[str], MTLSINet]:
+    """Makes a network of a decoder, small, with weights that tell the tasks and the places apart."""
+
+    def make(decoder: str) -> MTLSINet:
+        torch.manual_seed(0)
+        sizes = {"backbone": "test_efficientnet", "num_tokens": 4, "window": 2}  # tracing takes most of the time
+        made = create_model("tiny", dataset="nyud", decoder=decoder, input_size=(96, 128), colours=COLOURS, **sizes)
+        return awake(made)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(small) -> MTLSINet:
+    """Every part of MTLSI-Net."""
+    return small("mtlsi")
 
 
 @torch.no_grad()

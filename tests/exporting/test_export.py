@@ -37,6 +37,12 @@ def photo(height, width, seed=0):
     return np.array(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
+@pytest.fixture(scope="module", params=["heads_only", pytest.param("mtlsi", marks=pytest.mark.slow)])
+def tiny(small, request):
+    """The quick case is traced in a quarter of the time."""
+    return small(request.param)
+
+
 @pytest.fixture(scope="module")
 def folder(tiny, tmp_path_factory):
     """The model as people have it."""
@@ -178,7 +184,7 @@ def test_8_bits_stay_near(tiny, network):
     kinds = [node.op_type for node in quantised.graph.node]
     assert kinds.count("DequantizeLinear") > 60
     made = graphs.whole_graph(quantised, tiny.tasks, graphs.raw_channels(tiny, tiny.tasks), Shown((96, 128)))
-    assert len(quantised.SerializeToString()) < 0.6 * len(network.SerializeToString())
+    assert len(quantised.SerializeToString()) < 0.7 * len(network.SerializeToString())
     session = onnxruntime.InferenceSession(made.SerializeToString())
     image = photo(90, 120, 9)
     depth, normals = session.run(["depth", "normals"], {"image": image[None]})

@@ -133,6 +133,7 @@ def test_the_best_and_the_worst_image_are_those_of_the_arrays(drawn, arrays):
     assert shown["best"][0]["image"] != shown["worst"][0]["image"]
 
 
+@pytest.mark.slow
 def test_by_default_they_lie_in_the_run_and_of_a_model_folder_here(tiny_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"

@@ -99,6 +99,7 @@ def test_a_vit_of_patch_14_sees_the_image_at_14_sixteenths_of_its_size():
     assert {x.dtype for x in halves} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_a_vit_of_patch_14_is_exported():
     backbone = Backbone("vit_small_patch14_dinov2").eval()

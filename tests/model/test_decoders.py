@@ -74,6 +74,8 @@ class Final(nn.Module):
     ("decoder", "preset"),
     [
         (decoder, preset)
+        if decoder == "mtlsi" or preset == "tiny"
+        else pytest.param(decoder, preset, marks=pytest.mark.slow)
         for decoder in (*BUILT_IN, "one_convolution")
         for preset in PRESETS
         if PRESETS[preset].decoder in ("mtlsi", decoder)  # a rival's preset is for the rival

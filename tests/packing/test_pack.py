@@ -119,6 +119,7 @@ def run_with_best(tiny_run, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_best_model_of_a_run_is_packed_with_its_runs_settings(run_with_best, tmp_path, capsys):
     arguments = ["--data", "scenes", "--limit", "1", "--tasks", "depth", "--out"]
     assert main(["pack", str(run_with_best / "best"), *arguments, str(tmp_path / "kept")]) == 0
@@ -221,6 +222,7 @@ def test_a_model_of_a_damaged_run_is_refused(tiny_run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 def test_the_card_names_the_protocol_of_the_boundaries(tiny_run, tmp_path):
     asked = {"data": "scenes", "limit": 1, "tasks": "boundary"}
     out = pack_from_command(PackOptions(str(tiny_run.out), **asked, out=tmp_path / "a"), console=QUIET)

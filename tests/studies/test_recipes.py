@@ -21,7 +21,9 @@ def test_every_study_comes_for_scenes_and_for_nyud():
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name == "tokens" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_both_versions_compare_the_same_variants_and_every_network_can_be_built(name):
     scenes, nyud = (read_plan(FOLDER / f"{name}_{of}.yaml") for of in ("scenes", "nyud"))
     assert [variant.name for variant in scenes.variants] == [variant.name for variant in nyud.variants]

@@ -209,6 +209,7 @@ def test_a_run_of_another_configuration_is_refused_and_what_differs_is_named(fin
     assert only.finished == ["heads/0", "heads/1"]
 
 
+@pytest.mark.slow
 def test_each_listed_command_trains_its_run_as_the_study_does(finished, tmp_path, capsys):
     settings = ["--seeds", "1", "--train.loss_weights={depth: 1.0}", "--only", "heads,alone_depth"]
     file = write(tmp_path, variants=VARIANTS, seeds=[0, 1], baseline="alone_")
@@ -230,7 +231,10 @@ def test_each_listed_command_trains_its_run_as_the_study_does(finished, tmp_path
 # ---- runs that do not go well
 
 
-@pytest.mark.parametrize("steps_before", [1, 0], ids=["after a saved state", "before any"])
+@pytest.mark.parametrize(
+    "steps_before",
+    [pytest.param(1, id="after a saved state"), pytest.param(0, id="before any", marks=pytest.mark.slow)],
+)
 def test_a_run_that_is_cut_is_resumed_to_the_scores_of_an_unbroken_one(finished, tmp_path, monkeypatch, steps_before):
     step, often = loop.optimizer_step, {"train.checkpoint_every": 1}
 

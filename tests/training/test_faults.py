@@ -143,7 +143,9 @@ def ends_at_once(program: str, *, said: str, code: int) -> None:
 
 
 @needs_signals
-@pytest.mark.parametrize(("first", "second"), [("INT", "INT"), ("TERM", "INT"), ("TERM", "TERM")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("INT", "INT"), ("TERM", "TERM"), pytest.param("TERM", "INT", marks=pytest.mark.slow)]
+)
 def test_a_second_signal_ends_at_once(first, second):
     program = (
         "import os, signal, time\nfrom mtlsi.training import stopping\n"

@@ -33,6 +33,7 @@ def take_two_steps(config: RunConfig, name: str, out: Path) -> dict[str, Any]:
     return {"gradients": gradients, "figures": figures, "weights": weights}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that forks")
 def test_two_processes_go_as_one_with_twice_the_micro_batches(two_steps, tmp_path):
     pytest.importorskip("torchjd", reason="pip install 'mtlsi[balance]'")
