@@ -6,6 +6,7 @@ Data sets and prediction both read through it, so that a network is trained on t
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import struct
@@ -141,6 +142,11 @@ def open_image(
         raise MistakeError(
             f"{name}: takes more memory than there is; make it smaller, or give an undamaged copy"
         ) from error
+
+
+def pixel_limit() -> float:
+    """How many an image may have: ``PIL.Image.MAX_IMAGE_PIXELS``, where a program has set None any number."""
+    return math.inf if Image.MAX_IMAGE_PIXELS is None else Image.MAX_IMAGE_PIXELS
 
 
 def peek_image(path: FilePath) -> Image.Image:

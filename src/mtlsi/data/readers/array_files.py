@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from mtlsi.errors import MistakeError
+from mtlsi.images import pixel_limit
 from mtlsi.reading import MOST_BYTES
 
 MOST_INFLATED = 256 * 2**20
@@ -124,7 +124,7 @@ class _Elements:
         most = {CELL: MOST_PARTS, STRUCT: MOST_PARTS, OBJECT: MOST_PARTS, CHAR: MOST_NAMES}.get(kind)
         if len(sides) > 32 or min(sides, default=0) < 0:
             raise ValueError("no shape")
-        if math.prod(sides) > (most or Image.MAX_IMAGE_PIXELS or 0):
+        if math.prod(sides) > (most or pixel_limit()):
             raise self._excess(f"has an array of {'x'.join(map(str, sides))}")
 
     def _within(self, data: memoryview, *, padded: bool) -> Iterator[tuple[int, memoryview]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from mtlsi.errors import MistakeError
+from mtlsi.images import pixel_limit
 from mtlsi.reading import MOST_BYTES
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _excess(path: Path) -> MistakeError:
 
 
 def _check_size(path: Path, name: str | None, shape: tuple[int, ...]) -> None:
-    most = Image.MAX_IMAGE_PIXELS or 0
+    most = pixel_limit()
     if np.prod(shape, dtype=np.float64) > most:
         size = "x".join(map(str, shape[::-1]))
         raise MistakeError(f"{path}: {(name or '').lstrip('/')} is {size}; expected no more than {most} numbers")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from mtlsi.data.readers.decoding import checked_depth, decode_mat
 from mtlsi.data.readers.derive import boundaries_from_labels
@@ -23,6 +22,7 @@ from mtlsi.data.readers.files import IMAGE, FileDataset, Source, check_split
 from mtlsi.data.readers.mat73 import lies_elsewhere, num_bytes
 from mtlsi.data.readers.nyud import CAMERA, SPLITS, camera_normals
 from mtlsi.errors import MistakeError
+from mtlsi.images import pixel_limit
 from mtlsi.io import holds
 from mtlsi.reading import MOST_BYTES, read_content
 from mtlsi.tasks import NYUD40, TASK_SETS, check_tasks
@@ -230,7 +230,7 @@ def _check(path: Path, file: h5py.File) -> int:
         raise MistakeError(
             f"{path}: holds {shapes}; expected images (n 3 640 480), depths and labels (n 640 480); download it again"
         )
-    if width * height > (Image.MAX_IMAGE_PIXELS or 0):
+    if width * height > pixel_limit():
         raise MistakeError(f"{path}: images of {width}x{height} pixels; expected 640x480; download it again")
     for name in LANDMARKS:
         raw = NAMED[NYUD40.index(name)]

@@ -28,7 +28,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from mtlsi import kinds
 from mtlsi.data.readers.files import IMAGE, check_split
 from mtlsi.errors import MistakeError, message_of
-from mtlsi.images import UNREADABLE, size_of_jpeg
+from mtlsi.images import UNREADABLE, pixel_limit, size_of_jpeg
 from mtlsi.reading import check_relative, read_content, read_json, shortened
 from mtlsi.tasks import TASKS, check_classes, check_tasks, register_records
 from mtlsi.tensor_files import check_tensor_bytes
@@ -59,7 +59,7 @@ def unpack(path: Path, content: bytes, tasks: Sequence[str]) -> dict[str, Tensor
         check_tensor_bytes(path, content)
         tensors = safetensors.numpy.load(content)
         h, w = (int(side) for side in tensors["size"])
-        if min(h, w) < 1 or h * w > (Image.MAX_IMAGE_PIXELS or 0):
+        if min(h, w) < 1 or h * w > pixel_limit():
             raise ValueError(f"{h}x{w} pixels")
         if "image.jpg" in tensors:
             if size_of_jpeg(tensors["image.jpg"].tobytes()) != (h, w):

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from mtlsi.errors import MistakeError, message_of
-from mtlsi.images import FilePath
+from mtlsi.images import FilePath, pixel_limit
 from mtlsi.later import Later
 from mtlsi.prediction.clips.pixels import Upright
 from mtlsi.prediction.clips.whole import Extent
@@ -90,9 +90,9 @@ class Clip:
         self.name, self.container, self.say, self.is_live = name, container, say, is_live
         self.video = _pictures_of(name, container)
         self.video.thread_type = "AUTO"
-        if Image.MAX_IMAGE_PIXELS is not None:
+        if (most := pixel_limit()) < inf:
             # a stream may grow on its way; twice, as FFmpeg counts what it pads rows with, too
-            self.video.codec_context.options = {"max_pixels": str(2 * Image.MAX_IMAGE_PIXELS)}
+            self.video.codec_context.options = {"max_pixels": str(2 * most)}
         self.sounds = [] if is_live else [s for s in container.streams.audio if s.codec_context is not None]
         starts = [s.start_time * s.time_base for s in (self.video, *self.sounds) if s.start_time is not None]
         self.begin_s: Fraction | None = None if is_live else min(starts, default=Fraction(0))
@@ -290,10 +290,9 @@ class Clip:
     def _too_large(self, pictures: Any) -> str:
         """What is wrong where a stream's pictures, or one, have more pixels, made square, than images may; else empty."""
         width, height = round(pictures.width * max(1, self.upright.pixel_aspect)), pictures.height
-        most = Image.MAX_IMAGE_PIXELS
-        if most is None or width * height <= most:
+        if width * height <= (most := pixel_limit()):
             return ""
-        return f"{width}x{height} pixels; expected at most {most // 10**6} million"
+        return f"{width}x{height} pixels; expected at most {most // 10**6:.0f} million"
 
     def _pass_over(self, reason: str) -> None:
         self.num_broken += 1
