@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from mtlsi import run_folder
+from mtlsi import reading, run_folder
 from mtlsi.drawing.plots import plot_curves
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import read_single_task
@@ -82,6 +82,19 @@ def test_damaged_lines_are_passed_over_by_readers_of_lines(wrong, tmp_path):
         (9, 4, 6),
     ]
     assert again.last("b") is None
+
+
+def test_lines_of_more_values_than_a_run_has_are_a_mistake(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MOST_IN_LINES", 60)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n' * 10)  # 4 + 2 each
+    assert len(run_folder.read_metrics(tmp_path)[0]) == 10
+    for more in ('{"step": 1}\n', "\n", '{"step": 1, "a": [[], [], {}]}'):
+        path.write_text('{"step": 1, "loss": 2.0}\n' * 10 + more)
+        with pytest.raises(MistakeError, match=r"metrics\.jsonl: more than 60 values; expected the lines of one run"):
+            run_folder.read_metrics(tmp_path)
+        with pytest.raises(MistakeError, match="more than 60 values"):
+            plot_curves(path, tmp_path / "a.svg")
 
 
 @pytest.mark.parametrize("wrong", ["folder", "pipe", "a gigabyte"])

@@ -29,7 +29,7 @@ from mtlsi.field_types import check_types
 from mtlsi.io import plain, replace_bytes, replace_text
 from mtlsi.model.stored import CONFIG, WEIGHTS, write_settings
 from mtlsi.plugins import import_plugins, settle_plugins
-from mtlsi.reading import parse_json, read_content, read_json, shortened
+from mtlsi.reading import json_lines, read_json, shortened
 from mtlsi.weights import replace_weights
 from mtlsi.yaml_files import read_yaml
 
@@ -119,8 +119,9 @@ def count_in(facts: Mapping[str, Any], name: str, most: int) -> int:
 def saved_steps(out: Path) -> list[int]:
     """The steps of the checkpoints in the run folder ``out``, the newest first; whether they are whole is not looked at."""
     folders = (out / STATE).iterdir() if (out / STATE).is_dir() else ()
-    found = (re.fullmatch(r"step_(\d{6,12})", folder.name) for folder in folders)
-    return sorted((int(match[1]) for match in found if match), reverse=True)
+    found = ((folder.name, re.fullmatch(r"step_(\d{6,12})", folder.name)) for folder in folders)
+    steps = [int(match[1]) for name, match in found if match and STEP_FOLDER.format(int(match[1])) == name]
+    return sorted(steps, reverse=True)
 
 
 def has_state(out: Path) -> bool:
@@ -302,18 +303,18 @@ def forget_metrics_after(out: Path, step: int) -> tuple[str, ...]:
 def read_metrics(out: Path) -> tuple[list[dict[str, Any]], int]:
     """The lines of the run's ``metrics.jsonl``, and how many others there are, a cut last one left out.
 
-    Raises ``MistakeError`` where it is no file.
+    Raises ``MistakeError`` where it is no file, or has more values than any run.
     """
     path = out / METRICS
     if path.exists() and not path.is_file():
         raise MistakeError(f"{path} is no file; expected the metrics of a run: remove it")
-    raw = read_content(path).decode("utf-8", "replace") if path.exists() else ""
-    *whole, cut = raw.split("\n")
-    lines = [_metrics_of(line) for line in whole]
-    if (last := _metrics_of(cut)) is not None:
-        lines.append(last)
-    found = [line for line in lines if line is not None]
-    return found, len(lines) - len(found)
+    found, broken = [], 0
+    for values, has_ended in json_lines(path, finite=False) if path.exists() else ():
+        if _are_metrics(values):
+            found.append(values)
+        elif has_ended:
+            broken += 1
+    return found, broken
 
 
 def was_evaluated(out: Path, step: int, num_images: int | None = None) -> bool:
@@ -322,17 +323,13 @@ def was_evaluated(out: Path, step: int, num_images: int | None = None) -> bool:
     return any(num_images in (None, line.get("evaluation_images")) for line in found)
 
 
-def _metrics_of(line: str) -> dict[str, Any] | None:
-    """A line of metrics: an object with its step, whose scores and times are numbers; None for anything else."""
-    try:
-        values = parse_json(line, finite=False)
-    except ValueError:
-        return None
+def _are_metrics(values: Any) -> bool:
+    """Whether these are a line of metrics: an object with its step, whose scores and times are numbers."""
     step = values.get("step") if isinstance(values, dict) else None
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < LAST_STEP:
-        return None
+        return False
     measured = (value for name, value in values.items() if name.startswith("val/") or name in TIMES)
-    return values if all(value is None or _is_number(value) for value in measured) else None
+    return all(value is None or _is_number(value) for value in measured)
 
 
 def _is_number(value: Any) -> bool:

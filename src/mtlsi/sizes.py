@@ -82,7 +82,7 @@ SIZE_BOUNDS: dict[str, tuple[float, float]] = {
     "scales": (1, 63),
     "context_pool": (1, 256),
     "num_tokens": (1, 65536),
-    "window": (1, 256),
+    "window": (1, 64),
     "num_blocks": (0, 64),
     "ffn_ratio": (1, 64),
     "head_channels": (1, 8192),

@@ -46,6 +46,24 @@ def test_what_a_balance_gave_and_how_gradients_lie_is_drawn_where_it_was_logged(
     assert four == (pytest.approx(3 * one[0], abs=2), pytest.approx(2 * one[1], abs=2))
 
 
+def test_what_no_run_logs_is_not_drawn(tmp_path):
+    plain = [{"step": step, "loss": 5 / step, "val/depth/RMSE": 1 / step} for step in (1, 2, 3)]
+    odd = {
+        "step": 3,
+        **{"gradient_cosine/depth" + "/depth" * number: 0.5 for number in (0, 2, 3, 300)},
+        "gradient_norm/depth/normals": 1.0,
+        "balance/": 1.0,
+    }
+    huge = [
+        {"step": step, "loss": sign * 1.7e308, "val/depth/RMSE": sign * 1.7e308} for step, sign in ((4, 1), (5, -1))
+    ]
+    images = [
+        plot_curves(write_metrics(tmp_path / f"{name}.jsonl", lines), tmp_path / f"{name}.png").read_bytes()
+        for name, lines in (("plain", plain), ("odd", [*plain, odd, *huge]))
+    ]
+    assert images[0] == images[1]
+
+
 def test_a_later_line_for_a_step_replaces_the_earlier(tmp_path):
     once = write_metrics(tmp_path / "once.jsonl", [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.0}])
     again = write_metrics(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from io import StringIO
@@ -131,6 +132,19 @@ def test_the_best_and_the_worst_image_are_those_of_the_arrays(drawn, arrays):
     assert shown["best"][0]["score"] == pytest.approx(min(rmse), rel=1e-5)
     assert shown["worst"][0]["score"] == pytest.approx(max(rmse), rel=1e-5)
     assert shown["best"][0]["image"] != shown["worst"][0]["image"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_by_default_they_do_not_lie_behind_a_link_out_of_the_run(tiny_run, tmp_path, capsys):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run.mkdir()
+    for name in ("config.yaml", "config.json", "model.safetensors"):
+        shutil.copy(tiny_run.out / name, run / name)
+    (run / "figures").symlink_to(elsewhere)
+    assert main(["figures", str(run), "--limit", "1", "--tasks", "depth"]) == 2
+    assert "figures: a link out of the run; expected a folder in it: say with --out" in capsys.readouterr().err
+    assert list(elsewhere.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -118,10 +118,19 @@ def edit_config(folder, **changes):
         lambda folder: edit_config(folder, num_blocks=2),
         lambda folder: edit_config(folder, fusion=False),
         lambda folder: edit_config(folder, window=None),
+        lambda folder: edit_config(folder, window=65),
         lambda folder: (folder / "config.json").write_text('{"tasks": ['),
         lambda folder: (folder / "model.safetensors").write_bytes(b"not weights"),
     ],
-    ids=["other_shape", "weights_missing", "weights_left_over", "setting_missing", "no_json", "no_safetensors"],
+    ids=[
+        "other_shape",
+        "weights_missing",
+        "weights_left_over",
+        "setting_missing",
+        "huge_window",
+        "no_json",
+        "no_safetensors",
+    ],
 )
 def test_weights_and_settings_that_do_not_fit_are_refused(folder, damage):
     damage(folder)

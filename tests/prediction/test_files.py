@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -291,6 +292,26 @@ def test_a_line_cut_short_by_a_killed_process_does_no_harm(folder, tmp_path):
     outcome, _ = run(folder, out)
     assert (outcome.written, outcome.skipped) == (1, 2)
     assert run(folder, out)[0].skipped == 3
+
+
+def test_a_line_that_a_full_disk_takes_in_parts_is_whole_or_a_mistake(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:7]))
+    Manifest(tmp_path).append("a", Source("/photos/a.jpg", 7, 3), 5, {})
+    assert [line["results"] for line in manifest(tmp_path)] == ["a"]
+
+    def full(file, content):
+        if os.fstat(file).st_size > 200:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, content[:7])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(MistakeError, match=r"manifest\.jsonl: cannot be written \(.*space"):
+        Manifest(tmp_path).append("b", Source("/photos/b.jpg", 8, 3), 5, {"more": "x" * 100})
+    monkeypatch.undo()
+    Manifest(tmp_path).append("c", Source("/photos/c.jpg", 9, 3), 5, {})
+    again = Manifest(tmp_path)
+    assert [bool(again.last(name)) for name in "abc"] == [True, False, True]
 
 
 def test_a_manifest_of_many_lines(tmp_path, monkeypatch):

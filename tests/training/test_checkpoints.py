@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mtlsi.errors import MistakeError
 from mtlsi.training import checkpoints
-from mtlsi.training.checkpoints import DamagedError, newest, open_checkpoint, read_tensors, write
+from mtlsi.training.checkpoints import DamagedError, newest, open_checkpoint, read_tensors, set_aside_after, write
 
 FILES = ["average.safetensors", "learned.safetensors", "manifest.json", "model.safetensors", "optimizer.safetensors",
          "state.json"]  # fmt: skip
@@ -60,6 +60,22 @@ def test_checkpoints_of_steps_that_are_repeated_go(tmp_path):
     saved(tmp_path, 2, 4, 6)
     saved(tmp_path, 4)  # of a run that went on from step 2, because 4 and 6 were damaged
     assert folders(tmp_path) == ["step_000004"]
+
+
+def test_a_damaged_one_that_a_run_did_not_go_on_from_takes_no_whole_ones_place(tmp_path):
+    saved(tmp_path, 100, 110)  # the second at a signal
+    flip(tmp_path / "state" / "step_000110" / "model.safetensors")
+    assert told(tmp_path)[0] == "step_000100"
+    set_aside_after(tmp_path, 100)
+    assert told(tmp_path) == ("step_000100", "")
+    saved(tmp_path, 120)
+    assert folders(tmp_path) == ["step_000100", "step_000120"]
+
+
+def test_a_folder_that_is_called_almost_like_a_checkpoint_is_none(tmp_path):
+    (tmp_path / "state" / "step_0000050").mkdir(parents=True)
+    saved(tmp_path, 2, 4, 1234567, 2000000)
+    assert folders(tmp_path) == ["step_0000050", "step_1234567", "step_2000000"]
 
 
 def test_what_was_written_comes_back_whatever_its_order_in_memory(tmp_path):

@@ -18,7 +18,7 @@ from matplotlib.ticker import NullFormatter
 
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import check_picture, replace_bytes
-from mtlsi.reading import MOST_BYTES, parse_json, read_text
+from mtlsi.reading import json_lines
 from mtlsi.tasks import TASKS
 
 
@@ -70,7 +70,7 @@ def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike, *, best_
     extras = [
         found
         for start in EXTRA_CURVES
-        if (found := [key for key in series if key.startswith(start) and TASKS.keys() >= {*key.split("/")[1:]}])
+        if (found := [key for key in series if key.startswith(start) and _is_of_tasks(key)])
     ]
     plots = bool(losses) + len(scores) + len(extras)
     columns = min(plots, 3)
@@ -111,6 +111,12 @@ def _mark_best(
     if kept is not None:
         axis.axvline(kept, color="0.15", lw=1, ls=":", label=f"kept: step {kept}", zorder=0)
         axis.legend(frameon=False, fontsize=7)
+
+
+def _is_of_tasks(key: str) -> bool:
+    """Whether what some runs log is of a task, or, cosines, of two."""
+    start, *tasks = key.split("/")
+    return len(tasks) == (2 if start == "gradient_cosine" else 1) and TASKS.keys() >= {*tasks}
 
 
 EXTRA_CURVES = {
@@ -242,26 +248,23 @@ def save_figure(figure: Figure, out: Path) -> Path:
 
 MOST_STEPS = 10**12
 """More are no steps of a run."""
+LARGEST = 1e30
+"""Of what is drawn: the ticks of an axis of larger numbers cannot be counted."""
 
 
 def _read_series(path: Path) -> dict[str, tuple[list[int], list[float]]]:
     """The steps and the values of each key, in the order of the steps."""
+    found: dict[str, dict[int, float]] = {}
     try:
-        lines = read_text(path, MOST_BYTES).splitlines()
-    except (OSError, UnicodeError) as error:
+        for entry, _ in json_lines(path, finite=False):
+            step = entry.get("step") if isinstance(entry, dict) else None
+            if not isinstance(step, int) or not 0 <= step < MOST_STEPS:
+                continue
+            for key, value in entry.items():
+                if key != "step" and isinstance(value, int | float) and not abs(value) > LARGEST:
+                    found.setdefault(key, {})[step] = value
+    except OSError as error:
         raise MistakeError(
             f"{path}: cannot be read ({message_of(error)}); expected the metrics.jsonl of a run"
         ) from error
-    found: dict[str, dict[int, float]] = {}
-    for line in lines:
-        try:
-            entry = parse_json(line, finite=False)
-        except ValueError:
-            continue
-        step = entry.get("step") if isinstance(entry, dict) else None
-        if not isinstance(step, int) or not 0 <= step < MOST_STEPS:
-            continue
-        for key, value in entry.items():
-            if key != "step" and isinstance(value, int | float) and (isinstance(value, float) or abs(value) < 2**53):
-                found.setdefault(key, {})[step] = value
     return {key: (sorted(values), [values[s] for s in sorted(values)]) for key, values in found.items()}

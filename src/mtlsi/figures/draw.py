@@ -78,8 +78,13 @@ def filled_in(options: FiguresOptions) -> FiguresOptions:
 
 
 def out_of(model: str) -> Path:
-    """Where figures go unless told otherwise."""
-    return Path(f"{Path(model).name}-figures") if run_folder.run_of(model) is None else Path(model, "figures")
+    """Where figures go unless told otherwise. Raises ``MistakeError`` where a run's folder for them is a link elsewhere."""
+    if run_folder.run_of(model) is None:
+        return Path(f"{Path(model).name}-figures")
+    out = Path(model, "figures")
+    if not out.resolve().is_relative_to(Path(model).resolve()):
+        raise MistakeError(f"{out}: a link out of the run; expected a folder in it: say with --out where figures go")
+    return out
 
 
 # ---- the pass over the images

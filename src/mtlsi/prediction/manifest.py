@@ -113,7 +113,7 @@ class Manifest:
                 try:
                     size = os.fstat(file).st_size
                     whole = not size or _last_byte(file) == b"\n"  # else a process was killed while it wrote
-                    os.write(file, line.encode() if whole else b"\n" + line.encode())
+                    _write_all(file, line.encode() if whole else b"\n" + line.encode())
                 finally:
                     os.close(file)
         except OSError as error:
@@ -164,6 +164,12 @@ def content_of(image: FilePath) -> int:
     """A number of 64 bits that stands for all bytes of a file. Raises ``OSError``."""
     with open(image, "rb") as file:
         return int.from_bytes(file_digest(file, partial(blake2b, digest_size=8)).digest(), "little")
+
+
+def _write_all(file: int, content: bytes) -> None:
+    """A disk that fills up takes a part; what is left then raises ``OSError``."""
+    while content:
+        content = content[os.write(file, content) :]
 
 
 def _last_byte(file: int) -> bytes:

@@ -93,6 +93,17 @@ def _to_go(steps: list[int], step: int, keep: int) -> list[int]:
     return [number for number in steps if number not in kept]
 
 
+def set_aside_after(out: Path, step: int) -> None:
+    """Have those of steps after ``step``, from which the run goes on since they are damaged, count no more.
+
+    Of those that ``write`` keeps each is then a whole one. It also removes what was set aside.
+    """
+    for number in saved_steps(out):
+        if number > step:
+            folder = out / STATE / STEP_FOLDER.format(number)
+            os.replace(folder, _aside(folder))
+
+
 def remove_leftovers(out: Path) -> None:
     """Remove what a run that was killed while it wrote or removed a checkpoint left behind."""
     for path in (out / STATE).glob(".step_*"):

@@ -228,6 +228,7 @@ def assemble(
     if accelerator.is_main_process:
         blur = note_on_blur(train_set, config.data) if train_transform is None else ()
         cut, recording = run_folder.forget_metrics_after(out, position.step), notes_on_recording(run, obstacle(run))
+        checkpoints.set_aside_after(out, position.step)
         run.notes = (*notes, *cut, *note_on_camera(train_set), *blur, *recording)
         run_folder.save_config(config, out)
         if weights:
