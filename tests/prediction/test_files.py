@@ -279,6 +279,23 @@ def test_another_model_or_setting_is_no_repetition(folder, tmp_path):
         Predictor(models[0], device="cpu", working_size=(32, 64)),
     ]
     assert len({one.identity for one in made}) == 4
+    rooms = [
+        create_model(
+            "tiny",
+            tasks=("semseg",),
+            classes={"semseg": ("floor", name)},
+            input_size=(32, 32),
+            colours={"semseg": colours},
+        )
+        for name, colours in (
+            ("wall", [(0, 0, 0), (9, 9, 9)]),
+            ("door", [(0, 0, 0), (9, 9, 9)]),
+            ("wall", [(0, 0, 0), (8, 9, 9)]),
+        )
+    ]
+    for room in rooms[1:]:
+        room.load_state_dict(rooms[0].state_dict())
+    assert len({Predictor(room, device="cpu").identity for room in rooms}) == 3
     assert Predictor(models[0], device="cpu").identity == made[0].identity
     for one in (*made, made[0]):
         assert predict_paths(folder, one, tmp_path / "out", console=Quiet(), write="npy").written == 3

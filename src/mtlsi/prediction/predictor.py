@@ -134,7 +134,8 @@ class Predictor:
         Of each tensor only some numbers are read, which a training step changes as surely as the rest.
         """
         settings = f"{__version__} {self.dtype} {self.shown} {self.model.input_size} {self.camera}"
-        digest = blake2b(settings.encode(), digest_size=8)
+        names = f"{dict(self.classes)} {dict(self.colours)}"  # which results show
+        digest = blake2b((settings + names).encode(errors="backslashreplace"), digest_size=8)
         for name, tensor in self.model.state_dict().items():
             some = tensor.detach().flatten()[:: max(1, tensor.numel() // 16)].double().cpu()
             digest.update(f"{name} {tuple(tensor.shape)}".encode() + some.numpy().tobytes())
