@@ -21,6 +21,7 @@ from mtlsi.tasks import (
     TASK_SETS,
     TASKS,
     Task,
+    check_classes,
     check_tasks,
     num_channels,
     own_records,
@@ -214,3 +215,19 @@ def test_names_that_would_steer_a_terminal_are_refused(sign):
             make()
         assert sign not in str(refused.value)
     assert create_model("tiny", tasks=("semseg",), classes={"semseg": ["床", "стена", "a\u00a0b"]}).classes
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("w" * 201, "201 characters; expected 200 at most"), ("wall\ud800", "expected whole characters")]
+)
+def test_names_that_are_too_long_or_no_text_are_refused(text, told):
+    for make in (
+        lambda: check_classes({"semseg": ["floor", text]}, "dataset.yaml: "),
+        lambda: Task("albedo", kind="value", title=text),
+        lambda: Task("albedo", kind="value", unit=text),
+        lambda: register_task(Task(text, kind="value", title="albedo")),
+    ):
+        with pytest.raises(MistakeError, match=told) as refused:
+            make()
+        assert len(str(refused.value).encode()) < 400
+    check_classes({"semseg": ["w" * 200, "floor [wood]", "Küche: 床", "$5"]})

@@ -17,9 +17,10 @@ from typing import TypeVar
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, one_line
 
 Result = TypeVar("Result")
 STARTING = threading.Lock()
@@ -35,15 +36,16 @@ def for_each(
     ``MistakeError``. Pending work is dropped then, and where the results are not all asked for. Each worker computes on one
     thread, and ends with this process, whatever ends it.
     """
+    shown = escape(one_line(title))  # a split's name may be anybody's
     if not num_workers:
-        yield from map(function, track(range(count), title, console=console))
+        yield from map(function, track(range(count), shown, console=console))
         return
     processes = _fresh_processes(function.__module__)
     with ProcessPoolExecutor(num_workers, processes, _begin_worker) as pool:
         try:
             with _script_left_out(function):
                 results = pool.map(function, range(count), chunksize=4)
-            yield from track(results, title, count, console=console)
+            yield from track(results, shown, count, console=console)
         except BrokenProcessPool as error:
             raise MistakeError(
                 f"{title}: one of {num_workers} worker processes ended unexpectedly: it could not start, which is told "

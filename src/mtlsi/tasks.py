@@ -58,6 +58,8 @@ LAST_VALUE = 65535
 """The greatest of 16 bits: in label files and in memory a pixel without a class."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """Control characters, those of terminals among them."""
+LONGEST_TEXT = 200
+"""Characters of a title, of a unit, of a class's name."""
 MOST_CLASSES = 2**12
 """Of all tasks of a data set or a model together. Choice: ADE20K in full has 3,688; pixels are counted by label and
 prediction, in 128 MB for so many, of which a batch takes as much again."""
@@ -67,10 +69,19 @@ RESERVED = ("image", "images", "size", "panel")
 """Names that samples, folders and files use for other things."""
 
 
-def check_printed(what: str, text: Any) -> None:
-    """Raises ``MistakeError``, which begins with ``what``, for a text with signs that would steer a terminal."""
-    if isinstance(text, str) and CONTROL.search(text):
+def check_printed(what: str, text: Any, most: int | None = LONGEST_TEXT) -> None:
+    """Raises ``MistakeError``, which begins with ``what``, for a text of more than ``most`` characters, with signs that
+    would steer a terminal, or with halves of characters, which no file takes."""
+    if not isinstance(text, str):
+        return
+    if most is not None and len(text) > most:
+        raise MistakeError(f"{what}: {len(text)} characters; expected {most} at most")
+    if CONTROL.search(text):
         raise MistakeError(f"{what}: {shortened(text)}; expected no control characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise MistakeError(f"{what}: {shortened(text)}; expected whole characters") from error
 
 
 @dataclass(frozen=True)
@@ -195,6 +206,7 @@ def check_name(name: str) -> None:
     """Raises ``MistakeError`` unless ``name`` may be the name of a person's own task."""
     from torch.nn import ModuleDict
 
+    check_printed("a task's name", name)
     if name in BUILT_IN:
         raise MistakeError(f"task {name!r}: built in; expected another name for a task of your own")
     if not isinstance(name, str) or not (name.isascii() and name.isidentifier()):
@@ -244,6 +256,9 @@ NUM_THRESHOLDS = 99
 """How many thresholds the boundary benchmark reports on, evenly spaced inside 0..1."""
 MAX_DIST = 0.0075
 """How far it lets a boundary pixel lie from its match, as a fraction of the image's diagonal."""
+TOLERANCE_END = 0.02
+"""Below which a data set's own lies. Choice: nearly twice NYUDv2's, the widest in use; matching takes ever longer, and
+at 0.1 minutes for an image."""
 NYUD_RANGE_M = (1e-3, 10.0)
 """Least and greatest depth of NYUDv2 that its benchmarks compare, in metres."""
 BOUNDARY_PROTOCOL = "seism-nms"

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from mtlsi.dataset_tools.check import check, print_report, write_report
 from mtlsi.errors import MistakeError
+from mtlsi.tasks import TASKS
 
 
 def silent():
@@ -127,3 +128,28 @@ def test_a_folder_that_is_no_data_set_is_a_mistake(tmp_path):
     (tmp_path / "prepared.json").write_text("{}")
     with pytest.raises(MistakeError, match="made by mtlsi data prepare; give the folder that it was made from"):
         check(tmp_path)
+
+
+@pytest.mark.parametrize("written", ["[/]", "floor [wood]", "[link=https://a.example]a[/link]"])
+def test_names_and_titles_are_printed_as_they_are_written(tmp_path, written):
+    root = tmp_path / written.replace("/", "\x1b[2J")
+    for folder, pixels in (("images", np.zeros((9, 9, 3), np.uint8)), ("mine", np.zeros((9, 9), np.uint8))):
+        (root / folder).mkdir(parents=True)
+        for name in "ab":
+            Image.fromarray(pixels).save(root / folder / f"{name}.png")
+    tasks = {"mine": {"kind": "classes", "title": written, "classes": [written, "box"]}}
+    (root / "dataset.yaml").write_text(json.dumps({"splits": {"train": ["a"], written: ["b"]}, "tasks": tasks}))
+    shown = Console(file=StringIO(), width=200, force_terminal=True, color_system="truecolor")
+    try:
+        report = check(root, num_workers=0, console=shown)
+        print_report(report, shown)
+    finally:
+        TASKS.pop("mine", None)
+    text = shown.file.getvalue()  # type: ignore[attr-defined]
+    rows = [line for line in text.splitlines() if "│" in line or "┃" in line]
+    assert report.problems == []
+    assert sum(line.count(written) for line in rows) == 2 + 2 + 1 + 1  # splits, titles; the shares' column and row
+    assert f"reading {written}" in text
+    assert f"your own data ({root.name})".replace("\x1b", "\\x1b") in text
+    assert f"{written}: share" in text
+    assert not [sign for sign in ("\x1b]8", "\x1b[2J") if sign in text]

@@ -67,3 +67,8 @@ def test_names_are_left_out_where_nobody_could_read_them(tmp_path):
 
 def test_a_vector_picture_where_the_name_says_so(tmp_path):
     assert plot_confusion([[1, 2], [3, 4]], ("a", "b"), tmp_path / "a.pdf").read_bytes().startswith(b"%PDF-")
+
+
+def test_classes_may_have_any_name(tmp_path):
+    names = ("price $_$", "$\\bad{$", "x" * 200)
+    assert plot_confusion([[1, 2, 3]] * 3, names, tmp_path / "a.png", title="$_$").is_file()

@@ -99,3 +99,10 @@ def test_lines_of_equal_f_pass_through_the_best_point_that_has_it(tmp_path):
     level = np.abs(pictures[0] - (217, 217, 217)).max(-1) < 10, np.abs(pictures[1] - (217, 217, 217)).max(-1) < 10
     assert level[0].sum() > 1000 < level[1].sum()
     assert (level[0] & level[1]).sum() < 0.3 * level[0].sum()  # other lines
+
+
+def test_classes_and_titles_may_have_any_name(tmp_path):
+    names = ("price $_$", "$\\bad{$", "x" * 200)
+    assert plot_class_scores([50.0] * 3, [1] * 3, names, tmp_path / "a.png", title="$_$").is_file()
+    series = [("RMSE ($_$)", [1.0])]
+    assert plot_errors_by_value([0, 1], series, [1], tmp_path / "b.png", quantity="value ($_$)", title="$_$").is_file()

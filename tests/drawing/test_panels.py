@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mtlsi import kinds
-from mtlsi.drawing.panels import compare_panel, draw_task, panel, rows_panel
+from mtlsi.drawing.panels import _font, _shorten, compare_panel, draw_task, panel, rows_panel
 from mtlsi.errors import MistakeError
 from mtlsi.kinds.colouring import UNKNOWN
 from mtlsi.kinds.palette import palette
@@ -151,3 +151,24 @@ def test_a_row_without_a_task_is_blank_there_and_all_rows_share_the_scale():
     far = cells[2][1][height // 3, width // 2]  # the colour of the truth's largest depth, everywhere
     first = cells[0][1][60:-60, 60:-60].reshape(-1, 3)
     assert (np.abs(first.astype(int) - far).max(-1) < 12).any()
+
+
+@pytest.mark.parametrize("width", [-5, 0, 12, 40, 250, 10_000])
+def test_a_long_text_keeps_as_many_letters_as_fit(width):
+    for text in ("", "wall", "a name that goes on " * 10, "i" * 200):
+        fitting = [text[:count] + "…" for count in range(len(text)) if _font(13).getlength(text[:count] + "…") <= width]
+        whole = _font(13).getlength(text) <= width
+        assert _shorten(text, 13, width) == (text if whole else fitting[-1] if fitting else "…")
+
+
+def test_a_very_long_text_is_shortened_at_once(monkeypatch):
+    class Counting:
+        letters = 0
+
+        def getlength(self, text):
+            Counting.letters += len(text)
+            return 8 * len(text)
+
+    monkeypatch.setattr("mtlsi.drawing.panels._font", lambda _: Counting())
+    assert _shorten("w" * 20_000, 13, 250) == "w" * 30 + "…"
+    assert Counting.letters < 100_000  # one letter after the other: 200 million

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from PIL import Image
 
-from mtlsi.drawing.plots import Point, plot_curves, plot_precision_recall, plot_scores
+from mtlsi.drawing.plots import Point, plot_curves, plot_precision_recall, plot_scores, save_figure
 from mtlsi.errors import MistakeError
+from mtlsi.tasks import TASKS, Task
 
 
 def write_metrics(path: Path, lines: list[dict], end: str = "") -> Path:
@@ -179,3 +183,31 @@ def test_the_best_evaluation_is_ringed_and_the_kept_step_is_a_line(tmp_path):
     assert 0 < np.ptp(added) + 1 < 6
     where = added.mean() / len(without)
     assert 0.5 < where < 0.8  # two thirds of the way from the first step to the last
+
+
+AS_WRITTEN = ("price $_$", r"cost in $, or in $\euro", r"\$5", "$x^2$", "floor [wood]")
+
+
+@pytest.mark.parametrize("written", AS_WRITTEN)
+def test_titles_are_drawn_as_they_are_written(tmp_path, written):
+    """Letter by letter in the SVG, whose texts are then no paths, wherever a person's own text may stand."""
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([1, 2], [1, 1000], label=written)
+    axes.set(title=written, xlabel=written, yscale="log")
+    axes.set_xticks([1, 2], [written, "2"])
+    axes.legend()
+    figure.suptitle(written)
+    with rc_context({"svg.fonttype": "none"}):
+        drawn = save_figure(figure, tmp_path / "a.svg").read_text()
+    texts = [
+        "".join(text.itertext()) for text in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert texts.count(written) == 5
+    assert not any("mathdefault" in text for text in texts)  # 10 to the power of 2 is one
+
+
+def test_the_curves_of_a_task_of_any_title_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "cost", Task("cost", kind="value", title="price $_$", unit="$\\euro$"))
+    lines = [{"step": s, "loss": 5 / s, "loss/cost": 2 / s, "val/cost/RMSE": 1.0} for s in (1, 2)]
+    assert plot_curves(write_metrics(tmp_path / "metrics.jsonl", lines), tmp_path / "a.png").is_file()

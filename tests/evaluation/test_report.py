@@ -9,6 +9,7 @@ from io import StringIO
 import pytest
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from mtlsi.data.readers.nyud import NYUD
 from mtlsi.errors import MistakeError
@@ -18,6 +19,7 @@ from mtlsi.evaluation.report import (
     headline,
     introduce,
     paper_row,
+    plain_cell,
     read_single_task,
     reading_table,
     score_table,
@@ -28,6 +30,7 @@ from mtlsi.evaluation.report import (
 from mtlsi.metrics import DepthError
 from mtlsi.metrics.boundary.protocols import PROTOCOLS
 from mtlsi.metrics.delta import delta_m
+from mtlsi.tasks import TASKS, Task
 
 SCORES = {"semseg": {"mIoU": 40.0, "pixel_acc": 70.0}, "depth": {"RMSE": 0.6, "abs_rel": float("nan")}}
 
@@ -165,3 +168,27 @@ def test_a_data_set_is_introduced_with_its_layout_and_what_it_lacks(nyud_root):
         "data: NYUDv2 with 8-bit depth (normals and boundaries derived), 2 images of val, derived labels: normals"
     )
     assert [line.split("(")[0] for line in others] == ["left out: semseg ", "left out: boundary "]
+
+
+MARKUP = ("[/]", "floor [wood]", "[link=https://a.example]wall[/link]", "[red]wall", ":car:", "床 [b]")
+
+
+@pytest.mark.parametrize("written", MARKUP)
+def test_titles_units_and_names_stand_in_tables_as_they_are_written(monkeypatch, written):
+    monkeypatch.setitem(TASKS, "cost", Task("cost", kind="value", title=written, unit=written))
+    said = StringIO()
+    console = Console(file=said, width=200, force_terminal=True, color_system="truecolor")
+    scores = {"cost": {"RMSE": 1.0, written: 2.0}}
+    for table in (score_table(scores, others={written: scores}), paper_row(scores)):
+        console.print(table)
+    # title, unit, column, the papers' row, and the figure, which with a slash is for the JSON file
+    assert said.getvalue().count(written) == 4 + ("/" not in written)
+    assert "\x1b]8" not in said.getvalue()
+
+
+def test_a_plain_cell_steers_no_terminal_and_keeps_its_lines():
+    said = StringIO()
+    table = Table(title=plain_cell("a\x1b[2J", "table.title"))
+    table.add_column(plain_cell("first\nsecond\r\x07\udcff"))
+    Console(file=said, width=80).print(table)
+    assert re.search(r"a\\x1b\[2J +\n.*\n┃ first +┃\n┃ second \\x07\\udcff ┃", said.getvalue())

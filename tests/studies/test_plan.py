@@ -136,6 +136,9 @@ def alone(**tasks: str) -> dict:
         ({**BASE, "variants": {"a": {}}, "plots": [{"x": "weight"}]}, "x 'weight'"),
         ({**BASE, "variants": {"a": {}}, "plots": [{"x": "gflop", "y": "smell"}]}, "y 'smell'"),
         ({**BASE, "variants": {"a": {}}, "plots": [{"x": "gflop", "of": "b"}]}, "of 'b'"),
+        ({**BASE, "variants": {"a": {}}, "title": "a\x1b[2J"}, "title: .*; expected no control characters"),
+        ({**BASE, "variants": {"a": {}}, "title": "a" * 201}, "title: 201 characters; expected 200 at most"),
+        ({**BASE, "variants": {"a": {}}, "note": "a\nb\x1b[2J"}, "note: .*; expected no control characters"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_file_is_told_in_one_line(tmp_path, content, told):
@@ -165,3 +168,9 @@ def test_a_file_that_cannot_be_read_is_told_in_one_line(tmp_path, text, told):
     assert "\n" not in str(mistake.value)
     with pytest.raises(MistakeError, match=r"missing\.yaml"):
         read_plan(tmp_path / "missing.yaml")
+
+
+def test_a_note_may_be_long_and_have_lines(tmp_path):
+    note = "\n\n".join(["One backbone for all [mobilenet], 5 $ an hour."] * 10)
+    plan = plan_of(tmp_path, {**BASE, "variants": {"a": {}}, "title": "Küche [床]", "note": note})
+    assert (plan.title, plan.note) == ("Küche [床]", note)

@@ -92,8 +92,17 @@ def test_plots_over_one_axis_have_files_of_their_own():
 
 def test_a_title_is_printed_as_it_is_written():
     said = StringIO()
-    print_table(plan_of("a", title="[a] of [b]tokens[/c]"), [row("a", {"depth": 1.0})], Console(file=said, width=80))
-    assert "[a] of [b]tokens[/c]" in said.getvalue()
+    print_table(
+        plan_of("a", title="[a] of [b]tokens[/c]\x1b[2J"), [row("a", {"depth": 1.0})], Console(file=said, width=80)
+    )
+    assert r"[a] of [b]tokens[/c]\x1b[2J" in said.getvalue()
+
+
+def test_a_protocol_out_of_a_run_is_printed_as_it_is_written():
+    said = StringIO()
+    measured = row("a", {"boundary": 50.0}, planned=1, boundaries={0: "[/]"})
+    print_table(plan_of("a"), [measured], Console(file=said, width=80))
+    assert "[/])" in said.getvalue()
 
 
 def test_a_score_that_is_undefined_is_nowhere_a_number():

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mtlsi.evaluation.report import plain_cell
 from mtlsi.streams import write_line
 
 NOT_MEASURED = "not measured"
@@ -28,7 +29,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
 def whole_table(report: Mapping[str, Any]) -> Table:
     """The backbone alone and the whole, for every mode and batch."""
     height, width = report["size_hw"]
-    table = Table(title=f"{report['model']} at {height}x{width}, {report['dtype']}: ms, median (lowest-highest)")
+    title = f"{report['model']} at {height}x{width}, {report['dtype']}: ms, median (lowest-highest)"
+    table = Table(title=plain_cell(title, "table.title"))
     table.add_column("mode")
     for name in ("batch", "backbone", "whole", "ratio", "images/s"):
         table.add_column(name, justify="right")

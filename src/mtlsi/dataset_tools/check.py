@@ -27,7 +27,7 @@ from mtlsi.dataset_tools.findings import (
 )
 from mtlsi.dataset_tools.readings import Reader, Reading
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.report import say_left_out
+from mtlsi.evaluation.report import plain_cell, say_left_out
 from mtlsi.io import check_writable, replace_text
 from mtlsi.parallel import for_each
 from mtlsi.streams import write_line
@@ -190,7 +190,7 @@ def write_report(report: Report, path: Path) -> None:
 
 def report_table(report: Report) -> Table:
     """The counts, one row per split and task."""
-    table = Table(title=report.layout or str(report.root))
+    table = Table(title=plain_cell(report.layout or str(report.root), "table.title"))
     for column in ("split", "task"):
         table.add_column(column)
     for column in ("labels", "images", "valid pixels", "values"):
@@ -198,20 +198,22 @@ def report_table(report: Report) -> Table:
     for count in report.counts:
         title = "images" if count.task == IMAGE else TASKS[count.task].title + (" (derived)" if count.derived else "")
         valid = f"{100 * count.valid:.1f} %" if count.values else ""
-        table.add_row(count.split, title, str(count.labels), str(count.images), valid, count.values)
+        table.add_row(
+            plain_cell(count.split), plain_cell(title), str(count.labels), str(count.images), valid, count.values
+        )
     return table
 
 
 def shares_table(report: Report, task: str) -> Table:
     """The classes of a task, one row each, and their share of the labelled pixels of each split."""
     counts = [count for count in report.counts if count.task == task and count.shares]
-    table = Table(title=f"{TASKS[task].title}: share of the labelled pixels")
+    table = Table(title=plain_cell(f"{TASKS[task].title}: share of the labelled pixels", "table.title"))
     table.add_column("class")
     for count in counts:
-        table.add_column(count.split, justify="right")
+        table.add_column(plain_cell(count.split), justify="right")
     names = sorted(counts[0].shares, key=lambda name: -counts[0].shares[name])
     for name in names[:MOST_ROWS]:
-        table.add_row(name, *(_percent(count.shares[name]) for count in counts))
+        table.add_row(plain_cell(name), *(_percent(count.shares[name]) for count in counts))
     if len(names) > MOST_ROWS:
         table.caption = f"and {len(names) - MOST_ROWS} rarer ones, which the JSON file has"
     return table

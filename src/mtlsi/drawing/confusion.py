@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mtlsi.drawing.plots import save_figure
+from mtlsi.drawing.plots import LONGEST_NAME, save_figure
+from mtlsi.errors import clipped
 
 CELL_INCHES, WIDEST_INCHES = 0.34, 14.0
 SAID_FROM = 0.005
@@ -43,8 +44,9 @@ def plot_confusion(
     axes.hlines(between, -0.5, num_classes - 0.5, color="0.9", lw=0.5)
     axes.vlines(between, -0.5, num_classes - 0.5, color="0.9", lw=0.5)
     size = min(9.0, 0.55 * points)
-    axes.set_xticks(named, [classes[i] for i in named], rotation=90, fontsize=size)
-    axes.set_yticks(named, [f"{classes[i]}{'' if totals[i, 0] else ' –'}" for i in named], fontsize=size)
+    names = [clipped(classes[i], LONGEST_NAME) for i in named]
+    axes.set_xticks(named, names, rotation=90, fontsize=size)
+    axes.set_yticks(named, [f"{names[i]}{'' if totals[i, 0] else ' –'}" for i in named], fontsize=size)
     axes.tick_params(length=2, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.set(xlabel="predicted", ylabel="labelled", title=f"{title}: percent of each label's pixels".lstrip(": "))
     axes.xaxis.set_label_position("top")

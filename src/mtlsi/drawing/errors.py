@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mtlsi.drawing.plots import save_figure
+from mtlsi.drawing.plots import LONGEST_NAME, save_figure
+from mtlsi.errors import clipped
 
 MOST_CLASSES = 60
 BLUE, RED, GREY = "#2b6cb0", "#c53030", "0.6"
@@ -37,7 +38,7 @@ def plot_class_scores(
     chosen = np.sort(np.argsort(-counts, kind="stable")[:MOST_CLASSES])
     order = sorted(chosen, key=lambda i: (math.isnan(values[i]), -np.nan_to_num(values[i]), -counts[i]))
     shares = 100 * counts / max(counts.sum(), 1)
-    rows, names = np.arange(len(order)), [classes[i] for i in order]
+    rows, names = np.arange(len(order)), [clipped(classes[int(i)], LONGEST_NAME) for i in order]
     figure = Figure(figsize=(7.4, 1.1 + 0.2 * len(order)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))

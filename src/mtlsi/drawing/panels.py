@@ -8,6 +8,7 @@ Arrays everywhere in this file, at any size ``H W``, are predictions as ``Predic
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -379,11 +380,11 @@ def _resize(pixels: np.ndarray, box: tuple[int, int], *, hard_edges: bool = Fals
 
 def _shorten(text: str, size: int, width: int) -> str:
     """``text``, cut with an ellipsis where it is longer than ``width`` pixels."""
-    if _font(size).getlength(text) <= width:
+    font = _font(size)
+    if font.getlength(text) <= width:
         return text
-    while text and _font(size).getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+    letters = bisect_right(range(len(text)), width, key=lambda count: font.getlength(text[:count] + "…")) - 1
+    return text[: max(letters, 0)] + "…"
 
 
 @cache

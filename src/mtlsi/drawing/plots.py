@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
 
 from mtlsi.errors import MistakeError, message_of
@@ -239,11 +240,29 @@ def plot_scores(
 def save_figure(figure: Figure, out: Path) -> Path:
     """``figure`` as PNG, PDF or SVG by the end of ``out``, written whole or not at all."""
     check_picture(out)
+    _draw_as_written(figure)
     drawn, kind = BytesIO(), out.suffix.lower()[1:]
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)  # the same figure, the same file
     figure.savefig(drawn, format=kind, dpi=130, metadata=undated)
     replace_bytes(out, drawn.getvalue())
     return out
+
+
+LONGEST_NAME = 40
+"""Letters of a class's name in a figure: longer ones leave no room for it."""
+
+
+def _draw_as_written(figure: Figure) -> None:
+    """Have every text drawn as it is, but for the powers of ten at logarithmic axes.
+
+    Titles and names may be anybody's, and between two ``$`` matplotlib reads a formula.
+    """
+    axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis) if axis.get_scale() == "log"]
+    ticks = [tick for axis in axes for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())]
+    powers = {text for tick in ticks for text in (tick.label1, tick.label2)}
+    for text in figure.findobj(Text):
+        if text not in powers:
+            text.set_parse_math(False)
 
 
 MOST_STEPS = 10**12

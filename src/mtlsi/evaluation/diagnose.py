@@ -14,7 +14,7 @@ from mtlsi.config import DataConfig
 from mtlsi.data.datasets import LabelledImages
 from mtlsi.evaluation.evaluate import evaluate, measurable_tasks, shared_tasks
 from mtlsi.evaluation.protocols import Showing
-from mtlsi.evaluation.report import Scores, decimals, headline, write_figures
+from mtlsi.evaluation.report import Scores, decimals, headline, plain_cell, write_figures
 from mtlsi.evaluation.subject import check_options, context_of, open_subject, protocol_of, tasks_of
 from mtlsi.evaluation.token_figures import TaskFigures, Watch
 from mtlsi.evaluation.without_parts import VARIANTS, changed, decoder_of, left_out, tokens_of_another_image
@@ -131,7 +131,7 @@ def variant_table(found: Diagnosis, *, derived: Sequence[str] = (), caption: str
     for task in found.variants[AS_TRAINED]:
         record, note = TASKS[task], "\nderived labels" if task in derived else ""
         arrow = "^" if record.higher_is_better else "v"
-        table.add_column(f"{task}\n{record.score} {arrow} {record.unit}{note}", justify="right")
+        table.add_column(plain_cell(f"{task}\n{record.score} {arrow} {record.unit}{note}"), justify="right")
     for name, scores in found.variants.items():
         cells = [f"{value:.{decimals(task)}f}" for task, value in headline(scores).items()]
         for i, (task, difference) in enumerate(found.differences.get(name, {}).items()):

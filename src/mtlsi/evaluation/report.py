@@ -14,8 +14,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from mtlsi.errors import MistakeError, message_of
+from mtlsi.errors import MistakeError, message_of, one_line
 from mtlsi.io import check_writable, replace_text
 from mtlsi.metrics.boundary.curve import BoundaryCurve
 from mtlsi.metrics.boundary.protocols import Protocol
@@ -49,6 +50,12 @@ OF_READINGS = ("RMSE", "abs_rel", "sq_rel", "RMSE_log", "silog", "delta1")
 """The depth figures that are shown in every reading; the JSON file has all of them."""
 
 
+def plain_cell(text: str, style: str = "") -> Text:
+    """``text``, which may be anybody's, in a table as it is: brackets are no markup, colons no emoji, and no sign steers a
+    terminal. Its line breaks stay. Of titles ``style`` is "table.title", of captions "table.caption"."""
+    return Text("\n".join(map(one_line, text.split("\n"))), style)
+
+
 def headline(scores: Scores) -> dict[str, float]:
     """The one figure per task that tables compare."""
     return {task: values[TASKS[task].score] for task, values in scores.items()}
@@ -72,7 +79,7 @@ def score_table(
     table.add_column("figure")
     table.add_column("value", justify="right")
     for name in others or {}:
-        table.add_column(name, justify="right")
+        table.add_column(plain_cell(name), justify="right")
     for task, values in scores.items():
         record = TASKS[task]
         for name, value in values.items():
@@ -84,7 +91,8 @@ def score_table(
             row = [f"{value:.4g}"] + [
                 f"{other.get(task, {}).get(name, float('nan')):.4g}" for other in (others or {}).values()
             ]
-            table.add_row(label, f"{name} {arrow}".strip(), *row, style="bold" if best else None)
+            figure = plain_cell(f"{name} {arrow}".strip())
+            table.add_row(plain_cell(label), figure, *row, style="bold" if best else None)
     return table
 
 
@@ -153,7 +161,7 @@ def paper_row(
         if record.metric == "boundary_f" and protocol:
             note += f", {protocol.name}"
         unit = f" ({record.unit})" if record.unit else ""
-        table.add_column(f"{task} {record.score}{unit}\n{arrow}{note}", justify="right")
+        table.add_column(plain_cell(f"{task} {record.score}{unit}\n{arrow}{note}"), justify="right")
         cells.append(f"{value:.{decimals(task)}f}")
     if delta_percent is not None:
         table.add_column("Delta_m (%)\nhigher is better", justify="right")

@@ -14,8 +14,6 @@ from mtlsi.prediction.shown import Shown, Size
 from mtlsi.reading import parse_json, shortened
 from mtlsi.tasks import MOST_TASKS, TASKS, check_classes, check_printed, check_tasks, register_records
 
-LONGEST_TEXT = 200
-"""Characters of a title, of a unit, of a class's name."""
 LONGEST_SIDE = 2**20
 """Pixels."""
 SHARES = (1e-3, 1e3)
@@ -93,11 +91,7 @@ def _a(kind: type, what: str, value: Any) -> Any:
 
 
 def _text(what: str, value: Any) -> str:
-    """A short text that can be printed, and written to files: without halves of characters."""
-    if len(_a(str, what, value)) > LONGEST_TEXT:
-        raise MistakeError(f"{what}: {len(value)} characters; expected {LONGEST_TEXT} at most")
-    check_printed(what, value)
-    value.encode()  # UnicodeError is a ValueError
+    check_printed(what, _a(str, what, value))
     return value
 
 

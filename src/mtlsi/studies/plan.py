@@ -22,7 +22,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.options.training import StudyOptions
 from mtlsi.reading import shortened
 from mtlsi.studies.settings import config_of, merged, nested, read_mapping, read_values
-from mtlsi.tasks import TASKS
+from mtlsi.tasks import LONGEST_TEXT, TASKS, check_printed
 
 X_AXES = ("num_tokens", "gflop", "train_minutes")
 """What scores are drawn over."""
@@ -138,7 +138,7 @@ def read_plan(
         raise MistakeError(f"{file}: {count} runs; expected at most {MOST_RUNS}, variants times seeds: split the study")
     return Plan(
         title=_text(file, content, "title", file.stem),
-        note=_text(file, content, "note", ""),
+        note=_text(file, content, "note", "", most=None),
         variants=tuple(variants),
         seeds=seeds,
         baseline=_baseline(file, content.get("baseline"), variants),
@@ -293,8 +293,12 @@ def _check_keys(where: str, content: Mapping[str, Any], known: Sequence[str]) ->
             raise MistakeError(f"{where}: unknown key {key!r}; expected some of {', '.join(known)}")
 
 
-def _text(file: Path, content: Mapping[str, Any], key: str, default: str) -> str:
-    text = content.get(key, default)
+def _text(file: Path, content: Mapping[str, Any], key: str, default: str, most: int | None = LONGEST_TEXT) -> str:
+    if key not in content:
+        return default
+    text = content[key]
     if not isinstance(text, str):
-        raise MistakeError(f"{file}: {key} is {text!r}; expected text")
-    return text.strip()
+        raise MistakeError(f"{file}: {key} is {shortened(text)}; expected text")
+    text = text.strip()
+    check_printed(f"{file}: {key}", text.replace("\n", " "), most)
+    return text

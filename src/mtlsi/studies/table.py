@@ -12,10 +12,10 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from mtlsi.device import find_device
 from mtlsi.drawing.plots import Point, plot_scores
+from mtlsi.evaluation.report import plain_cell
 from mtlsi.io import replace_text
 from mtlsi.streams import write_line
 from mtlsi.studies.figures import Row, has_boundaries, missing_single_tasks, single_task_scores
@@ -167,11 +167,12 @@ def _boundary_note(rows: Sequence[Row], names: Sequence[str]) -> str:
 def print_table(plan: Plan, rows: Sequence[Row], console: Console) -> None:
     """The table on the screen."""
     columns = columns_of(rows)
-    table = Table(title=Text(plan.title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=plain_cell(plan.title, "table.title"), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title, _ in columns:
-        table.add_column(title.replace(" ", "\n"), justify="left" if title == "variant" else "right", overflow="fold")
+        head = plain_cell(title.replace(" ", "\n"))
+        table.add_column(head, justify="left" if title == "variant" else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(cell(row) for _, cell in columns))
+        table.add_row(*(plain_cell(cell(row)) for _, cell in columns))
     # a file has no edge at which lines must break
     (console if console.is_terminal else Console(file=console.file, width=WIDEST)).print(table)
     for note in notes_of(plan, rows):

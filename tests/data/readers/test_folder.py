@@ -329,6 +329,10 @@ SETTINGS_MISTAKES = {
         "saliency.threshold: 127; expected a number between 0 and 1",
     ),
     "tolerance": ({"boundary_tolerance": 1}, "dataset.yaml: boundary_tolerance: 1; expected a fraction"),
+    "wide tolerance": ({"boundary_tolerance": 0.03}, "boundary_tolerance: 0.03; expected .* above 0 and below 0.02"),
+    "name": ({"name": "a\x1b[2J"}, "dataset.yaml: name: .*; expected no control characters"),
+    "long name": ({"name": "a" * 201}, "dataset.yaml: name: 201 characters; expected 200 at most"),
+    "long class": ({"tasks": {"semseg": {"classes": ["a" * 201]}}}, "a class of semseg: 201 characters; expected 200"),
     "tasks": ({"tasks": ["depth"]}, r"dataset.yaml: tasks: \['depth'\]; expected for each task its keys"),
     "split of an image that is not there": (
         {"splits": {"train": ["a", "z.png", "y"]}},

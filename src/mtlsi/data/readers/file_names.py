@@ -8,6 +8,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtlsi.errors import MistakeError
+
+MOST_ENTRIES = 5_000_000
+"""Files and folders below a folder: five times as many as an index may name images."""
 SEPARATORS = "_-."
 IMAGE_WORDS = ("image", "img", "im", "rgb", "photo", "color", "colour")
 """What people write before or after the name of an image: ``rgb_0001.png``, ``0001-image.jpg``."""
@@ -78,17 +82,34 @@ def name_of_file(place: str) -> str:
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """Every file below ``folder``, subfolders in, relative to it, in order; hidden ones and what systems leave are not."""
+    """Every file below ``folder``, subfolders in, relative to it, in order; hidden ones and what systems leave are not.
+
+    Links to folders are followed, but none to a folder that it lies in, such as to /, and none twice to the same. Raises
+    ``MistakeError`` for more than ``MOST_ENTRIES``.
+    """
     seen: set[str] = set()
+    count = 0
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and real not in seen)
-        if real in seen:  # a link to a folder above
+        if real in seen or _leads_up(parent, real):
+            folders.clear()
             continue
         seen.add(real)
+        count += len(folders) + len(files)
+        if count > MOST_ENTRIES:
+            raise MistakeError(
+                f"{folder}: more than {MOST_ENTRIES} files and folders, the last in {parent}; expected those of a data set: "
+                "remove a link that leads elsewhere"
+            )
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith(".") and name.lower() not in ("thumbs.db", "desktop.ini"):
                 yield Path(parent, name).relative_to(folder).as_posix()
+
+
+def _leads_up(path: str, real: str) -> bool:
+    """Whether ``path``, a link to ``real``, lies in what it leads to."""
+    return os.path.islink(path) and Path(os.path.realpath(os.path.dirname(path))).is_relative_to(real)
 
 
 def without_words(name: str, words: Collection[str]) -> str | None:

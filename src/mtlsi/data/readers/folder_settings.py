@@ -10,20 +10,23 @@ from typing import Any
 from mtlsi.data.readers.file_names import read_pattern
 from mtlsi.data.readers.folder_classes import CLASS_NAMES, settle_classes
 from mtlsi.data.readers.keys import Key, listed, mapping, number, one_of, read_keys, span, text, truth, whole
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, clipped, one_line
 from mtlsi.io import holds
 from mtlsi.kinds.colouring import Colour
 from mtlsi.tasks import (
     BUILT_IN,
     KINDS,
     LAST_VALUE,
+    LONGEST_TEXT,
     LOSSES_OF,
     MAX_DIST,
     METRICS_OF,
     TASKS,
+    TOLERANCE_END,
     Task,
     check_classes,
     check_name,
+    check_printed,
 )
 from mtlsi.yaml_files import read_yaml
 
@@ -157,7 +160,9 @@ _KEYS = {
         _files,
         {},
     ),
-    "boundary_tolerance": Key("a fraction of the image's diagonal, between 0 and 0.1", number(0, 0.1), MAX_DIST),
+    "boundary_tolerance": Key(
+        f"a fraction of the image's diagonal, above 0 and below {TOLERANCE_END}", number(0, TOLERANCE_END), MAX_DIST
+    ),
 }
 
 
@@ -205,7 +210,8 @@ def read_settings(root: Path, tasks: Collection[str] = ()) -> Settings:
     for task, keys in own.items():
         records[task], found[task] = _own_task(path, task, keys)
     _check(path, found)
-    name = top["name"] or root.resolve().name
+    check_printed(f"{path}: name", top["name"])
+    name = top["name"] or clipped(one_line(root.resolve().name), LONGEST_TEXT)
     return Settings(path, name, top["splits"], found, records, top["boundary_tolerance"], top["files"])
 
 

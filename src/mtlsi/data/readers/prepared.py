@@ -29,8 +29,9 @@ from mtlsi import kinds
 from mtlsi.data.readers.files import IMAGE, check_split
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import UNREADABLE, pixel_limit, size_of_jpeg
+from mtlsi.kinds.colouring import checked_colours
 from mtlsi.reading import check_relative, read_content, read_json, shortened
-from mtlsi.tasks import TASKS, check_classes, check_tasks, register_records
+from mtlsi.tasks import LONGEST_TEXT, TASKS, TOLERANCE_END, check_classes, check_printed, check_tasks, register_records
 from mtlsi.tensor_files import check_tensor_bytes
 
 INDEX = "prepared.json"
@@ -157,11 +158,14 @@ def _check_index(index: dict[str, Any]) -> None:
     for key, kind in (("splits", dict), ("tasks", dict), ("classes", dict), ("derived", list), ("layout", str)):
         _expect(key, index[key], kind)
     _expect("boundary_tolerance", index["boundary_tolerance"], (int, float))
-    if not 0 < index["boundary_tolerance"] < 1:
+    if not 0 < index["boundary_tolerance"] < TOLERANCE_END:
         raise ValueError(
-            f"boundary_tolerance is {index['boundary_tolerance']}; expected a share of the image's diagonal"
+            f"boundary_tolerance is {shortened(index['boundary_tolerance'])}; expected a share of the image's "
+            f"diagonal below {TOLERANCE_END}"
         )
     _expect("data", index.get("data", ""), str)
+    check_printed("data", index.get("data"))
+    check_printed("layout", index["layout"], 2 * LONGEST_TEXT)  # it quotes a name
     _expect("own_tasks", index.get("own_tasks", []), list)
     _expect("colours", index.get("colours", {}), dict)
     _expect("camera", index.get("camera", {}), dict)
@@ -180,9 +184,7 @@ def _check_index(index: dict[str, Any]) -> None:
     for value in index["derived"]:
         _expect("derived", value, str)
     for task, colours in index.get("colours", {}).items():
-        _expect(f"colours.{task}", colours, list)
-        for colour in colours:
-            _expect(f"colours.{task}", colour, list)
+        checked_colours(task, colours, len(index["classes"][task]))
 
 
 def _expect(key: str, value: Any, kind: type | tuple[type, ...]) -> None:
