@@ -86,7 +86,7 @@ def test_classes_of_the_same_name_keep_their_rows():
     old = drawn(0, tasks=("semseg", "depth"), classes={"semseg": ROOM})
     new = drawn(1, tasks=("semseg", "depth"), classes={"semseg": HALL})
     kept = new.decoder.heads.predict.of_task["semseg"].weight.clone()
-    assert inherit(new, old) == {"semseg": "2 of 4 classes", "depth": "all"}
+    assert inherit(new, old) == {"semseg": "2 of 4 classes (new: door, lamp)", "depth": "all"}
     ours, theirs = predictions(new).coarse["semseg"], predictions(old).coarse["semseg"]
     for name in ("wall", "floor"):
         torch.testing.assert_close(ours[:, HALL.index(name)], theirs[:, ROOM.index(name)], atol=1e-4, rtol=1e-4)
@@ -94,6 +94,31 @@ def test_classes_of_the_same_name_keep_their_rows():
     assert torch.equal(weight[[1, 3]], kept[[1, 3]])
     embed = new.decoder.fusion.embed["semseg"].weight
     assert torch.equal(embed[:, [2, 0]], old.decoder.fusion.embed["semseg"].weight[:, [0, 1]])
+
+
+@pytest.mark.parametrize(
+    "sizes", [{}, {"form": "paper"}, *({"decoder": name} for name in ("heads_only", "taskexpert", "invpt"))], ids=str
+)
+def test_distances_are_those_of_what_is_shown_smaller(sizes):
+    """A photo of half the sides shows everything half as large, and as far away as before."""
+    camera = {"focal_px": 100.0, "size_hw": (64, 64)}
+    old = drawn(0, tasks=("depth", "normals"), camera=camera, **sizes)
+    for changes, factor in (
+        ({"input_size": (32, 32), "camera": camera}, 0.5),
+        ({"input_size": (32, 128)}, 1.0),  # another camera, or none that is known: the same field of view
+        ({"input_size": (16, 64)}, 0.5),
+        ({"input_size": (64, 64), "camera": {"focal_px": 300.0, "size_hw": [128, 128]}}, 1.5),
+        ({"input_size": (64, 64), "camera": {"focal_px": 200.0, "size_hw": [128, 64]}, "resize": "keep_ratio"}, 1.0),
+    ):
+        torch.manual_seed(1)
+        new = draw_weights(create_model("tiny", tasks=("depth", "normals"), **changes, **sizes), std=0.2)
+        found = inherit(new, old)
+        assert found == {"depth": "all" if factor == 1 else f"all, its distances times {factor:.2f}", "normals": "all"}
+        ours, theirs = predictions(new), predictions(old)
+        for kind in ("final", "coarse"):
+            for task, expected in getattr(theirs, kind).items():
+                expected = expected * (factor if task == "depth" else 1)
+                torch.testing.assert_close(getattr(ours, kind)[task], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_what_does_not_fit_is_said():

@@ -16,7 +16,7 @@ from mtlsi.model.final import FinalPredictions
 from mtlsi.model.fusion import NoFusion, ReplaceContext
 from mtlsi.model.heads import TaskHeads
 from mtlsi.model.preliminary import PreliminaryDecoder
-from mtlsi.nn.layers import Predictions
+from mtlsi.nn.layers import PredictionEmbedding, Predictions
 from mtlsi.nn.layout import pool_maps, resize_maps
 from mtlsi.nn.task_subset import for_tasks, shallow_copy, take_tasks
 
@@ -108,3 +108,15 @@ def start_predictions_at(decoder: nn.Module, task: str, value: Tensor) -> None:
             module.start_at(task, value)
     if isinstance(decoder, FinalPredictions) and decoder.begins_at_coarse(task):
         decoder.heads.predict.start_at(task, torch.zeros_like(value))
+
+
+def rescale_predictions(decoder: nn.Module, task: str, factor: float) -> None:
+    """Let predictions of ``task``, final and coarse, be ``factor`` times what they are, in any decoder of ``Predictions``.
+
+    What embeds them reads them as before.
+    """
+    for module in decoder.modules():
+        if isinstance(module, Predictions) and task in module.of_task:
+            module.rescale(task, factor)
+        if isinstance(module, PredictionEmbedding) and task in module:
+            module.rescale(task, factor)

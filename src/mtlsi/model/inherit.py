@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
@@ -9,19 +10,24 @@ import torch
 from torch import Tensor
 
 from mtlsi.errors import MistakeError
+from mtlsi.model.decoder import rescale_predictions
 from mtlsi.model.forms import spelt_out
 from mtlsi.model.network import MTLSINet
 from mtlsi.sizes import ModelConfig
+from mtlsi.tasks import TASKS
 
 ALL, NEW = "all", "new"
+NAMED = 8
+"""Classes that are new are named up to so many."""
 
 
 def inherit(network: MTLSINet, other: MTLSINet, name: str = "the model") -> dict[str, str]:
     """Copy into ``network`` every weight of ``other`` (called ``name``) that means the same there.
 
     What serves all tasks is taken as it is; what has a task axis, or lays the tasks side by side, is taken task by task; a
-    last layer class by class. The rest stays as it was. Gives by task of ``network`` what of it was taken over: "all",
-    "new", or "3 of 13 classes". Raises ``MistakeError`` where the two have other sizes or no task in common.
+    last layer class by class. The rest stays as it was. Distances are rescaled by ``distance_factor``. Gives by task of
+    ``network`` what of it was taken over: "all", "new", or "3 of 4 classes (new: door)". Raises ``MistakeError`` where the
+    two have other sizes or no task in common.
     """
     check_sizes_agree(network.sizes, other.sizes, name)
     shared = [task for task in network.tasks if task in other.tasks]
@@ -45,6 +51,9 @@ def inherit(network: MTLSINet, other: MTLSINet, name: str = "the model") -> dict
                 copy_classes(target, source, network.classes.get(task, ()), other.classes.get(task, ()))
             elif key in twin:
                 copy_tasks(target, source, beside(target, twin[key], counts[0]), pairs, counts)
+    for task in shared:
+        if TASKS[task].kind == "distance":
+            rescale_predictions(network.decoder, task, distance_factor(network, other))
     return {task: taken_over(task, network, other) for task in network.tasks}
 
 
@@ -122,9 +131,35 @@ def taken_over(task: str, network: MTLSINet, other: MTLSINet) -> str:
     if task not in other.tasks:
         return NEW
     ours, theirs = network.classes.get(task, ()), other.classes.get(task, ())
+    if TASKS[task].kind == "distance" and abs((factor := distance_factor(network, other)) - 1) >= 0.005:
+        return f"{ALL}, its distances times {factor:.2f}"
     if ours == theirs:
         return ALL
-    return f"{len(set(ours) & set(theirs))} of {len(ours)} classes"
+    new = [name for name in ours if name not in theirs]
+    more = f" and {len(new) - NAMED} more" if len(new) > NAMED else ""
+    named = f" (new: {', '.join(new[:NAMED])}{more})" if new else ""
+    return f"{len(ours) - len(new)} of {len(ours)} classes{named}"
+
+
+def distance_factor(network: MTLSINet, other: MTLSINet) -> float:
+    """How much farther away a thing is that ``network`` is shown as large as ``other`` was in its training.
+
+    The ratio of their focal lengths in pixels of the images that they are shown, Z / Z' = f / f': a network of images half
+    as wide is shown everything half as large, though it is as far away. Where one of the cameras is not known, both count
+    as having one field of view.
+    """
+    ours, theirs = (focal_px_shown(one) for one in (network, other))
+    if ours is None or theirs is None:
+        ours, theirs = (math.sqrt(math.prod(one.input_size)) for one in (network, other))
+    return ours / theirs
+
+
+def focal_px_shown(network: MTLSINet) -> float | None:
+    """The focal length of the training images as the network was shown them, in pixels; None where it is not known."""
+    if not network.camera:
+        return None
+    sides = [shown / stored for shown, stored in zip(network.input_size, network.camera["size_hw"], strict=True)]
+    return network.camera["focal_px"] * (min(sides) if network.resize == "keep_ratio" else math.sqrt(math.prod(sides)))
 
 
 def describe(found: Mapping[str, str]) -> str:

@@ -176,6 +176,11 @@ class PredictionEmbedding(nn.ModuleDict):
         weights = [cast(nn.Conv2d, layer).weight.flatten(1) for layer in self.values()]
         return apart(kernels.block_conv(predictions, weights), len(weights))
 
+    @torch.no_grad()
+    def rescale(self, task: str, factor: float) -> None:
+        """Read predictions of ``task`` that are ``factor`` times what they were as what they were."""
+        cast(nn.Conv2d, self[task]).weight.div_(factor)
+
 
 class Predictions(nn.Module):
     """The last 1x1 convolution of every task; the o channels of all predictions come side by side, for they differ."""
@@ -202,3 +207,9 @@ class Predictions(nn.Module):
         """Let an untrained prediction of ``task`` begin at ``value`` () or (channels) instead of 0."""
         bias = cast(Tensor, self.of_task[task].bias)
         bias.copy_(value.expand_as(bias))
+
+    @torch.no_grad()
+    def rescale(self, task: str, factor: float) -> None:
+        """Let predictions of ``task`` be ``factor`` times what they are."""
+        for parameter in self.of_task[task].parameters():
+            parameter.mul_(factor)
