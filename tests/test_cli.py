@@ -59,6 +59,17 @@ def mistaken(capsys, tmp_path, monkeypatch):
     return run
 
 
+def test_without_torch_one_line_says_so(monkeypatch, capsys, photo):
+    def missing(*_):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr("mtlsi.model.network.MTLSINet.from_pretrained", missing)
+    assert main(["predict", str(photo)]) == 2
+    assert capsys.readouterr().err == (
+        "mtlsi: PyTorch is not installed; pip install torch. Exported graphs need none: --model model.onnx\n"
+    )
+
+
 # ---- the parser
 
 

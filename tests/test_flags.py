@@ -72,7 +72,9 @@ def test_every_kind_of_field_is_read():
 def test_the_sentence_below_a_field_is_its_help():
     parser = ArgumentParser()
     add_flags(parser, Everything)
-    assert "How many processes." in " ".join(parser.format_help().split())
+    told = " ".join(parser.format_help().split())
+    assert "How many processes." in told
+    assert "--no-thin Leave it thick. (default: False)" in told
 
 
 def test_train_shows_the_sentence_of_every_setting(monkeypatch, capsys):

@@ -84,6 +84,13 @@ def _main(arguments: Sequence[str]) -> int:
             raise
         processes.say(f"mtlsi: {one_line(refusal(error))}; put that right and give the command again")
         return 2
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        processes.say(
+            "mtlsi: PyTorch is not installed; pip install torch. Exported graphs need none: --model model.onnx"
+        )
+        return 2
     except RuntimeError as error:
         if (lost := processes.lost_loader(error)) is not None:
             processes.say(f"mtlsi: {one_line(lost)}")

@@ -62,6 +62,11 @@ def one_line(text: str) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in joined)
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 broken frame``, ``2 broken frames``."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def clipped(line: str, most: int) -> str:
     """``line``, its middle left out where it has more than ``most`` characters."""
     if len(line) <= most:

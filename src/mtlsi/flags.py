@@ -50,12 +50,12 @@ def add_flags(parser: ArgumentParser, options: type) -> None:
             parser.add_argument(field.name, type=_item_type(kind), **settings)
             continue
         if kind is bool:
-            settings["action"] = "store_false" if field.default is True else "store_true"
+            settings["action"] = "store_true"
         elif field.metadata.get("repeated"):
             settings |= {"action": "append", "default": [], "metavar": field.metadata.get("metavar", "MODULE")}
         else:
             settings |= _value_settings(field, kind)
-        parser.add_argument(_flag(field), dest=_key(field), **settings)
+        parser.add_argument(_flag(field), dest=_dest(field), **settings)
 
 
 def read_flags(namespace: Namespace, options: type[Options]) -> Options:
@@ -66,7 +66,9 @@ def read_flags(namespace: Namespace, options: type[Options]) -> Options:
             given = {key: namespace[key] for key in _settings(field)}
             values[field.name] = {key: value for key, value in given.items() if value is not None}
             continue
-        kind, value = _plain_type(hints[field.name]), namespace[_key(field)]
+        kind, value = _plain_type(hints[field.name]), namespace[_dest(field)]
+        if field.default is True:
+            value = not value
         values[field.name] = value if value is None else _read(_flag(field), value, kind)
     return options(**values)
 
@@ -156,8 +158,13 @@ def _key(field: Field) -> str:
     return field.metadata.get("flag") or re.sub(r"^num_|_(hw|xy|m|path)$", "", field.name)
 
 
+def _dest(field: Field) -> str:
+    """What a parsed namespace calls a field: one that is on by default by what switches it off."""
+    return f"no_{_key(field)}" if field.default is True else _key(field)
+
+
 def _flag(field: Field) -> str:
-    return f"--{'no-' if field.default is True else ''}{_key(field).replace('_', '-')}"
+    return f"--{_dest(field).replace('_', '-')}"
 
 
 def _sentences(options: type) -> dict[str, str]:

@@ -15,6 +15,8 @@ from PIL import Image
 from rich.console import Console
 
 from mtlsi.cli import main
+from mtlsi.config import DataConfig
+from mtlsi.data.datasets import open_dataset
 from mtlsi.dataset_tools.check import Report, check, print_report, write_report
 
 H, W = 8, 12
@@ -314,3 +316,16 @@ def test_files_are_named_where_no_split_can_be_opened(rooms: Path) -> None:
         "semseg/B.png, semseg/C.png and 1 more",
         "1 files are passed over, semseg: labels that no image has the name of: semseg/other.png",
     ]
+
+
+def test_a_first_label_that_is_wrong_costs_the_report_nothing(rooms):
+    """The camera that ``dataset.yaml`` names needs none of them."""
+    save(rooms / "semseg/a.png", label(0, 9))
+    save(rooms / "depth/b.npy", np.ones((H + 1, W), np.float32))
+    report = look(rooms)
+    assert len(report.problems) == 2
+    assert "semseg/a.png: label 9" in report.problems[0] + report.problems[1]
+    assert not any("camera" in note for note in report.notes)
+    save(rooms / "depth/a.npy", np.ones(3, np.float32))
+    assert len(look(rooms).problems) == 3
+    assert open_dataset(DataConfig("folder", str(rooms)), "val").camera == {"focal_px": float(W), "size_hw": [H, W]}

@@ -73,6 +73,9 @@ def test_models_are_refused_with_what_to_do(tmp_path):
     message = mistake(lambda: MTLSINet.from_pretrained(tmp_path / "model.pth"))
     assert "is a file; expected the folder" in message
     assert "convert it once" in message
+    (tmp_path / "model.onnx").write_bytes(b"a graph")
+    message = mistake(lambda: MTLSINet.from_pretrained(tmp_path / "model.onnx"))
+    assert "it is an exported graph: mtlsi predict --model FILE" in message
     weights.unlink()
     torch.save(state, tmp_path / "model" / "model.bin")
     message = mistake(lambda: MTLSINet.from_pretrained(tmp_path / "model"))

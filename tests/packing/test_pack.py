@@ -26,8 +26,9 @@ from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.options.measuring import EvaluateOptions, PackOptions
 from mtlsi.packing import pack
-from mtlsi.packing.card import card
+from mtlsi.packing.card import Trained, card, training_text
 from mtlsi.packing.pack import pack_from_command
+from mtlsi.run_folder import Progress
 from mtlsi.training.best import keep
 
 QUIET = Console(file=StringIO())
@@ -70,6 +71,24 @@ def test_the_packed_folder_is_the_model_and_its_card_has_the_scores_of_its_own_c
     assert f"{parameters / 1e6:.2f} M parameters" in text
     with Image.open(out / "rooms.jpg") as picture:
         assert min(picture.size) > 500
+
+
+def test_the_card_names_the_parts_that_were_frozen(tiny_run):
+    config, progress = tiny_run.config, Progress(6, 60.0)
+    for freeze, said, rate in (
+        (("backbone",), "Frozen: backbone.\n", "learning rate 0.001, float32"),
+        (
+            ("preliminary", "heads"),
+            "Frozen: preliminary, heads. Frozen of the backbone: all batch statistics.\n",
+            "for the backb",
+        ),
+        ((), "Frozen of the backbone: all batch statistics.\n", " of it for the backbone)"),
+    ):
+        options = replace(config.train, freeze=freeze, freeze_norm=True, lr=0.001)
+        text = training_text(Trained(replace(config, train=options), "rooms", 6, "whole", progress))
+        assert said in text
+        assert rate in text
+        assert "6 steps of 2 images in 1 minute:" in text
 
 
 @pytest.mark.slow

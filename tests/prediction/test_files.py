@@ -153,6 +153,19 @@ def test_what_cannot_be_predicted_is_named_and_passed_over(folder, tmp_path, mon
     assert {line["results"] for line in manifest(tmp_path / "out")} == {"Room1", "room2", "room10"}
 
 
+def test_an_empty_file_among_others_is_named_and_passed_over(folder, tmp_path):
+    (folder / "empty.png").touch()
+    outcome, said = run([folder / "room2.png", folder / "empty.png"], tmp_path / "out")
+    assert (outcome.written, outcome.failed) == (1, 1)
+    assert "empty.png: an empty file; expected an image" in said[0]
+
+
+def test_an_address_is_no_file(tmp_path):
+    for address in ("https://example.com/a.jpg", "s3://bucket/a.jpg"):
+        with pytest.raises(MistakeError, match=r":/.*a\.jpg: an address; expected a file: download it first"):
+            run([address], tmp_path / "out")
+
+
 def test_where_nothing_can_be_read_it_is_a_mistake(folder, tmp_path):
     (folder / "x [b].png").write_bytes(b"broken")
     with pytest.raises(MistakeError, match=r"^\S*x \[b\]\.png: not a whole image"):

@@ -188,7 +188,7 @@ def spread(num_images: int, length: int) -> list[int]:
 def note_on_camera(dataset: LabelledImages) -> tuple[str, ...]:
     """What a person should know of depth in a folder of their own that does not say its camera; () where it does."""
     metric = any(TASKS[task].kind == "distance" for task in dataset.tasks)
-    if not isinstance(dataset, Folder) or not metric or camera_of(dataset):
+    if not isinstance(dataset, Folder) or not metric or dataset.names_camera:
         return ()
     return (
         "dataset.yaml names no camera: a model trained on it refuses --focal-px, and its metres are right for such a camera "

@@ -26,7 +26,7 @@ from mtlsi.dataset_tools.findings import (
     turned,
 )
 from mtlsi.dataset_tools.readings import Reader, Reading
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, counted
 from mtlsi.evaluation.report import plain_cell, say_left_out
 from mtlsi.io import check_writable, replace_text
 from mtlsi.parallel import for_each
@@ -237,10 +237,5 @@ def print_report(report: Report, console: Console) -> None:
     if report.sound:
         console.print("nothing is wrong")
         return
-    counts = (len(report.problems), "problem"), (len(report.doubts), "doubt"), (len(report.left_out), "task left out")
-    console.print(", ".join(_counted(count, word) for count, word in counts if count))
-
-
-def _counted(count: int, word: str) -> str:
-    first, _, rest = word.partition(" ")
-    return f"{count} {first}{'s' * (count != 1)} {rest}".rstrip()
+    counts = (report.problems, "problem", ""), (report.doubts, "doubt", ""), (report.left_out, "task", " left out")
+    console.print(", ".join(counted(len(found), noun) + rest for found, noun, rest in counts if found))

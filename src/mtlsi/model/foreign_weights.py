@@ -22,6 +22,8 @@ def advice(path: str | Path) -> str:
         start = file.read(len(LFS))
     if start == LFS:
         return "; it is a Git LFS pointer, the weights are still on the server: git lfs pull fetches them"
+    if path.suffix.lower() == ".onnx":
+        return "; it is an exported graph: mtlsi predict --model FILE, or mtlsi.prediction.graph.GraphPredictor(FILE)"
     if path.suffix.lower() in PICKLED:
         return (
             '; nothing is unpickled here, convert it once: python -c "import torch, safetensors.torch as s; '

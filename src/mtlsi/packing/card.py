@@ -8,8 +8,10 @@ from math import isnan
 from pathlib import Path
 
 from mtlsi.config import FROM_SHARES, RunConfig
+from mtlsi.errors import counted
 from mtlsi.evaluation.report import Scores, decimals
 from mtlsi.model.card import front_matter, introduction, terms_text, use_text
+from mtlsi.model.freezing import BACKBONE
 from mtlsi.model.network import MTLSINet
 from mtlsi.run_folder import BEST, Progress
 from mtlsi.tasks import TASKS
@@ -129,11 +131,17 @@ def training_text(trained: Trained | None) -> str:
         return "How it was trained is not known: the model was packed without its run folder."
     config, options, data = trained.config, trained.config.train, trained.config.data
     images = "" if trained.images is None else f"{trained.images} images, "
-    frozen = [f"everything up to stride {options.freeze_stride}"] if options.freeze_stride else []
-    frozen += ["all batch statistics"] if options.freeze_norm else []
-    kept = f" Frozen of the backbone: {' and '.join(frozen)}." if frozen else ""
+    kept, backbone_rate = "", f" ({options.backbone_lr_factor:g} of it for the backbone)"
+    if BACKBONE in options.freeze:
+        backbone_rate = ""
+    else:
+        frozen = [f"everything up to stride {options.freeze_stride}"] if options.freeze_stride else []
+        frozen += ["all batch statistics"] if options.freeze_norm else []
+        kept = f" Frozen of the backbone: {' and '.join(frozen)}." if frozen else ""
+    if options.freeze:
+        kept = f" Frozen: {', '.join(options.freeze)}.{kept}"
     done, seconds = trained.progress.saved_step, trained.progress.seconds
-    minutes = "" if seconds is None else f" in {seconds / 60:.0f} minutes"
+    minutes = "" if seconds is None else f" in {counted(round(seconds / 60), 'minute')}"
     steps = f"{done} steps of {options.batch_size * options.accumulate} images{minutes}"
     if trained.best is not None:
         steps += f" (of a schedule made for {options.iterations})"
@@ -148,9 +156,7 @@ def training_text(trained: Trained | None) -> str:
         f"Trained on {trained.layout}: {images}{trained.whole} times {data.zoom[0]:g} to {data.zoom[1]:g}, crops of "
         f"{data.size_hw[0]}x{data.size_hw[1]}.",
         start_text(config) + kept,
-        f"{steps}: {options.optimizer}, "
-        f"learning rate {options.lr:g} ({options.backbone_lr_factor:g} of it for the backbone), {options.precision}"
-        f"{balance}.",
+        f"{steps}: {options.optimizer}, learning rate {options.lr:g}{backbone_rate}, {options.precision}{balance}.",
         f"Loss weights: {weights}.{f' Classes weighed: {classes}.' if classes else ''} {kind}",
     ]
     return "\n".join(f"- {line}" for line in lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -32,12 +33,16 @@ def read_image(path: FilePath) -> np.ndarray:
     ``PIL.Image.MAX_IMAGE_PIXELS`` pixels (89 million).
     """
     check_file(path := Path(path))
+    if not path.stat().st_size:
+        raise MistakeError(f"{path}: an empty file; expected an image")
     with open_image(path, path) as image:
         return to_rgb(image)
 
 
 def check_file(path: Path) -> None:
     """Raises ``MistakeError`` where ``path`` cannot be an image, without opening it."""
+    if re.match(r"[a-z][a-z0-9]{1,6}:/+\w", str(path)) and not path.exists():
+        raise MistakeError(f"{path}: an address; expected a file: download it first")
     if not path.is_file():
         links = "a link that leads nowhere" if path.is_symlink() else "not there"
         what = "a folder" if path.is_dir() else links if not path.exists() else "not a plain file"
@@ -46,8 +51,6 @@ def check_file(path: Path) -> None:
         raise MistakeError(
             f"{path}: a video; expected an image: videos are predicted one at a time, mtlsi predict CLIP --out result.mp4"
         )
-    if not path.stat().st_size:
-        raise MistakeError(f"{path}: an empty file; expected an image")
 
 
 def as_pixels(image: ImageLike) -> np.ndarray:

@@ -266,6 +266,7 @@ def check_tiles(tiles: Size) -> Size:
     """Rows and columns, or ``MistakeError`` for anything else, none or too many."""
     if not is_pair(tiles) or math.prod(tiles) > MOST_TILES:
         raise MistakeError(
-            f"tiles {tiles!r}; expected rows and columns, from (1, 1) to {MOST_TILES} tiles in all, such as (4, 6)"
+            f"tiles {tiles!r}; expected rows and columns, from (1, 1) to {MOST_TILES} tiles in all, such as (4, 6), "
+            "on the command line 4x6"
         )
     return tiles

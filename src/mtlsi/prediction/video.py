@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, counted
 from mtlsi.images import IMAGE_ENDINGS, FilePath
 from mtlsi.io import check_writable
 from mtlsi.kinds.colouring import Limits
@@ -234,7 +234,7 @@ class _Run:
         """The last line."""
         done = self.outcome
         speed = done.num_frames / max(done.spent_s, 1e-9)
-        line = f"{_frames(done.num_frames)} predicted, {speed:.1f} a second: {done.path}, "
+        line = f"{counted(done.num_frames, 'frame')} predicted, {speed:.1f} a second: {done.path}, "
         line += f"{done.num_bytes / 1e6:.1f} MB, {done.duration_s:.1f} s"
         for task, (low, high) in done.limits.items():
             line += f"; {task} in colours from {low:.2f} to {high:.2f}"
@@ -243,7 +243,7 @@ class _Run:
         if done.arrays is not None:
             line += f"; arrays in {done.arrays}"
         if done.num_broken:
-            line += f"; {_frames(done.num_broken, 'broken frame')} passed over"
+            line += f"; {counted(done.num_broken, 'broken frame')} passed over"
         if not done.is_whole:
             line += "; the clip is not whole"
         return line
@@ -259,10 +259,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
         raise MistakeError(
             f"{folder}: arrays are being written there by {holder}; wait, or give another --out"
         ) from holder
-
-
-def _frames(count: int, noun: str = "frame") -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 class _Rate(ProgressColumn):

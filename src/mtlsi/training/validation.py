@@ -9,7 +9,7 @@ from contextlib import suppress
 from mtlsi import processes, run_folder
 from mtlsi.data.datasets import spread
 from mtlsi.drawing.plots import plot_curves
-from mtlsi.errors import MistakeError, Stopped
+from mtlsi.errors import MistakeError, Stopped, counted
 from mtlsi.evaluation.evaluate import BATCH_SIZE, evaluate
 from mtlsi.evaluation.report import Scores
 from mtlsi.run_folder import BEST
@@ -134,7 +134,7 @@ class Validation:
             return lines
         if self.is_over and self.run.position.step < self.run.config.train.iterations:
             step, waited = self.run.position.step, self.best.waited
-            lines.append(f"ended at step {step}: {waited} evaluations without a better {self.best.score}")
+            lines.append(f"ended at step {step}: {counted(waited, 'evaluation')} without a better {self.best.score}")
         return [*lines, self._of_best()]
 
     def _keeps_best(self) -> bool:

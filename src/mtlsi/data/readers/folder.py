@@ -92,11 +92,16 @@ class Folder(FileDataset):
     @property
     def camera(self) -> dict[str, object]:
         """The camera of the depth maps, where ``dataset.yaml`` gives it."""
-        if self.intrinsics is None or "depth" not in self.tasks:
+        if self.intrinsics is None or not self.names_camera:
             return {}
-        depth = next((sample["depth"] for sample in map(self.__getitem__, range(len(self))) if "depth" in sample), None)
+        first = next((index for index in range(len(self)) if self.path("depth", index) is not None), None)
         focal_px = math.sqrt(math.prod(self.intrinsics["focal_xy"]))
-        return {} if depth is None else {"focal_px": focal_px, "size_hw": list(depth.shape)}
+        return {} if first is None else {"focal_px": focal_px, "size_hw": list(self.read("depth", first).shape)}
+
+    @property
+    def names_camera(self) -> bool:
+        """Whether ``dataset.yaml`` gives the camera of the depth maps."""
+        return self.intrinsics is not None and "depth" in self.tasks
 
 
 def splits_of_folder(root: Path, *, empty: bool = False) -> tuple[str, ...]:
