@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from mtlsi import ppm
 from mtlsi.errors import MistakeError
 from mtlsi.reading import check_plain
 
@@ -106,7 +107,7 @@ def open_image(
     Its EXIF orientation is left to ``to_rgb``, of a TIFF, too.
     Raises ``MistakeError`` where the file is none of ``FORMATS``, is damaged, is no plain file, or, before it is decoded,
     has more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels (89 million) or more than ``most_pixels``, very many scans, or, as a
-    BMP that is run-length encoded, very many columns.
+    BMP that is run-length encoded, very many columns, or, as a PPM, very many comments.
     A ``MistakeError`` raised in the ``with`` block gets ``name`` too.
     """
     try:
@@ -126,6 +127,7 @@ def open_image(
                     _check_scans(opened.read())
                 opened.seek(begin)
             _check_rle(image)
+            ppm.read_as_raw(image, opened)
             _load_as_stored(image)
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -215,6 +217,8 @@ def _opened(file: BinaryIO) -> Image.Image:
 
 def _identified(file: FilePath | BinaryIO) -> Image.Image:
     """Opened as one of ``FORMATS``, those first that need no search for further readers."""
+    if re.match(rb"P[0-6fy]", _head(file, 2)):
+        ppm.check_header(_head(file, ppm.HEADER))
     try:
         return Image.open(file, formats=FORMATS[:FEW])
     except Image.UnidentifiedImageError:
@@ -223,11 +227,20 @@ def _identified(file: FilePath | BinaryIO) -> Image.Image:
         return Image.open(file, formats=rest)
 
 
+def _head(file: FilePath | BinaryIO, num_bytes: int) -> bytes:
+    """The first bytes of a file; one that is open goes back to its beginning."""
+    if isinstance(file, str | os.PathLike):
+        with open(file, "rb") as opened:
+            return opened.read(num_bytes)
+    file.seek(0)
+    head = file.read(num_bytes)
+    file.seek(0)
+    return head
+
+
 def _brand(file: BinaryIO) -> bytes:
     """What kind of ISO media file it is, by the four letters that say so; empty where it is none."""
-    file.seek(0)
-    head = file.read(12)
-    file.seek(0)
+    head = _head(file, 12)
     return head[8:12] if head[4:8] == b"ftyp" else b""
 
 

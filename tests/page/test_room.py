@@ -7,13 +7,15 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from mtlsi.page import room
-from mtlsi.page.room import MOST_REQUEST, WithRoom, make_room
+from mtlsi.page.room import MOST_REQUEST, MOST_SAID, UPLOAD, WithRoom, make_room
 
 MB = 2**20
 
 
-def answered(folder: Path, chunks, *, announced: int | str | None = None, method: str = "POST"):
+def answered(folder: Path, chunks, *, announced: int | str | None = None, method: str = "POST", path: str = UPLOAD):
     """The status of the answer to a request of these ``chunks``, and the bytes that the page itself has got of it."""
     got, told, waiting = bytearray(), [], [*chunks]
 
@@ -37,7 +39,7 @@ def answered(folder: Path, chunks, *, announced: int | str | None = None, method
         told.append(message)
 
     headers = [] if announced in (None, -1) else [(b"content-length", str(announced).encode())]
-    scope = {"type": "http", "method": method, "path": "/gradio_api/upload", "headers": headers}
+    scope = {"type": "http", "method": method, "path": path, "headers": headers}
     asyncio.run(WithRoom(page, folder)(scope, receive, send))
     return next(message["status"] for message in told if message["type"] == "http.response.start"), len(got)
 
@@ -50,6 +52,14 @@ def test_a_photo_of_the_largest_kind_comes_through_and_a_longer_request_does_not
     assert answered(tmp_path, [*parts, b"x"]) == (413, MOST_REQUEST)
     assert answered(tmp_path, [b"x"], announced=MOST_REQUEST + 1) == (413, 0)
     assert answered(tmp_path, [b"x"], announced="9" * 5000) == (413, 0)
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/run/upload", "/gradio_api/upload/", "/"])
+def test_what_is_no_photo_is_short(tmp_path, path):
+    """JSON takes many times its length in memory."""
+    assert answered(tmp_path, [bytes(MOST_SAID)], path=path) == (200, MOST_SAID)
+    assert answered(tmp_path, [bytes(MOST_SAID), b"x"], path=path) == (413, MOST_SAID)
+    assert answered(tmp_path, [b"x"], announced=MOST_SAID + 1, path=path) == (413, 0)
 
 
 def test_a_sender_who_is_too_slow_is_let_go(tmp_path, monkeypatch):
@@ -105,7 +115,7 @@ def test_what_may_still_come_counts_as_if_it_were_there(tmp_path, monkeypatch):
 
     async def three_at_once():
         app, go_on = WithRoom(page, tmp_path), asyncio.Event()
-        scope = {"type": "http", "method": "POST", "headers": [], "go on": go_on}
+        scope = {"type": "http", "method": "POST", "path": UPLOAD, "headers": [], "go on": go_on}
         tasks = [asyncio.create_task(app(scope, None, send)) for _ in range(3)]
         await asyncio.sleep(0.05)
         assert statuses == [507]

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import sys
+import time
+from threading import Lock
 
+import numpy as np
 import pytest
 
 from mtlsi.cli import main
 from mtlsi.errors import MistakeError
-from mtlsi.page.server import listen
+from mtlsi.page.results import DOWNLOADS, Result, Results
+from mtlsi.page.server import MOST_MADE, add_results, listen
 
 
 def test_a_port_in_use_is_one_line():
@@ -46,3 +51,37 @@ def test_without_gradio_the_command_says_what_to_install(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "pip install 'mtlsi[page]'" in said
+
+
+def test_few_downloads_are_made_at_a_time(monkeypatch):
+    """Each takes hundreds of megabytes meanwhile; who waits keeps nobody from the rest of the page."""
+    fastapi = pytest.importorskip("fastapi", reason="gradio is not installed here")
+    import httpx
+
+    lock, making, most = Lock(), 0, 0
+
+    def make(_):
+        nonlocal making, most
+        with lock:
+            making += 1
+            most = max(most, making)
+        time.sleep(0.05)
+        with lock:
+            making -= 1
+        return b"made"
+
+    monkeypatch.setitem(DOWNLOADS, "points.ply", ("points", "application/octet-stream", make))
+    app, results = fastapi.FastAPI(), Results()
+    key = results.keep(Result(np.zeros((2, 3, 3), np.uint8), {}, "a"))
+    add_results(app, results)
+
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://page") as client:
+            waiting = [asyncio.create_task(client.get(f"/results/{key}/points.ply")) for _ in range(6)]
+            await asyncio.sleep(0.02)
+            assert (await client.get(f"/results/{key}/photo.png")).status_code == 200
+            assert sum(task.done() for task in waiting) < 6
+            return [(await task).content for task in waiting]
+
+    assert asyncio.run(ask()) == [b"made"] * 6
+    assert most == MOST_MADE

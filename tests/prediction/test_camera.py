@@ -140,6 +140,12 @@ def test_focal_lengths_that_are_none_are_refused(focal_px):
         TrainingCamera(focal_px, (64, 96), Shown((64, 96)))
 
 
+@pytest.mark.parametrize("size_hw", [(10**400, 10**400), (1, 10**300), (0, 1), (1, 2**20 + 1)])
+def test_sizes_that_no_image_has_are_refused(size_hw):
+    with pytest.raises(MistakeError, match=r"the camera's size_hw \[.*; expected sides of 1\.\.1048576 pixels"):
+        TrainingCamera(500.0, size_hw, Shown((64, 96)))
+
+
 @pytest.mark.parametrize("fov_deg", [0.0, 1e-320, 180 - 1e-13, math.nan, 10**400])
 def test_fields_of_view_that_are_none_are_refused(fov_deg):
     with pytest.raises(MistakeError, match=r"field of view .*; expected degrees, 1e-06\.\.179\.9999"):
@@ -178,6 +184,9 @@ FILM, LENGTH, PER_UNIT, UNIT, WIDTH = (
         ({LENGTH: 50.0}, None),
         ({FILM: 9000}, None),  # a field of view of half a degree
         ({LENGTH: 50.0, PER_UNIT: 1e-3}, None),
+        ({LENGTH: 1e-200, PER_UNIT: 1e-200}, None),  # their product is 0
+        ({LENGTH: 1e200, PER_UNIT: 1e200}, None),
+        ({LENGTH: 1e-160, PER_UNIT: 1e-160}, None),
         ({}, None),
     ],
 )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mtlsi.errors import MistakeError
+from mtlsi.prediction import graph_file
 from mtlsi.prediction.graph import GraphPredictor
 from mtlsi.prediction.graph_file import INSIDE, names_other_files
 
@@ -102,6 +103,16 @@ def test_whole_files_are_let_through_also_with_the_words_of_others():
     made = model([helper.make_node("Identity", ["location"], ["depth"], doc_string="\x0a\x08location")], [weights])
     assert not names_other_files(made.SerializeToString())
     assert not names_other_files(lengthened(made.SerializeToString()))
+
+
+@pytest.mark.parametrize("field", [b"\x0a\x00", b"\x08\x00"], ids=["nodes", "numbers"])
+def test_very_many_fields_are_refused_one_after_another(field, monkeypatch):
+    monkeypatch.setattr(graph_file, "MOST_FIELDS", 1000)
+    graph = field * 999
+    content = b"\x3a" + bytes([len(graph) & 127 | 128, len(graph) >> 7]) + graph
+    assert not names_other_files(content)
+    with pytest.raises(ValueError, match="more than 1000 fields"):
+        names_other_files(content + b"\x08\x00")
 
 
 @pytest.mark.parametrize("content", [b"hello", b"\0" * 9, b"\x3b\x3c", b"\x3a\x7f", b"\x3a", b"\xff" * 12])

@@ -11,8 +11,12 @@ from typing import Any
 
 from mtlsi.page.uploads import MOST_BYTES
 
+UPLOAD = "/gradio_api/upload"
+"""Where photos are sent to, by every way of choosing one; what comes there is written to files."""
 MOST_REQUEST = MOST_BYTES + 2**20
-"""Bytes of a request: a photo and what is said around it."""
+"""Bytes of a request to ``UPLOAD``: a photo and what is said around it."""
+MOST_SAID = 2**17
+"""Bytes of any other request, which is JSON: it may take sixty times as many in memory, while it is queued, too."""
 MOST_KEPT = 2**30
 """Bytes of all uploads together, those that are still coming taken for as long as they may be."""
 LEAST_FILE = 2**16
@@ -23,6 +27,7 @@ LONGEST_S = 300.0
 """For a request to come: a photo of the largest kind at 1.1 Mbit/s. Who sends more slowly would keep others' room."""
 LEFT = {"type": "http.disconnect"}
 TOO_LARGE = 413, f"a request of more than {MOST_REQUEST // 2**20} MB: make the photo smaller"
+TOO_LONG = 413, f"a request of more than {MOST_SAID // 2**10} KB that is no photo"
 TOO_SLOW = 408, f"a request that took more than {LONGEST_S:.0f} s to come: make the photo smaller"
 NO_ROOM = 507, "too many photos at once; try again in a minute"
 
@@ -51,9 +56,10 @@ class WithRoom:
 
     async def _bounded(self, scope: Any, receive: Any, send: Any) -> None:
         """Counts what comes, whatever was announced: to the page what is beyond the limits looks like a sender who left."""
+        most, too_large = (MOST_REQUEST, TOO_LARGE) if scope["path"] == UPLOAD else (MOST_SAID, TOO_LONG)
         told = dict(scope["headers"]).get(b"content-length", b"0")
-        if not told.isdigit() or len(told) > 15 or int(told) > MOST_REQUEST:
-            await _refuse(send, *TOO_LARGE)
+        if not told.isdigit() or len(told) > 15 or int(told) > most:
+            await _refuse(send, *too_large)
             return
         num_bytes, whole, answered = 0, False, False
         refusal: tuple[int, str] | None = None
@@ -70,8 +76,8 @@ class WithRoom:
                 return LEFT
             num_bytes += len(message.get("body", b""))
             whole = not message.get("more_body", False)
-            if num_bytes > MOST_REQUEST:
-                refusal = TOO_LARGE
+            if num_bytes > most:
+                refusal = too_large
             return message if refusal is None else LEFT
 
         async def send_unless_refused(message: Any) -> None:

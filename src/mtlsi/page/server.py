@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -27,6 +28,8 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'"
 )
 """What browsers are told: fetch nothing from anywhere else, whatever a script asks for."""
+MOST_MADE = 2
+"""Downloads made at a time: the points of a large photo take 400 MB meanwhile."""
 QUIET = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "GRADIO_RUN_HISTORY": "False",
@@ -81,7 +84,7 @@ def build_app(models: Models, host: str = LOOPBACK[0]) -> FastAPI:
 
     results = Results()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    _add_results(app, results)
+    add_results(app, results)
     page = build_page(models, results)
     gr.mount_gradio_app(app, page, path="/", max_file_size=MOST_BYTES, footer_links=[], **style())
     page.has_launched = True  # else gradio takes any file of this machine that a request names for an upload
@@ -108,12 +111,15 @@ class WithPolicy:
         await self.app(scope, receive, send_with_policy)
 
 
-def _add_results(app: FastAPI, results: Results) -> None:
+def add_results(app: FastAPI, results: Results) -> None:
     """``results/KEY/FILE``: ``photo.png``, ``cloud.glb``, ``TASK.png``, ``TASK.bin`` and ``DOWNLOADS``."""
     from fastapi import Response  # pyright: ignore[reportMissingImports]
+    from starlette.concurrency import run_in_threadpool  # pyright: ignore[reportMissingImports]
+
+    turns = asyncio.Semaphore(MOST_MADE)
 
     @app.get("/results/{key}/{file}")
-    def answer(key: str, file: str) -> Response:
+    async def answer(key: str, file: str) -> Response:
         try:
             result = results.find(key)
             headers = {"cache-control": "private, max-age=3600"}
@@ -122,9 +128,12 @@ def _add_results(app: FastAPI, results: Results) -> None:
                 name = f"{result.stem}_{ending}{Path(file).suffix}"
                 quoted = "".join(f"%{byte:02X}" for byte in name.encode())
                 headers["content-disposition"] = f"attachment; filename*=UTF-8''{quoted}"
-                return Response(make(result), media_type=kind, headers=headers)
-            make_part, kind = _part(result, file)
-            return Response(make_part(), media_type=kind, headers=headers)
+                async with turns:  # who waits holds no thread
+                    content = await run_in_threadpool(make, result)
+            else:
+                make_part, kind = _part(result, file)
+                content = await run_in_threadpool(make_part)
+            return Response(content, media_type=kind, headers=headers)
         except MistakeError as error:
             return Response(str(error), status_code=404, media_type="text/plain; charset=utf-8")
 

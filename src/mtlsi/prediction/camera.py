@@ -37,6 +37,8 @@ FOCAL_PX = (1e-6, 1e9)
 """The shortest and the longest focal length in pixels: what is divided by it stays a number."""
 FOV_DEG = (1e-6, 179.9999)
 """The same of horizontal fields of view."""
+LONGEST_SIDE = 2**20
+"""Of a training set's images, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,10 @@ class View:
 
 @dataclass(frozen=True)
 class TrainingCamera:
-    """The camera of the images that a network was trained on. Raises ``MistakeError`` for a focal length no camera has."""
+    """The camera of the images that a network was trained on.
+
+    Raises ``MistakeError`` for a focal length or a size that no camera has.
+    """
 
     focal_px: float
     """In pixels of an image of ``size_hw``."""
@@ -59,6 +64,10 @@ class TrainingCamera:
 
     def __post_init__(self) -> None:
         check_focal(self.focal_px)
+        if not all(1 <= side <= LONGEST_SIDE for side in self.size_hw):
+            raise MistakeError(
+                f"the camera's size_hw {shortened(list(self.size_hw))}; expected sides of 1..{LONGEST_SIDE} pixels"
+            )
 
     def focal_of(self, size_hw: Size) -> float:
         """The focal length in pixels of a photo of this size, if it was taken with such a camera."""
@@ -120,7 +129,7 @@ def view_from_exif(path: Path, size_hw: Size) -> View | None:
         found = _in_film(tags, size_hw) or _on_sensor(tags, size_hw)
     except UNREADABLE:
         return None
-    if found is None:
+    if found is None or not FOCAL_PX[0] <= found.focal_px <= FOCAL_PX[1]:
         return None
     degrees = math.degrees(2 * math.atan(math.hypot(*size_hw) / 2 / found.focal_px))
     return found if DEGREES[0] <= degrees <= DEGREES[1] else None

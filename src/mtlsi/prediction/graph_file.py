@@ -21,17 +21,23 @@ EXTERNAL_DATA = 13
 """The field of a tensor that says in which file its numbers lie."""
 FIXED = {1: 8, 5: 4}
 """By type of a value: its bytes."""
+MOST_FIELDS = 1_000_000
+"""Of a model: each takes microseconds here, and onnxruntime makes objects of them. Our exports have some 20,000."""
 
 
 def names_other_files(content: bytes) -> bool:
     """Whether some tensor of a model says that its numbers lie elsewhere.
 
-    Raises ``ValueError`` for what is no protobuf, and for keys and types that no writer of ONNX makes.
+    Raises ``ValueError`` for what is no protobuf, for keys and types that no writer of ONNX makes, and for more than
+    ``MOST_FIELDS`` fields.
     """
-    waiting = [("model", 0, len(content))]
+    waiting, num_fields = [("model", 0, len(content))], 0
     while waiting:
         message, at, end = waiting.pop()
         while at < end:
+            num_fields += 1
+            if num_fields > MOST_FIELDS:
+                raise ValueError(f"more than {MOST_FIELDS} fields")
             key, at = _number(content, at, end)
             field, kind = key >> 3, key & 7
             if not 0 < field < 2**29:
