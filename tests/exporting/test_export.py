@@ -208,6 +208,7 @@ def test_8_bits_are_compared_on_the_images_that_they_are_for(folder, network, tm
     options = ExportOptions(str(folder), out=out, dtype="int8", images=[tmp_path / "a.png", tmp_path / "b.png"])
     export(options, console=Console(file=said, width=120))
     assert "on images given" in said.getvalue()
+    assert "the scales of 8 bits come from 2 images; give 16 or more like those to be predicted" in said.getvalue()
     assert [images.shape[0] for images in compared] == [1, 2, 1]
     for image, name in zip([x for images in compared for x in images], "abab", strict=True):
         small = Image.fromarray(photo(64, 96, ord(name))).resize(

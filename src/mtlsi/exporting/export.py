@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtlsi.config import split_names
-from mtlsi.errors import MistakeError, message_of
+from mtlsi.errors import MistakeError, counted, message_of
 from mtlsi.exporting import compare
 from mtlsi.io import check_writable
 from mtlsi.model.backbone import STRIDES
@@ -36,6 +35,8 @@ DTYPES = ("float32", "float16", "int8")
 FORMATS = ("onnx", "program")
 MOST_CALIBRATED = 64
 """Images that are looked at for the scales of 8 bits, spread over those given."""
+FEW = 16
+"""A person is told of fewer. Choice: the figures in docs/deploy.md are of so many."""
 
 
 def export(options: ExportOptions, *, console: Console | None = None) -> Path:
@@ -52,6 +53,7 @@ def export(options: ExportOptions, *, console: Console | None = None) -> Path:
     tasks = model.tasks if options.tasks is None else check_tasks(split_names(options.tasks), among=model.tasks)
     tasks = tuple(task for task in model.tasks if task in tasks)
     shown = shown_to(model, options.size_hw or model.input_size)
+    photos = _chosen(options.images, options.out) if options.images else []
     out = check_writable(options.out)
     part = out.with_name(f".{out.stem}.{uuid.uuid4().hex}{options.out.suffix}")
     try:
@@ -59,8 +61,8 @@ def export(options: ExportOptions, *, console: Console | None = None) -> Path:
             if options.format == "program":
                 predict = _write_program(model, tasks, part)
             else:
-                predict = _write_onnx(options, model, tasks, shown, part)
-        _compare(console, model, tasks, shown, predict, options)
+                predict = _write_onnx(options, model, tasks, shown, photos, part)
+        _compare(console, model, tasks, shown, predict, options, photos)
         part.replace(out)
     except OSError as error:
         raise MistakeError(f"cannot write {options.out} ({message_of(error)}); give another file") from error
@@ -93,7 +95,12 @@ def check(options: ExportOptions) -> None:
 
 
 def _write_onnx(
-    options: ExportOptions, model: MTLSINet, tasks: tuple[str, ...], shown: Shown, path: Path
+    options: ExportOptions,
+    model: MTLSINet,
+    tasks: tuple[str, ...],
+    shown: Shown,
+    photos: Sequence[Path],
+    path: Path,
 ) -> compare.Predict:
     import onnx
 
@@ -107,9 +114,8 @@ def _write_onnx(
         from mtlsi.exporting.int8 import Calibration, in_8_bits
 
         # the images are read before the network is traced, which takes minutes
-        quantise = partial(
-            in_8_bits, calibration=Calibration(_calibrating(options.images, options.out), resized), tasks=tasks
-        )
+        calibration = Calibration(map(read_image, photos), resized)
+        quantise = partial(in_8_bits, calibration=calibration, tasks=tasks)
     network = network_graph(model, tasks, torch.float16 if options.dtype == "float16" else torch.float32)
     if quantise is not None:
         network = quantise(network)
@@ -133,13 +139,13 @@ def _run(session: Any, tasks: Sequence[str], images: np.ndarray) -> dict[str, np
         ) from error
 
 
-def _calibrating(paths: Sequence[Path], out: Path) -> Iterator[np.ndarray]:
-    """The pixels of some of the images given, spread over them."""
+def _chosen(paths: Sequence[Path], out: Path) -> list[Path]:
+    """Some of the images given, spread over them."""
     walk = Walk(paths, out)
     check_images(walk)
     found = [image.path for image in walk.images()]
     step = -(-len(found) // MOST_CALIBRATED)
-    return map(read_image, found[::step])
+    return found[::step]
 
 
 def _write_program(model: MTLSINet, tasks: tuple[str, ...], path: Path) -> compare.Predict:
@@ -159,15 +165,16 @@ def _compare(
     shown: Shown,
     predict: compare.Predict,
     options: ExportOptions,
+    photos: Sequence[Path],
 ) -> None:
     """Print how far the file's predictions are from PyTorch's; ``MistakeError`` where that is too far."""
     resizes = options.format == "onnx" and options.resize
     multiple = 1 if resizes else {"onnx": STRIDES[0], "program": STRIDES[-1]}[options.format]
-    photos = list(islice(_calibrating(options.images, options.out), 4)) if options.images else []
-    title = f"{options.dtype} against PyTorch, at three sizes" + (", on images given" if photos else "")
+    seen = [read_image(photo) for photo in photos[:4]]
+    title = f"{options.dtype} against PyTorch, at three sizes" + (", on images given" if seen else "")
     table = Table("task", "mean difference", "largest", "in", title=title)
     worst: dict[str, tuple[float, float]] = dict.fromkeys(tasks, (0.0, 0.0))
-    for images in compare.sample_images(shown.working_size, multiple, photos):
+    for images in compare.sample_images(shown.working_size, multiple, seen):
         sides = (images.shape[1], images.shape[2])
         shown_hw, share = (compare.shown_size(sides, shown), shown.share(model.input_size)) if resizes else (sides, 1.0)
         ours, theirs = predict(images), compare.under_pytorch(model, images, tasks, shown_hw, share)
@@ -177,6 +184,11 @@ def _compare(
     for task, (mean, largest) in worst.items():
         table.add_row(task, f"{mean:.2g}", f"{largest:.2g}", compare.UNITS[TASKS[task].kind])
     console.print(table)
+    if 0 < len(photos) < FEW:
+        write_line(
+            console,
+            f"the scales of 8 bits come from {counted(len(photos), 'image')}; give {FEW} or more like those to be predicted",
+        )
     for task, (mean, _) in worst.items():
         if not mean <= compare.TOLERANCE[options.dtype]:  # not a number, too
             raise MistakeError(
