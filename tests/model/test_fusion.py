@@ -8,6 +8,7 @@ from torch import nn
 from mtlsi import kernels
 from mtlsi.errors import MistakeError
 from mtlsi.model.fusion import CONTEXTS, LEAST_SHARE, MultiQueryLinearFusion, SharedQueries
+from mtlsi.nn.layout import to_map
 from random_weights import draw_weights
 
 OUTPUTS = {"semseg": 5, "depth": 1, "normals": 3}
@@ -144,6 +145,27 @@ def test_block_equals_loops_over_tasks_heads_and_scales_with_explicit_attention(
         ]
     assert out.shape == (2, TASKS, math.prod(SIZE), CHANNELS)
     torch.testing.assert_close(out.double(), torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_without_its_gradient_what_is_read_learns_only_past_the_fusion():
+    """The output, its weights' gradients, and that of the features, which is then of what the fusion adds to alone."""
+    gradients = {}
+    for gradient in (True, False):
+        module, (features, coarse) = block((1, 3), onto="features", gradient=gradient), inputs()
+        features, coarse = features.requires_grad_(), together(coarse).requires_grad_()
+        out = module(features, coarse)
+        weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
+        (out * weight).sum().backward()
+        own = {name: parameter.grad for name, parameter in module.named_parameters()}
+        gradients[gradient] = out.detach(), own, features.grad, coarse.grad, to_map(weight, SIZE)
+    with_it, without = gradients[True], gradients[False]
+    assert torch.equal(with_it[0], without[0])
+    for name, expected in with_it[1].items():
+        torch.testing.assert_close(without[1][name], expected)
+    assert torch.equal(without[2], without[4])
+    assert without[3] is None
+    assert not torch.allclose(with_it[2], without[2])
+    assert bool(with_it[3].any())
 
 
 def test_positions_attend_to_different_things_from_the_start_where_the_context_is_of_centroids(monkeypatch):

@@ -374,6 +374,7 @@ def test_a_subset_is_refused_while_training_and_unknown_tasks_always(tiny):
         {"form": "paper", "decoder_options": {"context": "centroids"}},
         {"decoder_options": {"fuse_coarse": False}},
         {"decoder_options": {"fuse_onto": "features"}},
+        {"decoder_options": {"fuse_onto": "features", "fuse_gradient": False}},
         {"form": "paper", "decoder_options": {"fuse_onto": "features"}},
         {"decoder_options": {"tokens": "shares"}},
         {"decoder_options": {"pool": 1}},

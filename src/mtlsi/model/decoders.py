@@ -67,6 +67,7 @@ def build_mtlsi(spec: DecoderSpec) -> MTLSIDecoder:
             context=form.context,
             fuse_coarse=form.fuse_coarse,
             onto=form.fuse_onto,
+            gradient=form.fuse_gradient,
             zero_start=form.zero_start,
         )
     distiller: nn.Module = nn.Identity()

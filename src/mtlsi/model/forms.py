@@ -19,7 +19,7 @@ from mtlsi.sizes import ModelConfig
 
 @dataclass(frozen=True)
 class Form:
-    """The choices in which the two forms differ, and ``context``, ``fuse_coarse`` and ``fuse_onto``, alike in both."""
+    """The choices in which the two forms differ, and ``context``, and those named ``fuse_``, alike in both."""
 
     context: str = "sums"
     """What a position attends to in the fusion. sums: C, the sums of values weighed by elu + 1 of the keys; centroids: every
@@ -30,6 +30,9 @@ class Form:
     fuse_onto: str = "joined"
     """What the fusion adds to: joined, the features and coarse predictions as it projects them to read them; features, a
     task's own features, which then reach the CWIB as they are."""
+    fuse_gradient: bool = True
+    """The features and coarse predictions that the fusion reads learn to be read. Without it the gradient ends where it
+    reads, and goes on only past it, where the fusion adds to the features themselves."""
     tokens: str = "shares"
     """shares: every position is shared out to the tokens by the softmax of an MLP; centroids: by its direction from the
     image's mean, and a token is the centroid of its share, less that mean."""
@@ -72,6 +75,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "context": CONTEXTS,
     "fuse_coarse": (True, False),
     "fuse_onto": ONTO,
+    "fuse_gradient": (True, False),
     "tokens": ("shares", "centroids"),
     "pool": (1, 2, 4),
     "refine": ("preliminary", "fused"),

@@ -48,7 +48,7 @@ class MultiQueryLinearFusion(nn.Module):
     Choice: elu + 1 as phi; the pool averages squares of ``pool`` positions; the merged result is added to J, or with
     ``onto: features`` to F, where it begins at zero if ``zero_start``; ``queries`` says how a query's convolution is made,
     see ``ModelConfig``; ``context`` is one of ``CONTEXTS`` and ``onto`` of ``ONTO``, see ``Form``; without ``fuse_coarse``
-    the features alone are read.
+    the features alone are read; without ``gradient`` what is read learns nothing from it.
     """
 
     def __init__(
@@ -63,13 +63,14 @@ class MultiQueryLinearFusion(nn.Module):
         context: str = "sums",
         fuse_coarse: bool = True,
         onto: str = "joined",
+        gradient: bool = True,
         zero_start: bool = False,
     ):
         super().__init__()
         if not scales or any(scale < 1 or scale % 2 == 0 for scale in scales):
             raise MistakeError(f"scales {list(scales)}; expected one or more odd kernel sizes, such as [1, 3, 5]")
         t = len(outputs)
-        self.num_heads, self.pool, self.onto = num_heads, pool, onto
+        self.num_heads, self.pool, self.onto, self.gradient = num_heads, pool, onto, gradient
         self.project = TaskLinear(t, channels, channels)
         self.embed = PredictionEmbedding(outputs, channels) if fuse_coarse else None
         self.query_norm = TaskBatchNorm(t, channels)
@@ -107,6 +108,8 @@ class MultiQueryLinearFusion(nn.Module):
         self, features: Float[Tensor, "b t c h w"], coarse: Float[Tensor, "b o h w"]
     ) -> Float[Tensor, "b t c h w"]:
         """J: each task's features and coarse prediction, projected and added, which is projecting their concatenation."""
+        if not self.gradient:
+            features, coarse = features.detach(), coarse.detach()
         projected = to_map(self.project(to_positions(features)), features.shape[-2:])
         return projected if self.embed is None else projected + self.embed(coarse)
 
