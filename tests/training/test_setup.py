@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
-from mtlsi.data.datasets import open_dataset
+from mtlsi.data.datasets import camera_of, open_dataset
 from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
@@ -176,8 +176,12 @@ def test_a_run_starts_from_a_packaged_model_by_its_name(name, two_steps):
         pytest.skip("no weights are packaged in this checkout")
     config, train_set = settle(replace(two_steps, init=name)), open_dataset(two_steps.data, "train")
     network = build_model(config, train_set)
-    assert set_first_weights(network, config, train_set) == dict.fromkeys(NYUD, "all")
-    theirs = MTLSINet.from_pretrained(name).for_tasks(NYUD).backbone.state_dict()
+    donor = MTLSINet.from_pretrained(name)
+    found, shown = set_first_weights(network, config, train_set), zip(network.input_size, donor.input_size, strict=True)
+    assert max(ours / theirs for ours, theirs in shown) < 0.5  # so metres are less for what looks as large
+    assert found.pop("depth").startswith("all, its distances times 0.")
+    assert found == dict.fromkeys(set(NYUD) - {"depth"}, "all")
+    theirs = donor.for_tasks(NYUD).backbone.state_dict()
     assert all(torch.equal(value, theirs[key]) for key, value in network.backbone.state_dict().items())
 
 
@@ -185,7 +189,7 @@ def test_only_a_new_depth_begins_at_the_middle_of_the_labels(two_steps, tmp_path
     config = replace(two_steps, data=replace(two_steps.data, tasks=("depth", "normals")))
     train_set = open_dataset(config.data, "train")
     for tasks, brought in ((("normals",), "new"), (("depth", "normals"), "all")):
-        donor = create_model("tiny", tasks=tasks)
+        donor = create_model("tiny", tasks=tasks, input_size=(64, 64), camera=camera_of(train_set))
         donor.save_pretrained(tmp_path / brought)
         own = replace(config, init=str(tmp_path / brought))
         network = build_model(own, train_set)
