@@ -38,7 +38,7 @@ FOCAL_PX = (1e-6, 1e9)
 FOV_DEG = (1e-6, 179.9999)
 """The same of horizontal fields of view."""
 LONGEST_SIDE = 2**20
-"""Of a training set's images, in pixels."""
+"""Of the images that a network was trained on or is shown, in pixels."""
 
 
 @dataclass(frozen=True)

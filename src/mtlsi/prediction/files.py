@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from mtlsi.errors import MistakeError, message_of
+from mtlsi.errors import MistakeError, counted, message_of
 from mtlsi.images import FilePath
 from mtlsi.io import number_of
 from mtlsi.lock import HeldError, held
@@ -330,7 +330,7 @@ class _Run:
             self.say(f"passed over, no images: {kinds}{rest}")
         if notes.num_subfolders and not recursive:
             self.say(
-                f"{_several(notes.num_subfolders, 'subfolder')} passed over; --recursive predicts their images, too"
+                f"{counted(notes.num_subfolders, 'subfolder')} passed over; --recursive predicts their images, too"
             )
 
     def say_outcome(self) -> None:
@@ -340,9 +340,9 @@ class _Run:
             self.say(
                 "focal length: " + ", ".join(v if self.quiet else f"{v} ({n} images)" for v, n in self.views.items())
             )
-        parts = [f"{_several(done.written, 'image')} predicted"]
+        parts = [f"{counted(done.written, 'image')} predicted"]
         if done.written:
-            parts[0] += f": {_several(done.num_files, 'file')}, {_size(done.num_bytes)}, in {self.folder}"
+            parts[0] += f": {counted(done.num_files, 'file')}, {_size(done.num_bytes)}, in {self.folder}"
         if done.replaced:
             parts[0] += f", {done.replaced} in the place of another file's results"
         if done.skipped:
@@ -360,7 +360,7 @@ def check_images(walk: Walk) -> None:
         notes = Notes()
         if next(walk.images_of(path, notes), None) is None:
             where = "in this folder or below it" if walk.recursive else "in this folder itself"
-            hint = f"; its {_several(notes.num_subfolders, 'subfolder')}: --recursive" if notes.num_subfolders else ""
+            hint = f"; its {counted(notes.num_subfolders, 'subfolder')}: --recursive" if notes.num_subfolders else ""
             if notes.videos:
                 hint += f"; {_videos_of(notes)}: give each by itself"
             raise MistakeError(f"{path}: no images {where}; expected .jpg, .png or the like{hint}")
@@ -389,10 +389,6 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
     except OSError:  # another process is at work, or there is none
         return
-
-
-def _several(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _size(num_bytes: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, counted
 from mtlsi.tasks import MAX_DIST, NUM_THRESHOLDS
 
 
@@ -88,7 +88,7 @@ class Protocol:
             "suppressed" if self.nms else "not suppressed",
             "8-bit maps" if self.eight_bit else "maps as they are",
             *(() if self.thin else ("not thinned",)),
-            f"{self.num_thresholds} threshold{'s' * (self.num_thresholds > 1)}",
+            counted(self.num_thresholds, "threshold"),
             *(() if self.max_dist is None else (f"within {self.max_dist:g} of the diagonal",)),
             *(() if self.mask_unknown else ("unknown pixels count",)),
         ]
