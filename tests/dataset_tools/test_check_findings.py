@@ -121,7 +121,7 @@ def saliency(root: Path, value: int) -> None:
 FINDINGS = {
     "an absent class": (
         lambda root: all_labels(root, 0, 2, 255),
-        "1 semseg classes have no pixel at all: floor",
+        "1 semseg class has no pixel at all: floor",
     ),
     "many absent classes": (
         lambda root: settings(root, tasks={"semseg": {"classes": [*CLASSES, *"vwxyz"]}}),
@@ -129,7 +129,7 @@ FINDINGS = {
     ),
     "a class that is never learnt": (
         lambda root: only_in(root, "cd", 1),
-        "train: 1 semseg classes have no pixel, so they are never learnt: floor",
+        "train: 1 semseg class has no pixel, which is never learnt: floor",
     ),
     "one class only": (lambda root: all_labels(root, 1), "train: every labelled pixel of semseg is 'floor', the only class"),
     "nothing is salient": (lambda root: saliency(root, 0), "val: every labelled pixel of saliency is 'no', the only class"),
@@ -256,7 +256,7 @@ def test_depth_without_a_camera_is_a_note_that_says_what_to_write(rooms: Path) -
 def test_a_class_that_only_the_validation_lacks_is_a_note(rooms: Path) -> None:
     only_in(rooms, "ab", 2)
     report = look(rooms)
-    assert report.notes == ["val: 1 semseg classes have no pixel: chair"]
+    assert report.notes == ["val: 1 semseg class has no pixel: chair"]
     assert report.sound
 
 

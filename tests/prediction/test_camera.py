@@ -236,13 +236,52 @@ def test_points_take_the_camera_that_is_known_best_and_say_which(tmp_path):
     np.testing.assert_allclose(np.load(out / "a_depth.npy"), plain * 1.5, rtol=1e-5)
 
 
+def test_a_photos_exif_is_used_without_points_where_that_is_asked_for(tmp_path):
+    """Otherwise a line says by how much metres would change; rounding to whole millimetres is no change."""
+    photo, plain = photo_with(tmp_path, {FILM: 30}), predictor()(photo_with(tmp_path, {FILM: 30}), "depth")["depth"]
+    factor = 30 / math.hypot(24, 36) * 500 / (100.0 * 400 / 64)
+
+    def metres(tasks: str = "depth", **options: Any) -> tuple[np.ndarray | None, str]:
+        said, network = Console(file=io.StringIO(), width=300), Predictor(Knowing(), device="cpu")  # type: ignore[arg-type]
+        predict_paths(photo, network, tmp_path / "out", tasks, write="npy", overwrite=True, console=said, **options)
+        return np.load(tmp_path / "out/a_depth.npy"), said.file.getvalue()  # type: ignore[attr-defined]
+
+    told = f"the focal length in this photo's EXIF was not used; --exif multiplies the metres by {factor:.2f}"
+    found, said = metres()
+    np.testing.assert_array_equal(found, plain)
+    assert told in said
+    found, said = metres(camera=Camera())
+    np.testing.assert_allclose(found, plain * np.float32(factor), rtol=1e-5)
+    assert "not used" not in said
+    assert "EXIF FocalLengthIn35mmFilm" in said
+    assert "not used" not in metres("semseg")[1]
+    assert "not used" not in metres(camera=Camera(focal_px=500))[1]
+    for film_mm, is_told in ((54, False), (55, False), (57, True)):  # 54.08 is the training camera's
+        photo_with(tmp_path, {FILM: film_mm})
+        assert ("not used" in metres()[1]) == is_told
+    photo_with(tmp_path, {})
+    np.testing.assert_array_equal(metres(camera=Camera())[0], plain)
+
+
+def test_the_photos_of_a_folder_whose_exif_is_left_out_are_counted(tmp_path):
+    pictures = tmp_path / "in"
+    for name, tags in (("a", {FILM: 30}), ("b", {}), ("c", {FILM: 108})):
+        pictures.mkdir(exist_ok=True)
+        photo_with(tmp_path, tags).rename(pictures / f"{name}.jpg")
+    said, network = Console(file=io.StringIO(), width=300), Predictor(Knowing(), device="cpu")  # type: ignore[arg-type]
+    predict_paths(pictures, network, tmp_path / "out", "depth", write="npy", num_workers=1, console=said)
+    line = "the focal length in the EXIF of 2 images was not used; --exif multiplies the metres by 0.55 to 2.00"
+    assert line in said.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_an_unknown_training_camera_leaves_metres_as_they_are(tmp_path):
     photo = photo_with(tmp_path, {})
     predict_paths(photo, predictor(), tmp_path / "out", write="ply", console=Console(file=io.StringIO()))
     line = json.loads((tmp_path / "out/manifest.jsonl").read_text())
     assert line["focal_px"] == pytest.approx(200 / math.tan(math.pi / 6), abs=0.01)
-    with pytest.raises(MistakeError, match="names no training camera"):
-        predict_paths(photo, predictor(), tmp_path / "out", camera=Camera(focal_px=9))
+    for camera in (Camera(focal_px=9), Camera()):
+        with pytest.raises(MistakeError, match="names no training camera"):
+            predict_paths(photo, predictor(), tmp_path / "out", camera=camera)
     with pytest.raises(MistakeError, match="no task of distances"):
         predict_paths(photo, predictor(), tmp_path / "out", "semseg", write="ply")
 
@@ -258,7 +297,7 @@ def test_a_scale_from_measured_distances_forgives_some_wrong_ones():
     found = calibrate(depth, wrong)
     assert found.scale == pytest.approx(1.3, rel=0.02)
     assert "from 5 distances" in str(found)
-    assert str(found).endswith(f"far from it: {found.ratios[0]:.2f}, {found.ratios[2]:.2f}")
+    assert str(found).endswith(f"far from it: {found.ratios[0]:.2f} at 5,3, {found.ratios[2]:.2f} at 33,25")
 
 
 @pytest.mark.parametrize("tags", [{}, {FILM: 30}])
@@ -273,6 +312,19 @@ def test_the_metres_measured_are_those_that_come_out(tmp_path, tags, write):
     assert np.load(out / "a_depth.npy")[30, 40] == pytest.approx(2.5, rel=1e-4)
     same = ", again with" if "l" in write.split(",")[-1] else ", again without"
     assert (f"{same} points: --scale" in said.getvalue()) == bool(tags)
+
+
+def test_metres_measured_by_a_photos_exif_say_so_and_another_focal_length_is_refused(tmp_path):
+    photo, said = photo_with(tmp_path, {FILM: 30}), io.StringIO()
+    network = Predictor(Knowing(), device="cpu")  # type: ignore[arg-type]
+    options = PredictOptions([photo], out=tmp_path / "out", write=("npy",), calibrate=("40,30,2.5",), exif=True)
+    camera, scale = read_camera(options, network, Console(file=said, width=200))
+    assert camera == Camera()
+    assert ", again with --exif: --scale" in said.getvalue()
+    predict_paths(photo, network, tmp_path / "out", "depth", write="npy", camera=camera, scale=scale)
+    assert np.load(tmp_path / "out/a_depth.npy")[30, 40] == pytest.approx(2.5, rel=1e-4)
+    with pytest.raises(MistakeError, match="expected one of --exif, --focal-px and --fov-deg"):
+        read_camera(PredictOptions([photo], exif=True, focal_px=300.0), network)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from torch import nn
 
 import small_backbones  # noqa: F401 (registers them)
 from by_colour import ByColour, predictor
+from mtlsi.drawing.panels import panel
 from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
@@ -132,6 +133,27 @@ def test_a_model_by_its_name_or_its_folder(photo, tmp_path):
     assert Predictor("scenes", device="cpu").tasks == MTLSINet.from_pretrained("scenes").tasks
     with pytest.raises(MistakeError, match="model 'nyudd' is not a folder, not packaged"):
         Predictor("nyudd")
+
+
+def test_predictions_are_drawn_in_the_models_own_names(photo, tmp_path):
+    """As the panel that the command writes: of an image given in any way, or of some of its predictions."""
+    network = predictor()
+    found = network(photo)
+    whole = panel(photo, found, network.classes)
+    np.testing.assert_array_equal(network.draw(photo), whole)
+    np.testing.assert_array_equal(network.draw(photo, found), whole)
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    with open(tmp_path / "a.png", "rb") as file:
+        np.testing.assert_array_equal(network.draw(file), whole)
+    some = {"depth": found["depth"], "semseg": found["semseg"]}
+    np.testing.assert_array_equal(network.draw(tmp_path / "a.png", some), panel(photo, some, network.classes))
+    for wrong, message in (
+        ({"depth": found["depth"][1:]}, "expected its own prediction"),
+        ({"heat": found["depth"]}, "unknown task 'heat'"),
+        ({}, "expected at least one"),
+    ):
+        with pytest.raises(MistakeError, match=message):
+            network.draw(photo, wrong)
 
 
 def test_only_the_tasks_asked_for_are_computed(photo):

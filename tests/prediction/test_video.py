@@ -44,7 +44,7 @@ def test_one_task_has_the_clips_size_and_the_colours_of_its_map(tmp_path):
     size = f"{outcome.num_bytes / 1e6:.1f} MB, 0.8 s"
     assert said == [
         f"20 frames predicted, {20 / outcome.spent_s:.1f} a second: {tmp_path}/out.mp4, {size}; "
-        f"depth in colours from {low:.2f} to {high:.2f}"
+        f"depth in colours from {low:.2f} to {high:.2f} m"
     ]
     for (moment, drawn), pixels, number in zip(found, shown, range(20), strict=True):
         assert moment == pytest.approx(number / 25, abs=1e-3)

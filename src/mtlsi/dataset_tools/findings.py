@@ -57,19 +57,22 @@ def absent_classes(task: str, shares: dict[str, dict[str, float]]) -> tuple[list
         return [], []
     somewhere = {name for share in shares.values() for name, part in share.items() if part}
     nowhere = [name for name in next(iter(shares.values())) if name not in somewhere]
-    doubts = [f"{len(nowhere)} {task} classes have no pixel at all: {named(nowhere)}"] if nowhere else []
+    doubts = [f"{_classes(nowhere, task)} no pixel at all: {named(nowhere)}"] if nowhere else []
     notes = []
     for split, share in shares.items():
         if not any(share.values()):
             continue
         absent = [name for name, part in share.items() if not part and name in somewhere]
         if absent and split == "train":
-            doubts.append(
-                f"{split}: {len(absent)} {task} classes have no pixel, so they are never learnt: {named(absent)}"
-            )
+            doubts.append(f"{split}: {_classes(absent, task)} no pixel, which is never learnt: {named(absent)}")
         elif absent:
-            notes.append(f"{split}: {len(absent)} {task} classes have no pixel: {named(absent)}")
+            notes.append(f"{split}: {_classes(absent, task)} no pixel: {named(absent)}")
     return doubts, notes
+
+
+def _classes(names: Sequence[str], task: str) -> str:
+    """How many classes, and the verb that goes with them."""
+    return f"{len(names)} {task} class has" if len(names) == 1 else f"{len(names)} {task} classes have"
 
 
 def stretched(images: Sequence[Reading]) -> str | None:

@@ -83,7 +83,8 @@ def plot_curves(metrics: str | os.PathLike, out_png: str | os.PathLike, *, best_
         for key in losses:
             task = key.partition("/")[2]
             style = {"color": tints[task], "lw": 1.1} if task else {"color": "0.15", "lw": 1.6}
-            axes[0].plot(*series[key], label=TASKS[task].title if task else "sum", **style)
+            alone = "o" if len(series[key][0]) == 1 else None  # a single step is no line
+            axes[0].plot(*series[key], label=TASKS[task].title if task else "sum", marker=alone, ms=3.5, **style)
         axes[0].set(title="training loss", yscale="log")
         axes[0].legend(frameon=False, fontsize=8)
     for axis, (task, key) in zip(axes[bool(losses) :], scores, strict=False):

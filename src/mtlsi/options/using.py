@@ -41,6 +41,8 @@ class PredictOptions:
     each photo's EXIF, else of the training set."""
     fov_deg: float | None = None
     """Instead of --focal-px: the horizontal field of view in degrees."""
+    exif: bool = False
+    """Instead of --focal-px: that of each photo's EXIF, where it has one, also without --points."""
     calibrate: tuple[str, ...] = field(default=(), metadata=REPEATED | {"metavar": "X,Y,METRES"})
     """A measured distance of the one image given, such as 320,240,2.35; may be repeated. The metres are multiplied by the
     scale that they give, which is printed."""

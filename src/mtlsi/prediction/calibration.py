@@ -25,10 +25,13 @@ class Calibration:
     scale: float
     ratios: tuple[float, ...]
     """Measured over predicted, by distance."""
+    pixels: tuple[tuple[int, int], ...]
+    """Column and row of each."""
 
     def __str__(self) -> str:
         of = f"{len(self.ratios)} distances" if len(self.ratios) > 1 else "1 distance"
-        odd = [f"{ratio:.2f}" for ratio in self.ratios if not 0.8 < ratio / self.scale < 1.25]
+        measured = zip(self.ratios, self.pixels, strict=True)
+        odd = [f"{ratio:.2f} at {x},{y}" for ratio, (x, y) in measured if not 0.8 < ratio / self.scale < 1.25]
         rest = f"; far from it: {', '.join(odd)}" if odd else ""
         return f"scale {self.scale:.4f} from {of}, {min(self.ratios):.2f} to {max(self.ratios):.2f}{rest}"
 
@@ -53,7 +56,7 @@ def calibrate(depth_m: np.ndarray, measured: Mapping[tuple[int, int], float]) ->
         if not predicted > 0:
             raise MistakeError(f"no depth is predicted at {column},{row}; measure somewhere else")
         ratios.append(distance_m / predicted)
-    return Calibration(math.exp(float(np.median(np.log(ratios)))), tuple(ratios))
+    return Calibration(math.exp(float(np.median(np.log(ratios)))), tuple(ratios), tuple(measured))
 
 
 def read_measured(texts: tuple[str, ...]) -> dict[tuple[int, int], float]:
@@ -77,8 +80,10 @@ def read_camera(options: PredictOptions, predictor: Any, console: Console | None
     ``predictor``: a ``Predictor``, or what stands for one. Raises ``MistakeError`` for flags that contradict each other.
     """
     camera = None
-    if options.focal_px is not None or options.fov_deg is not None:
+    if options.exif or options.focal_px is not None or options.fov_deg is not None:
         camera = Camera(options.focal_px, options.fov_deg)
+    if options.exif and camera != Camera():
+        raise MistakeError("--exif and another focal length; expected one of --exif, --focal-px and --fov-deg")
     if not options.calibrate:
         return camera, options.scale
     if options.scale != 1:
@@ -92,7 +97,9 @@ def read_camera(options: PredictOptions, predictor: Any, console: Console | None
     metres = Metres(predictor.training_camera, camera, needed=has_points(options.write))
     prediction, _ = metres.of(predictor(pixels, (task,)), size_hw, path)
     found, same = calibrate(prediction[task], measured), ""
-    if camera is None and view_from_exif(path, size_hw) is not None:  # which metres follow where points are made
+    if options.exif:
+        same = ", again with --exif"
+    elif camera is None and view_from_exif(path, size_hw) is not None:  # which metres follow where points are made
         same = ", again with points" if metres.needed else ", again without points"
     said = f"{found}; for other photos like this one{same}: --scale {found.scale:.4f}"
     write_line(console or Console(stderr=True), said)

@@ -29,6 +29,8 @@ FILM_DIAGONAL_MM = 43.267
 """Of 35 mm film, 24x36 mm, by whose diagonal equivalent focal lengths are reckoned (CIPA DCG-001)."""
 UNITS_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
 """Millimetres of EXIF's FocalPlaneResolutionUnit."""
+NOTABLE = 0.03
+"""A change of metres that is worth a word: lengths in 35 mm film are rounded to 2 % of a telephone's."""
 DEGREES = (3.0, 150.0)
 """Fields of view along the diagonal that are believed of a photo's metadata."""
 
@@ -169,7 +171,7 @@ class Metres:
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
             raise MistakeError(f"scale {self.scale:g}; expected a number above 0")
-        if self.training is None and self.camera is not None and self.camera != Camera():
+        if self.training is None and self.camera is not None:
             raise MistakeError("the model's config.json names no training camera, for which metres could be rescaled")
 
     @property
@@ -188,6 +190,14 @@ class Metres:
         if view is None and self.needed:
             view = assumed_view(self.training, size_hw)
         return (prediction if factor == 1 else multiplied(prediction, factor)), view
+
+    def unused_factor(self, size_hw: Size, path: Path) -> float | None:
+        """What the photo's EXIF would multiply its metres by, where nothing asks for it; None for less than ``NOTABLE``."""
+        if self.needed or self.camera is not None or self.training is None:
+            return None
+        view = view_from_exif(path, size_hw)
+        factor = 1.0 if view is None else self.training.factor(view.focal_px, size_hw)
+        return factor if abs(math.log(factor)) > NOTABLE else None
 
 
 def assumed_view(training: TrainingCamera | None, size_hw: Size) -> View:

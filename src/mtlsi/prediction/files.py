@@ -40,7 +40,7 @@ from mtlsi.prediction.results import (
 )
 from mtlsi.prediction.walk import Found, Notes, Walk
 from mtlsi.streams import write_line
-from mtlsi.tasks import check_tasks
+from mtlsi.tasks import TASKS, check_tasks
 
 CLAIMS = ".claims"
 """In the folder of results: a file for each image that a process is at."""
@@ -164,6 +164,8 @@ class _Run:
     claims: dict[str, ExitStack] = field(default_factory=dict)
     views: Counter[str] = field(default_factory=Counter)
     """Where the focal lengths are from."""
+    unused: Counter[float] = field(default_factory=Counter)
+    """What focal lengths that nothing asked for would multiply metres by."""
 
     def predict_all(self, walk: Walk, crew: Crew) -> None:
         """Read, predict and write every image, and name what the walk passed over."""
@@ -278,6 +280,7 @@ class _Run:
             facts |= {"focal_px": round(view.focal_px, 2), "focal_from": view.source}
         self.manifest.append(job.name, job.source, job.content, facts)
         num_bytes = sum(path.stat().st_size for path in files)
+        unused = self.metres.unused_factor(size_hw, job.image.path) if self.has_distances else None
         with self.lock:
             self.outcome.written += 1
             self.outcome.num_files += len(files)
@@ -289,9 +292,16 @@ class _Run:
                         f"{job.image.path}: its results replaced those of another file in {self.folder}, {job.name}; "
                         "another --out keeps both"
                     )
+            if unused is not None:
+                self.unused[round(unused, 2)] += 1
             if view is not None:
                 self.views.update([f"{view.focal_px:.0f} px, {view.source}" if self.quiet else view.source])
         self.release(job)
+
+    @property
+    def has_distances(self) -> bool:
+        """Whether some task is of distances."""
+        return any(TASKS[task].kind == "distance" for task in self.tasks)
 
     def release(self, job: _Job) -> None:
         """Leave the image to others."""
@@ -340,6 +350,10 @@ class _Run:
             self.say(
                 "focal length: " + ", ".join(v if self.quiet else f"{v} ({n} images)" for v, n in self.views.items())
             )
+        if self.unused:
+            whose = "this photo's EXIF" if self.quiet else f"the EXIF of {counted(self.unused.total(), 'image')}"
+            factors = " to ".join(f"{factor:.2f}" for factor in sorted({min(self.unused), max(self.unused)}))
+            self.say(f"the focal length in {whose} was not used; --exif multiplies the metres by {factors}")
         parts = [f"{counted(done.written, 'image')} predicted"]
         if done.written:
             parts[0] += f": {counted(done.num_files, 'file')}, {_size(done.num_bytes)}, in {self.folder}"

@@ -19,6 +19,7 @@ from torch import nn
 
 from mtlsi.config import PRECISIONS, RESIZES
 from mtlsi.device import find_device, prepare_process
+from mtlsi.drawing.panels import Panel
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.kernels.convolve_linears import convolutions_are_faster, convolve_linears, has_linears
 from mtlsi.kernels.fold_norms import fold_norms
@@ -178,6 +179,25 @@ class Predictor:
         found = Maps(size_hw[0], {task: partial(bands, task, raw[task], size_hw) for task in names})
         factor = self._factor(size_hw, image)
         return found if factor == 1 else multiplied(found, factor)
+
+    def draw(self, image: ImageLike, prediction: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+        """The image and its predictions in colours on one sheet, with their legends, ``(H' W' 3) uint8``.
+
+        ``prediction``: what a call gave for the image, or some of its tasks; by default that call is made.
+        Raises as a call does, and ``MistakeError`` for maps of another size than the image's.
+        """
+        pixels = as_pixels(image)
+        if prediction is None:  # a file object has been read; a path may have EXIF
+            prediction = self.maps(image if isinstance(image, str | os.PathLike) else pixels)
+        sheet = Panel(pixels, self.classes, colours=self.colours)
+        for task in check_tasks(prediction, among=self.tasks):
+            array = prediction[task]
+            if array.shape[:2] != pixels.shape[:2]:
+                raise MistakeError(
+                    f"{task} of shape {array.shape}, the image's is {pixels.shape}; expected its own prediction"
+                )
+            sheet.add(task, array)
+        return sheet.draw()
 
     def _factor(self, size_hw: Size, image: ImageLike) -> float:
         """What the network's metres are multiplied by: for the working size, and for the image's camera where one is asked

@@ -32,7 +32,7 @@ from mtlsi.prediction.contract import PredictsImages
 from mtlsi.prediction.crew import Crew
 from mtlsi.prediction.results import prepare_folder, save_prediction
 from mtlsi.streams import write_line
-from mtlsi.tasks import check_tasks
+from mtlsi.tasks import TASKS, check_tasks
 
 Predict = Callable[[np.ndarray, tuple[str, ...]], Mapping[str, np.ndarray]]
 """From a picture (H W 3) uint8 and names of tasks to the arrays of each."""
@@ -237,7 +237,7 @@ class _Run:
         line = f"{counted(done.num_frames, 'frame')} predicted, {speed:.1f} a second: {done.path}, "
         line += f"{done.num_bytes / 1e6:.1f} MB, {done.duration_s:.1f} s"
         for task, (low, high) in done.limits.items():
-            line += f"; {task} in colours from {low:.2f} to {high:.2f}"
+            line += f"; {task} in colours from {low:.2f} to {high:.2f} {TASKS[task].unit}".rstrip()
         if done.sound != "none":
             line += f"; sound {done.sound}"
         if done.arrays is not None:

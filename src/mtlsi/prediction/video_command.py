@@ -15,7 +15,7 @@ from mtlsi.prediction.images import VIDEO_ENDINGS
 from mtlsi.prediction.video import Predict, predict_video
 
 NOT_FOR_IMAGES = ("arrays", "stride", "num_frames", "smooth", "smooth_outputs")
-NOT_FOR_VIDEOS = ("points", "calibrate", "recursive", "overwrite")
+NOT_FOR_VIDEOS = ("points", "exif", "calibrate", "recursive", "overwrite")
 PANEL = ("panel",)
 """What of --write a video can be."""
 
