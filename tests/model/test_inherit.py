@@ -96,6 +96,33 @@ def test_classes_of_the_same_name_keep_their_rows():
     assert torch.equal(embed[:, [2, 0]], old.decoder.fusion.embed["semseg"].weight[:, [0, 1]])
 
 
+def test_as_many_classes_as_channels_are_not_taken_for_channels():
+    """``tiny`` has 24 channels: both axes of a weight from classes to channels have as many rows."""
+    names = [f"class {number}" for number in range(24)]
+    old = drawn(0, tasks=("semseg", "depth"), classes={"semseg": names})
+    new = drawn(1, tasks=("semseg", "depth"), classes={"semseg": names[::-1]})
+    assert inherit(new, old) == {"semseg": "24 of 24 classes", "depth": "all"}
+    ours, theirs = (predictions(network) for network in (new, old))
+    torch.testing.assert_close(ours.final["semseg"].flip(1), theirs.final["semseg"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.final["depth"], theirs.final["depth"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("decoder", ["heads_only", "atrc", "invpt", "taskexpert"])
+@pytest.mark.parametrize("names", [ROOM[::-1], HALL], ids=["in another order", "with others"])
+def test_layers_of_a_task_without_an_axis_of_classes_are_taken_over_whatever_its_classes(decoder, names):
+    """What they say of classes that both have is the same but for what classes say to one another."""
+    old = drawn(0, decoder=decoder, tasks=("semseg", "depth"), classes={"semseg": ROOM})
+    new = drawn(1, decoder=decoder, tasks=("semseg", "depth"), classes={"semseg": names})
+    inherit(new, old)
+    theirs = old.state_dict()
+    for key, ours in new.state_dict().items():
+        if "semseg" in key.split(".") and ours.shape == theirs[key].shape and len(names) not in ours.shape:
+            assert torch.equal(ours, theirs[key]), key
+    if set(names) == set(ROOM):
+        found, expected = predictions(new).final["semseg"], predictions(old).final["semseg"]
+        torch.testing.assert_close(found.flip(1), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "sizes", [{}, {"form": "paper"}, *({"decoder": name} for name in ("heads_only", "taskexpert", "invpt"))], ids=str
 )

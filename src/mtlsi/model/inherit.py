@@ -16,6 +16,7 @@ from mtlsi.model.network import MTLSINet
 from mtlsi.sizes import ModelConfig
 from mtlsi.tasks import TASKS
 
+ClassNames = Mapping[str, Sequence[str]]
 ALL, NEW = "all", "new"
 NAMED = 8
 """Classes that are new are named up to so many."""
@@ -24,10 +25,10 @@ NAMED = 8
 def inherit(network: MTLSINet, other: MTLSINet, name: str = "the model") -> dict[str, str]:
     """Copy into ``network`` every weight of ``other`` (called ``name``) that means the same there.
 
-    What serves all tasks is taken as it is; what has a task axis, or lays the tasks side by side, is taken task by task; a
-    last layer class by class. The rest stays as it was. Distances are rescaled by ``distance_factor``. Gives by task of
-    ``network`` what of it was taken over: "all", "new", or "3 of 4 classes (new: door)". Raises ``MistakeError`` where the
-    two have other sizes or no task in common.
+    What serves all tasks is taken as it is; what has a task axis, or lays the tasks side by side, is taken task by task;
+    what has an axis of classes class by class. The rest stays as it was. Distances are rescaled by ``distance_factor``.
+    Gives by task of ``network`` what of it was taken over: "all", "new", or "3 of 4 classes (new: door)". Raises
+    ``MistakeError`` where the two have other sizes or no task in common.
     """
     check_sizes_agree(network.sizes, other.sizes, name)
     shared = [task for task in network.tasks if task in other.tasks]
@@ -39,6 +40,8 @@ def inherit(network: MTLSINet, other: MTLSINet, name: str = "the model") -> dict
     ours, theirs = tensors_of(network), tensors_of(other)
     with torch.device("meta"):
         twin = tensors_of(with_another_number_of_tasks(network))
+        renamed = [task for task in shared if network.classes.get(task) != other.classes.get(task)]
+        twins = {task: tensors_of(with_another_number_of_classes(network, task)) for task in renamed}
     pairs = [(network.tasks.index(task), other.tasks.index(task)) for task in shared]
     counts = (len(network.tasks), len(other.tasks))
     with torch.no_grad():
@@ -47,9 +50,10 @@ def inherit(network: MTLSINet, other: MTLSINet, name: str = "the model") -> dict
             task = next((part for part in key.split(".") if part in network.tasks), None)
             if source is None or source.dim() != target.dim():
                 continue
+            of_classes = {t: axes for t, tensors in twins.items() if (axes := differing(target, tensors[key]))}
             if task is not None:
-                copy_classes(target, source, network.classes.get(task, ()), other.classes.get(task, ()))
-            elif key in twin:
+                copy_classes(target, source, of_classes, network.classes, other.classes)
+            elif key in twin and not of_classes:
                 copy_tasks(target, source, beside(target, twin[key], counts[0]), pairs, counts)
     for task in shared:
         if TASKS[task].kind == "distance":
@@ -77,6 +81,13 @@ def with_another_number_of_tasks(network: MTLSINet) -> MTLSINet:
     return MTLSINet(tasks, network.classes, network.input_size, **asdict(network.sizes))
 
 
+def with_another_number_of_classes(network: MTLSINet, task: str) -> MTLSINet:
+    """The same with a class of ``task`` less, or more where there is one: its shapes say what has an axis of classes."""
+    names = network.classes[task]
+    others = list(names[:-1]) or [*names, "a" if names[0] != "a" else "b"]
+    return MTLSINet(network.tasks, {**network.classes, task: others}, network.input_size, **asdict(network.sizes))
+
+
 def tensors_of(network: MTLSINet) -> dict[str, Tensor]:
     """Weights and statistics by name."""
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
@@ -84,11 +95,12 @@ def tensors_of(network: MTLSINet) -> dict[str, Tensor]:
 
 def beside(target: Tensor, twin: Tensor, num_tasks: int) -> list[int]:
     """The axes of ``target`` along which its tasks lie, each with as many rows: those on which ``twin`` differs."""
-    return [
-        axis
-        for axis, (rows, others) in enumerate(zip(target.shape, twin.shape, strict=True))
-        if rows != others and rows % num_tasks == 0
-    ]
+    return [axis for axis in differing(target, twin) if target.shape[axis] % num_tasks == 0]
+
+
+def differing(target: Tensor, twin: Tensor) -> list[int]:
+    """The axes on which two tensors have different numbers of rows."""
+    return [axis for axis, (rows, others) in enumerate(zip(target.shape, twin.shape, strict=True)) if rows != others]
 
 
 def copy_tasks(
@@ -105,15 +117,17 @@ def copy_tasks(
     copy_block(target, source, to, of)
 
 
-def copy_classes(target: Tensor, source: Tensor, ours: Sequence[str], theirs: Sequence[str]) -> None:
-    """Copy a task's own layer, the rows of classes that both name where the classes differ."""
+def copy_classes(
+    target: Tensor, source: Tensor, axes: Mapping[str, Sequence[int]], ours: ClassNames, theirs: ClassNames
+) -> None:
+    """Copy a task's own layer; on ``axes``, which are of classes of some tasks, the rows of those that both name."""
     to, of = [list(range(n)) for n in target.shape], [list(range(n)) for n in source.shape]
-    if ours != theirs:
-        both = [name for name in ours if name in theirs]
-        axes = [a for a in range(target.dim()) if (target.shape[a], source.shape[a]) == (len(ours), len(theirs))]
-        if not axes or not both:
-            return
-        to[axes[0]], of[axes[0]] = [ours.index(name) for name in both], [theirs.index(name) for name in both]
+    for task, found in axes.items():
+        both = [name for name in ours[task] if name in theirs[task]]
+        for axis in found:
+            if (target.shape[axis], source.shape[axis]) != (len(ours[task]), len(theirs[task])):
+                return
+            to[axis], of[axis] = [ours[task].index(n) for n in both], [theirs[task].index(n) for n in both]
     copy_block(target, source, to, of)
 
 
