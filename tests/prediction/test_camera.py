@@ -365,8 +365,10 @@ def test_the_training_camera_lies_in_config_json(tmp_path):
         known = Predictor(loaded, device="cpu").training_camera
         assert known == (TrainingCamera(518.86, (480, 640), Shown((64, 96))) if given else None)
     assert TrainingCamera(518.86, (480, 640), Shown((64, 96))).focal_of((960, 1280)) == pytest.approx(2 * 518.86)
-    for wrong in ({"focal_px": 0, "size_hw": [1, 2]}, {"focal_px": 9}, {"focal_px": 9, "size_hw": [1], "f": 2}):
-        with pytest.raises(MistakeError, match="expected focal_px, above 0, and the size_hw"):
+    wrong_numbers = [{"focal_px": f, "size_hw": [1, 2]} for f in (0, 1e-300, 1e300, math.nan)]
+    wrong_sides = [{"focal_px": 9, "size_hw": sides} for sides in ([0, 1], [1, 2**20 + 1], [10**400, 1])]
+    for wrong in (*wrong_numbers, *wrong_sides, {"focal_px": 9}, {"focal_px": 9, "size_hw": [1], "f": 2}):
+        with pytest.raises(MistakeError, match=r"expected focal_px, 1e-06\.\.1e\+09, and the size_hw"):
             create_model("tiny", tasks=("depth",), camera=wrong)  # type: ignore[arg-type]
 
 

@@ -10,6 +10,11 @@ from mtlsi.errors import MistakeError
 from mtlsi.reading import shortened
 from mtlsi.tasks import MOST_TASKS, check_classes
 
+FOCAL_PX = (1e-6, 1e9)
+"""The shortest and the longest focal length in pixels: what is divided by it stays a number."""
+LONGEST_SIDE = 2**20
+"""Of the images that a camera takes, in pixels."""
+
 
 def check_facts(tasks: Any, classes: Any, input_size: Any, own_tasks: Any, resize: Any) -> None:
     """Raises ``MistakeError`` for a value of another form than ``MTLSINet`` takes."""
@@ -37,6 +42,25 @@ def check_facts(tasks: Any, classes: Any, input_size: Any, own_tasks: Any, resiz
         "a list of records of tasks",
     )
     _check("resize", resize, resize in RESIZES, " or ".join(RESIZES))
+
+
+def checked_camera(camera: Any) -> dict[str, Any]:
+    """``camera`` with its numbers as numbers, {} where there is none; ``MistakeError`` for anything else."""
+    if not camera:
+        return {}
+    if not isinstance(camera, Mapping):
+        raise MistakeError(f"camera {shortened(camera)}; expected focal_px and size_hw")
+    try:
+        focal_px, (height, width) = float(camera["focal_px"]), map(int, camera["size_hw"])
+        fits = FOCAL_PX[0] <= focal_px <= FOCAL_PX[1] and all(1 <= side <= LONGEST_SIDE for side in (height, width))
+        if set(camera) == {"focal_px", "size_hw"} and fits:
+            return {"focal_px": focal_px, "size_hw": [height, width]}
+    except (KeyError, TypeError, ValueError, OverflowError):
+        pass
+    raise MistakeError(
+        f"camera {shortened(camera)}; expected focal_px, {FOCAL_PX[0]:g}..{FOCAL_PX[1]:g}, and the size_hw [height, width] "
+        f"that it belongs to, sides of 1..{LONGEST_SIDE}"
+    )
 
 
 def _check(name: str, value: Any, sound: bool, expected: str) -> None:

@@ -36,7 +36,7 @@ from mtlsi.model.budget import weights_within
 from mtlsi.model.card import own_card
 from mtlsi.model.decoder_spec import DecoderSpec
 from mtlsi.model.decoders import OnlyTasks, build_decoder
-from mtlsi.model.facts import check_facts
+from mtlsi.model.facts import check_facts, checked_camera
 from mtlsi.model.forms import as_stored
 from mtlsi.model.freezing import parts_of
 from mtlsi.model.fusion import ReplaceContext
@@ -304,23 +304,6 @@ def colours_by_task(colours: Any, classes: Mapping[str, Sequence[str]]) -> dict[
         for task, given in (colours or {}).items()
         if task in classes
     }
-
-
-def checked_camera(camera: Mapping[str, Any] | None) -> dict[str, Any]:
-    """``camera`` with its numbers as numbers, {} where there is none; ``MistakeError`` for anything else."""
-    if not camera:
-        return {}
-    if not isinstance(camera, Mapping):
-        raise MistakeError(f"camera {shortened(camera)}; expected focal_px and size_hw")
-    try:
-        focal_px, (height, width) = float(camera["focal_px"]), map(int, camera["size_hw"])
-        if set(camera) == {"focal_px", "size_hw"} and min(focal_px, height, width) > 0 and focal_px < float("inf"):
-            return {"focal_px": focal_px, "size_hw": [height, width]}
-    except (KeyError, TypeError, ValueError, OverflowError):
-        pass
-    raise MistakeError(
-        f"camera {shortened(camera)}; expected focal_px, above 0, and the size_hw [height, width] that it belongs to"
-    )
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:

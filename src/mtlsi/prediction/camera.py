@@ -20,6 +20,7 @@ from PIL import ExifTags
 
 from mtlsi.errors import MistakeError
 from mtlsi.images import UNREADABLE, peek_image
+from mtlsi.model.facts import FOCAL_PX, LONGEST_SIDE
 from mtlsi.prediction.maps import Maps
 from mtlsi.prediction.shown import Shown, Size
 from mtlsi.reading import shortened
@@ -35,12 +36,8 @@ DEGREES = (3.0, 150.0)
 """Fields of view along the diagonal that are believed of a photo's metadata."""
 
 
-FOCAL_PX = (1e-6, 1e9)
-"""The shortest and the longest focal length in pixels: what is divided by it stays a number."""
 FOV_DEG = (1e-6, 179.9999)
-"""The same of horizontal fields of view."""
-LONGEST_SIDE = 2**20
-"""Of the images that a network was trained on or is shown, in pixels."""
+"""The narrowest and the widest horizontal field of view."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 from mtlsi.config import RESIZES
 from mtlsi.errors import MistakeError, check_choice
 from mtlsi.kinds.colouring import Colour, checked_colours
-from mtlsi.prediction.camera import LONGEST_SIDE, TrainingCamera
+from mtlsi.model.facts import LONGEST_SIDE
+from mtlsi.prediction.camera import TrainingCamera
 from mtlsi.prediction.shown import Shown, Size
 from mtlsi.reading import parse_json, shortened
 from mtlsi.tasks import MOST_TASKS, TASKS, check_classes, check_printed, check_tasks, register_records
