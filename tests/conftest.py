@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import inspect
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 os.environ["MTLSI_CACHE"] = tempfile.mkdtemp(prefix="mtlsi-tests-")
 atexit.register(shutil.rmtree, os.environ["MTLSI_CACHE"], ignore_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test reaches for the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # processes that tests start would wait for each other's threads
 
 import jaxtyping
 
@@ -34,6 +36,14 @@ if TYPE_CHECKING:
     from mtlsi.evaluation.report import Scores
 
 torch.set_num_threads(1)  # one order of summation, here and in the processes that tests start
+
+
+def pytest_collection_finish() -> None:
+    """All modules and tests stay to the end: searches for garbage, some in every training, took a third of the time."""
+    import hypothesis  # noqa: F401 (pytest's plugin does it in the end; it asks who refers to some object, frozen or not)
+
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -59,4 +59,4 @@ def test_another_programs_process_is_left_as_it_is():
 
     before = gc.get_freeze_count()
     assert main(["predict", "missing.jpg", "--model", "missing"]) == 2
-    assert gc.get_freeze_count() == before
+    assert gc.get_freeze_count() <= before  # of what conftest froze some is given up meanwhile; a freeze adds thousands

@@ -1,4 +1,4 @@
-"""Two real processes that share out uneven batches get the scores of one. This file is also their program."""
+"""Two processes that share out uneven batches get the scores of one. This file is also the program of two real ones."""
 
 from __future__ import annotations
 
@@ -24,13 +24,8 @@ def score_share(folder: Path, rank: int) -> None:
     """Into ``folder``, what a process of two finds the scores of all images to be."""
     dist.init_process_group("gloo")
     scores = {}
-    for name, task in TASKS.items():
-        metric = build_metric(task, SETTINGS)
-        for batch in torch.load(folder / f"{name}-{rank}.pt"):
-            metric.update(*batch)
-        scores[name] = {key: float(value) for key, value in metric.compute().items()}
-        if name == "boundary":
-            scores |= metric.precision_recall().points()
+    for name in TASKS:
+        scores |= scores_of(name, metric_of(name, torch.load(folder / f"{name}-{rank}.pt")))
     (folder / f"scores-{rank}.json").write_text(json.dumps(scores))
     dist.barrier()
 
@@ -51,21 +46,55 @@ def images(name, count, seed):
     return torch.rand(shape, generator=draw), (torch.rand(shape, generator=draw) > 0.9).to(torch.uint8), valid
 
 
+def shares_of(name):
+    """The batches of each of two processes."""
+    return [[images(name, 3, 1), images(name, 1, 2)], [images(name, 2, 3)]]
+
+
+def metric_of(name, batches):
+    metric = build_metric(TASKS[name], SETTINGS)
+    for batch in batches:
+        metric.update(*batch)
+    return metric
+
+
+def scores_of(name, metric):
+    """And, of boundaries, their curve's points by their own names."""
+    scores = {name: {key: float(value) for key, value in metric.compute().items()}}
+    return scores | (metric.precision_recall().points() if name == "boundary" else {})
+
+
+def test_what_two_processes_gather_scores_as_one(monkeypatch):
+    """As two processes compute, without the second one: what it would send is read from its metric."""
+    for name in TASKS:
+        shares = shares_of(name)
+        alone = scores_of(name, metric_of(name, shares[1] + shares[0]))
+        mine, other = (metric_of(name, share) for share in shares)
+
+        def gathered(state, group=None, mine=mine, other=other):  # noqa: ARG001
+            (attribute,) = [key for key, value in mine.metric_state.items() if value is state]
+            return [state, getattr(other, attribute)]
+
+        with monkeypatch.context() as patched:
+            patched.setattr("torchmetrics.metric.gather_all_tensors", gathered)
+            mine.distributed_available_fn = lambda: True
+            together = scores_of(name, mine)
+        assert together.keys() == alone.keys()
+        for key, scores in alone.items():
+            assert together[key] == pytest.approx(scores, rel=1e-12, nan_ok=True), key
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     not dist.is_available() or not hasattr(os, "fork"), reason="needs torch.distributed, and a system that forks"
 )
 def test_two_processes_with_uneven_batches_score_as_one(tmp_path):
     alone = {}
-    for name, task in TASKS.items():
-        shares = [[images(name, 3, 1), images(name, 1, 2)], [images(name, 2, 3)]]
+    for name in TASKS:
+        shares = shares_of(name)
         for rank, share in enumerate(shares):
             torch.save(share, tmp_path / f"{name}-{rank}.pt")
-        metric = build_metric(task, SETTINGS)
-        for batch in shares[1] + shares[0]:
-            metric.update(*batch)
-        alone[name] = {key: float(value) for key, value in metric.compute().items()}
-        if name == "boundary":
-            alone |= metric.precision_recall().points()
+        alone |= scores_of(name, metric_of(name, shares[1] + shares[0]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -40,7 +40,13 @@ def mistake(call):
     return str(error.value)
 
 
-@pytest.mark.parametrize("preset", CHANNELS)
+LIKE_SMALLER_ONES = ("swin_large", "taskexpert_vit_large", "atrc_hrnet_w48")
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [pytest.param(preset, marks=[pytest.mark.slow] if preset in LIKE_SMALLER_ONES else []) for preset in CHANNELS],
+)
 def test_maps_have_strides_4_to_32_and_the_promised_channels(preset):
     """On the meta device: shapes without arithmetic, so that the largest are checked too."""
     with torch.device("meta"):

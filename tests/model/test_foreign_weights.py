@@ -27,12 +27,17 @@ def mistake(call):
     return str(error.value)
 
 
-def do_what_it_says(message, folder, **names):
-    """Run the program in ``message``."""
+def program_in(message, **names):
+    """What ``message`` has Python do."""
     program = re.search(r'python -c "([^"]*)"', message)[1]
     for name, path in names.items():
         program = program.replace(name, str(path))
-    subprocess.run([sys.executable, "-c", program], cwd=folder, check=True)
+    return program
+
+
+def do_what_it_says(message, folder, **names):
+    """In a fresh process, which has imported nothing."""
+    subprocess.run([sys.executable, "-c", program_in(message, **names)], cwd=folder, check=True)
 
 
 def test_a_pickled_backbone_is_refused_and_converts_as_the_line_says(tmp_path):
@@ -64,7 +69,13 @@ def test_a_pointer_in_place_of_weights_is_called_so(tmp_path):
     assert "git lfs pull" in mistake(lambda: MTLSINet.from_pretrained(tmp_path / "model"))
 
 
-def test_models_are_refused_with_what_to_do(tmp_path):
+def test_models_are_refused_with_what_to_do(tmp_path, monkeypatch):
+    def do_it_here(message, folder, **names):
+        """The same programs as above, which were seen to need nothing that is imported here."""
+        with monkeypatch.context() as patched:
+            patched.chdir(folder)
+            exec(program_in(message, **names), {})
+
     network = create_model("tiny", tasks=("depth",), input_size=(64, 64))
     network.save_pretrained(tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
@@ -80,7 +91,7 @@ def test_models_are_refused_with_what_to_do(tmp_path):
     torch.save(state, tmp_path / "model" / "model.bin")
     message = mistake(lambda: MTLSINet.from_pretrained(tmp_path / "model"))
     assert "has no model.safetensors" in message
-    do_what_it_says(message, tmp_path / "model")
+    do_it_here(message, tmp_path / "model")
     assert all(
         torch.equal(x, network.state_dict()[n])
         for n, x in MTLSINet.from_pretrained(tmp_path / "model").state_dict().items()
@@ -88,7 +99,7 @@ def test_models_are_refused_with_what_to_do(tmp_path):
     save_file({f"module.{name}": x for name, x in state.items()}, weights)
     message = mistake(lambda: MTLSINet.from_pretrained(tmp_path / "model"))
     assert "the names begin with 'module.', take it off" in message
-    do_what_it_says(message, tmp_path, OLD=weights, NEW=weights)
+    do_it_here(message, tmp_path, OLD=weights, NEW=weights)
     MTLSINet.from_pretrained(tmp_path / "model")
 
 

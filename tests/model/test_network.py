@@ -1,14 +1,17 @@
 import copy
 import itertools
 import json
+import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import small_backbones  # noqa: F401 (registers them)
 from mtlsi import kernels
 from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
@@ -94,8 +97,16 @@ def tiny():
     return model.eval()
 
 
-@pytest.mark.parametrize("dataset", TASK_SETS)
-@pytest.mark.parametrize("preset", RUNNABLE)
+@pytest.mark.parametrize(
+    ("preset", "dataset"),
+    [
+        (preset, dataset)
+        if preset == "tiny" or dataset == "nyud"
+        else pytest.param(preset, dataset, marks=pytest.mark.slow)
+        for preset in RUNNABLE
+        for dataset in TASK_SETS
+    ],
+)
 def test_contract(preset, dataset):
     """Every preset, for both sets of tasks, on one image of an odd size: shapes, finite values, and it all trains."""
     output = assert_trains(seeded_model(preset, dataset=dataset), random_images(70, 101))
@@ -106,17 +117,24 @@ def test_contract(preset, dataset):
 
 @pytest.mark.parametrize("preset", ["vit_large", "dinov3_vits16", "dinov2_vitb14"])
 def test_contract_of_a_plain_vit(preset):
-    """The presets' ViTs are too large to run here; a small one takes the same way through the network."""
+    """The presets' ViTs are too large to run here; one of four blocks takes the same way through the network."""
     small = {
-        "vit_large": {"backbone": "vit_tiny_patch16_224"},
-        "dinov2_vitb14": {"backbone": "vit_small_patch14_dinov2"},
+        "vit_large": "vit_of_four_plain_blocks",
+        "dinov3_vits16": "vit_of_four_turned_blocks",
+        "dinov2_vitb14": "vit_of_four_blocks",
     }
-    model = seeded_model(preset, channels=24, num_tokens=32, **small.get(preset, {}))
+    model = seeded_model(preset, channels=24, num_tokens=32, backbone=small[preset])
     output = assert_trains(model, random_images(70, 101))
     assert shapes(output.final) == {task: (1, channels, 70, 101) for task, channels in CHANNELS["nyud"].items()}
 
 
-@pytest.mark.parametrize(("preset", "dataset"), TOO_LARGE_TO_RUN)
+@pytest.mark.parametrize(
+    ("preset", "dataset"),
+    [
+        which if which[0] in ("convnext_tiny", "dinov3_vits16") else pytest.param(*which, marks=pytest.mark.slow)
+        for which in TOO_LARGE_TO_RUN
+    ],
+)
 def test_contract_of_the_large_presets_by_their_shapes(preset, dataset):
     """On the meta device: every operation runs, none computes."""
     with torch.device("meta"):
@@ -149,7 +167,13 @@ PAPER_PARAMETERS = {("swin_large", "nyud"): (201_883_598, 6_688_154), ("tiny", "
 
 @pytest.mark.parametrize(
     ("form", "preset", "dataset"),
-    [("refined", *which) for which in PARAMETERS] + [("paper", *which) for which in PAPER_PARAMETERS],
+    [
+        ("refined", preset, dataset)
+        if preset == "tiny" or dataset == "nyud"
+        else pytest.param("refined", preset, dataset, marks=pytest.mark.slow)
+        for preset, dataset in PARAMETERS
+    ]
+    + [("paper", *which) for which in PAPER_PARAMETERS],
 )
 def test_parameters_are_counted_exactly(form, preset, dataset):
     with torch.device("meta"):
@@ -272,35 +296,54 @@ def assert_close_by_norm(ours, expected, tolerance):
         assert (ours[task] - value).norm() < tolerance * value.norm(), task
 
 
+@cache
+def exactly(name):
+    """A network of ``FORMS``, images, and what the reference kernels predict of them in float64: once for all forms."""
+    model, images = with_statistics(seeded_model(**FORMS[name])), random_images(70, 101, batch=2)
+    with torch.no_grad(), kernels.use("reference"):
+        return model, images, copy.deepcopy(model).double()(images.double())
+
+
 @pytest.mark.parametrize("form", ["default", "cpu"])
-@pytest.mark.parametrize("sizes", FORMS.values(), ids=FORMS)
-def test_predictions_are_those_of_the_reference_kernels_in_float64(sizes, form):
-    model, images = with_statistics(seeded_model(**sizes)), random_images(70, 101, batch=2)
-    with torch.no_grad():
-        with kernels.use(form):
-            ours = model(images)
-        with kernels.use("reference"):
-            exact = copy.deepcopy(model).double()(images.double())
+@pytest.mark.parametrize("name", FORMS)
+def test_predictions_are_those_of_the_reference_kernels_in_float64(name, form):
+    model, images, exact = exactly(name)
+    with torch.no_grad(), kernels.use(form):
+        ours = model(images)
     assert_close_by_norm(ours.final, exact.final, 1e-5)
     assert_close_by_norm(ours.coarse, exact.coarse, 1e-5)
 
 
-@pytest.mark.parametrize("form", ["default", "cpu"])
-@pytest.mark.parametrize("sizes", FORMS.values(), ids=FORMS)
-def test_gradients_are_those_of_the_reference_kernels_in_float64(sizes, form):
+def gradients(model, images, form):
+    """Of the squares of all predictions, by the decoder's parameters."""
+    with kernels.use(form):
+        output = model(images)
+        sum(y.square().mean() for y in (*output.final.values(), *output.coarse.values())).backward()
+    return {name: parameter.grad for name, parameter in model.decoder.named_parameters()}
+
+
+def to_train(name):
     """In training, by the batch's own statistics; the backbone, which amplifies float32's errors, is left out."""
-    model, images = at_usual_scale(with_statistics(seeded_model(**sizes))).train(), random_images(64, 96, batch=2)
+    model = at_usual_scale(with_statistics(seeded_model(**FORMS[name]))).train()
     model.backbone.eval()
-    exact = copy.deepcopy(model).double()
-    for network, x, kind in ((model, images, form), (exact, images.double(), "reference")):
-        with kernels.use(kind):
-            output = network(x)
-            sum(y.square().mean() for y in (*output.final.values(), *output.coarse.values())).backward()
-    expected = dict(exact.decoder.named_parameters())
-    largest = max(parameter.grad.norm() for parameter in expected.values())
-    for name, parameter in model.decoder.named_parameters():
-        error, length = (parameter.grad - expected[name].grad).norm(), expected[name].grad.norm()
-        assert error < 1e-4 * length + 1e-6 * largest, f"{name}: {error:.1e} of {length:.1e}"
+    return model, random_images(64, 96, batch=2)
+
+
+@cache
+def exact_gradients(name):
+    """By the reference kernels in float64: once for all forms."""
+    model, images = to_train(name)
+    return gradients(model.double(), images.double(), "reference")
+
+
+@pytest.mark.parametrize("form", ["default", "cpu"])
+@pytest.mark.parametrize("name", FORMS)
+def test_gradients_are_those_of_the_reference_kernels_in_float64(name, form):
+    expected = exact_gradients(name)
+    largest = max(gradient.norm() for gradient in expected.values())
+    for parameter, gradient in gradients(*to_train(name), form).items():
+        error, length = (gradient - expected[parameter]).norm(), expected[parameter].norm()
+        assert error < 1e-4 * length + 1e-6 * largest, f"{parameter}: {error:.1e} of {length:.1e}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -341,7 +384,8 @@ def test_importing_and_building_change_nothing_in_the_process():
         "assert (None,) not in calls, 'the C library was asked for something'\n"
         "assert torch.tensor(1e-40).mul(1.0).item() != 0, 'denormals are flushed'\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # else always 1
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
 
 

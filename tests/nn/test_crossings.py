@@ -73,7 +73,7 @@ def on_a_gpu(network: MTLSINet) -> MTLSINet:
 NETWORKS = [
     {"decoder": "mtlsi"},
     {"decoder": "heads_only", "backbone": "convnext_atto"},
-    {"decoder": "taskexpert", "backbone": "vit_of_four_blocks"},
+    pytest.param({"decoder": "taskexpert", "backbone": "vit_of_four_blocks"}, marks=pytest.mark.slow),
     pytest.param({"decoder": "atrc", "backbone": "hrnet_w18_small"}, marks=pytest.mark.slow),
     pytest.param({"decoder": "invpt", "backbone": "swin_of_five_blocks"}, marks=pytest.mark.slow),
 ]

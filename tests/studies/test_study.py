@@ -69,11 +69,19 @@ def quiet() -> Console:
     return Console(file=StringIO(), width=200)
 
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn", "timed_briefly")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, undrawn) -> Study:  # noqa: ARG001
+def timed_briefly():
+    """Any time will do: two rounds of it are a median, too."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("mtlsi.studies.figures.TIME_ROUNDS", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, undrawn, timed_briefly) -> Study:  # noqa: ARG001
     """Read it, never write into it."""
     folder, said = tmp_path_factory.mktemp("study"), StringIO()
     file = write(folder, title="Two & two", note="A note.", variants=VARIANTS, seeds=[0, 1], baseline="alone_")

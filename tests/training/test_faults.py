@@ -45,10 +45,10 @@ def quiet() -> Console:
 
 @pytest.fixture(scope="module")
 def three_steps(tiny_config) -> RunConfig:
-    """Two tasks and few images, for the sake of time."""
+    """Two tasks, plain heads and few images, for the sake of time."""
     data = replace(tiny_config.data, tasks=("depth", "normals"), num_val=1)
     options = replace(tiny_config.train, iterations=3, evaluate_every=0, checkpoint_every=0)
-    return replace(tiny_config, data=data, train=options)
+    return replace(tiny_config, model={"decoder": "heads_only"}, data=data, train=options)
 
 
 @pytest.fixture(scope="module")
