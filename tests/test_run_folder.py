@@ -4,6 +4,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,11 @@ from torch import nn
 from mtlsi import run_folder
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError
+from mtlsi.evaluation.subject import data_config
+from mtlsi.model import pretrained
+from mtlsi.model.build import create_model
+from mtlsi.model.network import MTLSINet
+from mtlsi.options.measuring import EvaluateOptions
 from mtlsi.run_folder import (
     MovingAverage,
     Position,
@@ -277,6 +283,99 @@ def test_a_packed_model_is_half_as_large_and_keeps_its_vectors_exactly(tiny_run,
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (tiny_run.out, tmp_path / "packed")]
     assert sizes[1] < 0.6 * sizes[0]
     assert (tmp_path / "packed" / "config.json").read_text() == (tiny_run.out / "config.json").read_text()
+
+
+def test_numbers_beyond_float16_stay_what_they_are(tmp_path):
+    network = create_model("tiny", tasks=["depth"])
+    state = network.state_dict()
+    names = [name for name, tensor in state.items() if tensor.dim() > 1][:2]
+    state[names[0]].view(-1)[0] = 1e5
+    run_folder.save_model(network, state, tmp_path / "model")
+    assert pack_model(tmp_path / "model", tmp_path / "packed") == (names[0],)
+    packed = load_file(tmp_path / "packed" / "model.safetensors")
+    assert torch.equal(packed[names[0]], state[names[0]])
+    assert packed[names[1]].dtype == torch.float16
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "noise", "huge settings"])
+def test_damaged_files_are_not_signed_anew(tiny_run, tmp_path, damage):
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (model / name).write_bytes((tiny_run.out / name).read_bytes())
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 1
+    written = {"flipped": content, "cut": content[:-1000], "empty": b"", "noise": b"noise" * 1000}
+    if damage in written:
+        weights.write_bytes(written[damage])
+    else:
+        with (model / "config.json").open("r+b") as file:
+            file.truncate(3 * 2**30)
+    with pytest.raises(MistakeError, match=r"^model .*/model: ") as error:
+        pack_model(model, tmp_path / "packed")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "packed").exists()
+
+
+# ---- what a name stands for
+
+
+@pytest.fixture
+def runs_here(tiny_run, tmp_path, monkeypatch):
+    """The working folder, with a run in ``scenes`` that keeps a best model; ``scenes`` is a packaged model, too."""
+    package, run = tmp_path / "package", tmp_path / "here" / "scenes"
+    (run / "best").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        for folder in (run, run / "best"):
+            (folder / name).write_bytes((tiny_run.out / name).read_bytes())
+    save_config(replace(tiny_run.config, plugins=("mine.py",)), run)
+    (run / "best" / "scores.json").write_text('{"step": 4}')
+    create_model("tiny", tasks=["depth"], input_size=(32, 64)).save_pretrained(package / "scenes")
+    monkeypatch.setattr(pretrained, "PACKAGED", package)
+    monkeypatch.chdir(run.parent)
+    return run.parent
+
+
+@pytest.mark.usefixtures("runs_here")
+def test_a_packaged_model_is_from_no_run_whatever_lies_in_a_folder_of_its_name():
+    assert run_folder.run_of("scenes") is None
+    assert not run_folder.is_run("scenes")
+    assert "scenes is the packaged model; " in (run_folder.note_of_best("scenes") or "")
+    run_folder.import_named_plugins((), "scenes")
+    options = EvaluateOptions("scenes", data="scenes")
+    assert data_config(options, MTLSINet.from_pretrained("scenes")).image_hw == (32, 64)
+
+
+@pytest.mark.usefixtures("runs_here")
+@pytest.mark.parametrize("name", ["./scenes", "scenes/", "../here/scenes"])
+def test_any_other_name_is_the_run_in_that_folder(name):
+    assert run_folder.run_of(name) == run_folder.run_of(Path(name)) == Path(name)
+    assert run_folder.is_run(name)
+    assert "the best, of step 4" in (run_folder.note_of_best(name) or "")
+    with pytest.raises(MistakeError, match=r"was trained with the plugin mine\.py"):
+        run_folder.import_named_plugins((), name)
+    options = EvaluateOptions(name, data="scenes")
+    assert data_config(options, MTLSINet.from_pretrained(name)).image_hw == (64, 64)
+
+
+def test_a_run_is_known_from_within(runs_here, monkeypatch):
+    run = runs_here / "scenes"
+    for name in ("./scenes/best", "scenes/best/"):
+        assert run_folder.run_of(name) == Path("scenes")
+        assert not run_folder.is_run(name)
+        assert run_folder.note_of_best(name) is None
+    monkeypatch.chdir(run)
+    assert run_folder.run_of(".") == run
+    assert run_folder.is_run(".")
+    assert "the best, of step 4" in (run_folder.note_of_best(".") or "")
+    monkeypatch.chdir(run / "best")
+    assert run_folder.run_of(".") == run_folder.run_of("..") == run
+    assert not run_folder.is_run(".")
+    assert run_folder.is_run("..")
+
+
+# ---- permissions
 
 
 def test_whoever_may_read_new_files_may_read_those_of_a_run(tiny_run):

@@ -26,8 +26,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.field_types import check_types
-from mtlsi.io import plain, replace_bytes, replace_text
-from mtlsi.model.stored import CONFIG, WEIGHTS, write_settings
+from mtlsi.io import plain, replace_text
+from mtlsi.model.pretrained import is_packaged, note_on_name
+from mtlsi.model.stored import WEIGHTS, write_settings
 from mtlsi.plugins import import_plugins, settle_plugins
 from mtlsi.reading import json_lines, read_json, shortened
 from mtlsi.weights import replace_weights
@@ -185,10 +186,23 @@ def load_config(out: Path) -> RunConfig:
 
 
 def run_of(model: str | Path) -> Path | None:
-    """The run folder that a model is from: ``model`` itself, or, of RUN/best, RUN; None for a model without its run."""
+    """The run folder that a model is from: ``model`` itself, or, of RUN/best, RUN; None for a model without its run.
+
+    Such is a packaged model, even where a run lies in a folder of its name here.
+    """
+    if is_packaged(model):
+        return None
     path = Path(model)
+    if path.name in ("", ".."):  # given from within a run or its best/, such as "."
+        path = path.resolve()
     folders = (path, path.parent) if path.name == BEST else (path,)
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
+def is_run(model: str | Path) -> bool:
+    """Whether ``model`` is a run folder, and not the best model in one."""
+    run = run_of(model)
+    return run is not None and run.resolve() == Path(model).resolve()
 
 
 def kept_step(out: Path) -> int | None:
@@ -201,9 +215,14 @@ def kept_step(out: Path) -> int | None:
 
 
 def note_of_best(model: str | Path) -> str | None:
-    """One line where ``model`` is a run that keeps a better model than its last; None for any other model."""
-    run = Path(model)
-    if run_of(model) != run or (step := kept_step(run)) is None or step in saved_steps(run)[:1]:
+    """One line where there is a model beside ``model`` that may be meant; None where there is none.
+
+    That is a better one in the same run, or, for a packaged model, the one in a folder of its name here.
+    """
+    run = run_of(model)
+    if run is None or not is_run(model):
+        return note_on_name(model)
+    if (step := kept_step(run)) is None or step in saved_steps(run)[:1]:
         return None
     return f"{run} has the run's last weights; the best, of step {step}: {run / BEST}"
 
@@ -236,15 +255,20 @@ def save_model(model: nn.Module, state: dict[str, Tensor], out: Path) -> None:
     write_settings(model, out)
 
 
-def pack_model(model: Path, folder: Path) -> None:
-    """A model folder to share: matrices in float16, which halves the size; vectors, such as batch statistics, stay."""
-    from safetensors.torch import load_file
+def pack_model(model: str | Path, folder: Path) -> tuple[str, ...]:
+    """A model folder to share: matrices in float16, which halves the size; vectors, such as batch statistics, stay.
 
-    state = load_file(model / WEIGHTS)
-    replace_weights(
-        folder / WEIGHTS, {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in state.items()}
-    )
-    replace_bytes(folder / CONFIG, (model / CONFIG).read_bytes())
+    So do matrices with numbers that float16 does not reach; gives their names. Raises ``MistakeError`` where ``model`` does
+    not open: the new checksum would vouch for whatever its files hold.
+    """
+    from mtlsi.model.network import MTLSINet  # lazy: timm takes a second
+
+    network = MTLSINet.from_pretrained(model)
+    state = network.state_dict()
+    halves = {name: tensor.half() for name, tensor in state.items() if tensor.dim() > 1 and tensor.is_floating_point()}
+    wide = tuple(name for name, half in halves.items() if not torch.equal(half.isfinite(), state[name].isfinite()))
+    save_model(network, {**state, **halves, **{name: state[name] for name in wide}}, folder)
+    return wide
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from dataclasses import replace
+import shlex
+import signal
+from dataclasses import fields, replace
 from io import StringIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,21 +19,22 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from mtlsi.cli import main
+from mtlsi.cli import build_parser, main
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.data.datasets import open_dataset
 from mtlsi.data.scenes import dataset
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate_from_command
-from mtlsi.model import hub
+from mtlsi.flags import read_flags
+from mtlsi.model import hub, pretrained
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
-from mtlsi.options.measuring import EvaluateOptions, PackOptions
+from mtlsi.options.measuring import EvaluateOptions, MeasureOptions, PackOptions
 from mtlsi.packing import pack
-from mtlsi.packing.card import Trained, card, training_text
-from mtlsi.packing.pack import pack_from_command
+from mtlsi.packing.card import Measured, Trained, card, scores_text, training_text
+from mtlsi.packing.pack import NOT_OF_SCORES, flags_of, pack_from_command
 from mtlsi.run_folder import Progress
-from mtlsi.training.best import keep
+from mtlsi.training.best import Kept, keep
 
 QUIET = Console(file=StringIO())
 
@@ -40,7 +45,14 @@ def rooms_of_cards_are_rendered_once(monkeypatch):
     monkeypatch.setattr(pack, "render_scene", dataset.render_scene)
 
 
-def test_the_packed_folder_is_the_model_and_its_card_has_the_scores_of_its_own_command(tiny_run, tmp_path):
+def command_of(card: str) -> EvaluateOptions:
+    """What the card's command asks for."""
+    (line,) = re.findall(r"^mtlsi evaluate .*$", card, re.MULTILINE)
+    parsed = build_parser("evaluate").parse_args(shlex.split(line)[1:])
+    return read_flags(parsed["evaluate"], EvaluateOptions)
+
+
+def test_the_packed_folder_is_the_model_and_its_card_has_the_scores_of_its_own_command(tiny_run, tmp_path, monkeypatch):
     notes = tmp_path / "notes.md"
     notes.write_text("## What it is not good at\n- Anything: it was trained for six steps.\n")
     out = pack_from_command(
@@ -51,13 +63,14 @@ def test_the_packed_folder_is_the_model_and_its_card_has_the_scores_of_its_own_c
     run, packed = (MTLSINet.from_pretrained(folder).state_dict() for folder in (tiny_run.out, out))
     for name, value in run.items():
         torch.testing.assert_close(packed[name], value.half().float() if value.dim() > 1 else value, atol=0, rtol=0)
-    scores = evaluate_from_command(EvaluateOptions(str(out), data="scenes", limit=3), console=QUIET)
     card = (out / "README.md").read_text()
     front, text = card.split("---\n", 2)[1:]
+    monkeypatch.chdir(tmp_path)
+    scores = evaluate_from_command(command_of(text), console=QUIET)
     assert yaml.safe_load(front)["license"] == "mit"
     assert {"semantic-segmentation", "depth-estimation"} <= set(yaml.safe_load(front)["tags"])
     assert "# rooms-tiny" in text
-    assert "mtlsi evaluate rooms-tiny --data scenes\n" in text
+    assert "mtlsi evaluate rooms-tiny --data scenes --limit 3\n" in text
     assert f"mIoU {scores['semseg']['mIoU']:.2f} %" in text
     assert f"RMSE {scores['depth']['RMSE']:.4f} m" in text
     assert f"mErr {scores['normals']['mErr']:.2f} deg" in text
@@ -71,6 +84,155 @@ def test_the_packed_folder_is_the_model_and_its_card_has_the_scores_of_its_own_c
     assert f"{parameters / 1e6:.2f} M parameters" in text
     with Image.open(out / "rooms.jpg") as picture:
         assert min(picture.size) > 500
+
+
+def test_the_cards_command_asks_for_all_that_was_asked_for():
+    options = PackOptions(
+        "m", data="my set", root="/home/somebody/set", split="train", size_hw=(64, 96), resize="keep_ratio",
+        protocol="invpt", tasks=("depth", "normals"), boundary_protocol="float", count_unknown_boundaries=True, limit=2,
+        device="cpu", json_path=Path("a.json"), plugin=("/home/somebody/my part.py", "a.b"), out=Path("x"),
+    )  # fmt: skip
+    assert [f.name for f in fields(MeasureOptions) if f.name != "model" and getattr(options, f.name) == f.default] == []
+    measured = Measured({}, {}, "my set", "rooms", 2, "train", "", flags=flags_of(options))
+    name = 'my model; rm -rf "x"'
+    found = command_of(scores_text(name, measured))
+    same = {field.name: getattr(options, field.name) for field in fields(MeasureOptions)}
+    left_out = {field.name: field.default for field in fields(MeasureOptions) if field.name in NOT_OF_SCORES}
+    expected = {**same, **left_out, "model": name, "data": "my set", "root": "FOLDER", "plugin": ("my part.py", "a.b")}
+    assert found == EvaluateOptions(**expected)
+
+
+def test_the_cards_command_takes_the_packed_folder_and_not_the_packaged_model_of_its_name(
+    tiny_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pretrained, "PACKAGED", tmp_path / "package")
+    create_model("tiny", tasks=["normals"]).save_pretrained(tmp_path / "package" / "mine")
+    options = PackOptions(str(tiny_run.out), data="scenes", limit=1, tasks="depth", out=tmp_path / "mine")
+    text = (pack_from_command(options, console=QUIET) / "README.md").read_text()
+    assert command_of(text).model == "./mine"
+
+
+def test_a_packaged_model_has_no_run_whatever_lies_in_a_folder_of_its_name(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrained, "PACKAGED", tmp_path / "package")
+    create_model("tiny", tasks=["depth"], input_size=(64, 64)).save_pretrained(tmp_path / "package" / "rooms")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "rooms").symlink_to(tiny_run.out)
+    monkeypatch.chdir(tmp_path / "here")
+    asked = ["--data", "scenes", "--limit", "1", "--tasks", "depth", "--out"]
+    assert main(["pack", "rooms", *asked, "packaged"]) == 0
+    assert "for the model in the folder of that name here give ./rooms" in " ".join(capsys.readouterr().out.split())
+    assert "How it was trained is not known" in Path("packaged/README.md").read_text()
+    assert MTLSINet.from_pretrained("packaged").tasks == ("depth",)
+    for name in ("./rooms", "rooms/"):
+        out = f"own{len(name)}{name[0]}"
+        assert main(["pack", name, *asked, out.replace(".", "x")]) == 0
+        assert "Trained on generated rooms: 6 images" in Path(out.replace(".", "x"), "README.md").read_text()
+
+
+@pytest.fixture
+def own_folders(tmp_path, two_steps):
+    """A run on the folder ``alpha``, of 3 training images, beside ``beta``, of 6, both data sets of one's own."""
+    from mtlsi.training.loop import train
+
+    for name, number, val in (("alpha", 4, ["0"]), ("beta", 8, ["0", "1"])):
+        for kind, pixels in (
+            ("images", np.zeros((64, 64, 3), np.uint8)),
+            ("depth", np.full((64, 64), 2000, np.uint16)),
+        ):
+            (tmp_path / name / kind).mkdir(parents=True)
+            for index in range(number):
+                Image.fromarray(pixels).save(tmp_path / name / kind / f"{index}.png")
+        (tmp_path / name / "dataset.yaml").write_text(
+            f"name: {name}\nsplits: {{val: {val}}}\ntasks: {{depth: {{unit: mm}}}}\n"
+        )
+    data = replace(two_steps.data, name="folder", root=str(tmp_path / "alpha"), tasks=("depth",))
+    train(replace(two_steps, data=data), tmp_path / "run", console=QUIET)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
+def test_the_card_names_the_images_of_the_run_and_not_those_that_are_measured_on(own_folders):
+    asked = {"data": "folder", "root": str(own_folders / "beta")}
+    out = pack_from_command(PackOptions(str(own_folders / "run"), **asked, out=own_folders / "a"), console=QUIET)
+    text = (out / "README.md").read_text()
+    assert "On your own data (beta): 2 images" in text
+    assert "Trained on your own data (alpha): 3 images, " in text
+    (own_folders / "alpha").rename(own_folders / "elsewhere")
+    out = pack_from_command(PackOptions(str(own_folders / "run"), **asked, out=own_folders / "b"), console=QUIET)
+    assert "Trained on folder (not found here, nor counted): resized to 64x64" in (out / "README.md").read_text()
+
+
+def test_what_a_strangers_configuration_says_is_text(tiny_run):
+    hostile = "adamw\n# Free models\n<img src=x>[a](b)"
+    train = replace(
+        tiny_run.config.train, optimizer=hostile, precision=hostile, balance=hostile, loss_weights={hostile: 1.0},
+        class_weights={hostile: {"wall": 2.0}}, freeze=(hostile,),
+    )  # fmt: skip
+    shown = "`adamw # Free models <img src=x>[a](b)`"
+    for named in ({"init": f"/runs/{hostile}"}, {"init": hostile}, {"backbone_weights": f"/{hostile}"}):
+        config, best = replace(tiny_run.config, train=train, **named), Kept(4, hostile, 1.0, 2)
+        text = training_text(Trained(config, hostile, 6, "whole", Progress(6, 60.0), best))
+        assert [line[:2] for line in text.split("\n")] == ["- "] * 4
+        assert text.count(shown) == 9
+        assert "<img" not in text.replace(shown, "")
+
+
+def test_a_matrix_beyond_float16_is_told_of(tiny_run, tmp_path):
+    run = tmp_path / "run"
+    network = MTLSINet.from_pretrained(tiny_run.out)
+    name = next(name for name, tensor in network.state_dict().items() if tensor.dim() > 1)
+    with torch.no_grad():
+        network.state_dict()[name].view(-1)[0] = 1e5
+    network.save_pretrained(run)
+    options = PackOptions(str(run), data="scenes", limit=1, tasks="depth", out=tmp_path / "packed")
+    text = (pack_from_command(options, console=QUIET) / "README.md").read_text()
+    assert "MB on disk (matrices in float16 but 1, whose numbers it does not reach)" in text
+    assert MTLSINet.from_pretrained(tmp_path / "packed").state_dict()[name].max() == 1e5
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+def test_damaged_weights_are_refused_by_the_name_that_was_given(tiny_run, tmp_path, capsys, damage):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "config.json", "model.safetensors"):
+        (run / name).write_bytes((tiny_run.out / name).read_bytes())
+    content = bytearray((run / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (run / "model.safetensors").write_bytes({"flipped": content, "cut": content[:-9], "empty": b""}[damage])
+    assert main(["pack", str(run), "--data", "scenes", "--out", str(tmp_path / "new")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mtlsi: model {run}: {run}/model.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_term_leaves_nothing(tiny_run, tmp_path, monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def measure(*_):
+        assert len(list(tmp_path.iterdir())) == 1
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(pack, "measure", measure)
+    assert main(["pack", str(tiny_run.out), "--data", "scenes", "--out", str(tmp_path / "new")]) == 143
+    assert capsys.readouterr().err == "mtlsi: stopped\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("given", ["nope/..", "link", "a\nb", "--license=mit\nevil: [1"])
+def test_a_name_or_licence_that_cannot_be_is_refused_before_anything_is_measured(
+    tiny_run, tmp_path, monkeypatch, capsys, given
+):
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("nothing")
+    monkeypatch.setattr(pack, "measure", lambda *_: pytest.fail("it was measured"))
+    asked = ["--out=new", given] if given.startswith("--") else [f"--out={given}"]
+    assert main(["pack", str(tiny_run.out), "--data", "scenes", *asked]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is there already; give a new folder" in line or "expected no control characters" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 
 def test_the_card_names_the_parts_that_were_frozen(tiny_run):
@@ -107,7 +269,7 @@ def test_the_card_says_what_a_run_started_from_and_what_was_frozen(tiny_run, two
     assert "losses balanced by dwa" in text
     assert "Loss weights: depth 2." in text
     assert "depth in m and surface normals out" in text
-    assert "--data scenes --size 32 64\n" in text
+    assert "--data scenes --size 32 64 --limit 2\n" in text
 
 
 def test_the_card_of_a_stopped_run_says_whose_weights_these_are(tiny_run, tmp_path):
@@ -250,7 +412,7 @@ def test_the_card_names_the_protocol_of_the_boundaries(tiny_run, tmp_path):
     other = PackOptions(str(tiny_run.out), **asked, boundary_protocol="float", out=tmp_path / "b")
     card = (pack_from_command(other, console=QUIET) / "README.md").read_text()
     assert "Boundaries are measured by the protocol float, suppressed, maps as they are, " in card
-    assert " --tasks boundary --boundary-protocol float\n" in card
+    assert " --tasks boundary --boundary-protocol float --limit 1\n" in card
     by = EvaluateOptions(str(out), **asked, boundary_protocol="float")
     assert f"| odsF {evaluate_from_command(by, console=QUIET)['boundary']['odsF']:.2f} % |" in card
 

@@ -12,6 +12,7 @@ from torch import nn
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.data.datasets import camera_of, open_dataset
 from mtlsi.errors import MistakeError
+from mtlsi.model import pretrained
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.pretrained import is_packaged
@@ -128,6 +129,25 @@ def test_settling_writes_out_the_precision_and_whole_paths(monkeypatch, tmp_path
     assert settled.backbone_weights == str(tmp_path / "weights.safetensors")
     assert settle(RunConfig(backbone_weights="pretrained")).backbone_weights == "pretrained"
     assert settle(RunConfig()).data.root is None
+
+
+def test_a_packaged_name_stays_one_whatever_lies_in_a_folder_of_that_name(monkeypatch, tmp_path, two_steps):
+    create_model("tiny", tasks=["depth"]).save_pretrained(tmp_path / "package" / "scenes")
+    own = tmp_path / "here" / "scenes"
+    create_model("tiny", tasks=["normals"], channels=32).save_pretrained(own)
+    monkeypatch.setattr(pretrained, "PACKAGED", tmp_path / "package")
+    monkeypatch.chdir(own.parent)
+    packaged = settle(replace(two_steps, init="scenes"))
+    assert (packaged.init, packaged.model.get("channels")) == ("scenes", None)
+    for name in ("./scenes", "scenes/", "../here/scenes"):
+        settled = settle(replace(two_steps, init=name))
+        assert (settled.init, settled.model["channels"]) == (str(own), 32)
+        assert settle(replace(two_steps, backbone_weights=name)).backbone_weights == str(own)
+    notes = assemble(packaged, tmp_path / "a", resume=False).notes
+    assert "scenes is the packaged model; for the model in the folder of that name here give ./scenes" in notes
+    assert not any("packaged" in note for note in assemble(settled, tmp_path / "b", resume=False).notes)
+    (own / "config.json").unlink()  # a folder of data
+    assert settle(replace(two_steps, init="scenes")).init == "scenes"
 
 
 def begun(config, train_set):

@@ -25,9 +25,20 @@ def packaged_models() -> list[str]:
     return sorted(path.parent.name for path in PACKAGED.glob("*/model.safetensors"))
 
 
-def is_packaged(name: str) -> bool:
-    """Whether ``name`` is that of a packaged model, or stands for one."""
-    return ALIASES.get(name, name) in packaged_models()
+def is_packaged(name: str | Path) -> bool:
+    """Whether ``name`` is that of a packaged model, or stands for one, letter by letter.
+
+    The packaged model goes before a folder of that name here. Any other text, such as ``./nyud`` or ``nyud/``, and every
+    ``Path`` is a folder.
+    """
+    return isinstance(name, str) and ALIASES.get(name, name) in packaged_models()
+
+
+def note_on_name(name: str | Path) -> str | None:
+    """One line where ``name`` is a packaged model's, and a model lies in a folder of that name here; else None."""
+    if not is_packaged(name) or not (Path(name) / CONFIG).is_file():
+        return None
+    return f"{name} is the packaged model; for the model in the folder of that name here give ./{name}"
 
 
 def open_pretrained(load: Callable[..., Any], name: str | Path, **kwargs: Any) -> Any:
@@ -57,6 +68,8 @@ def folder_of(name: str | Path, **asked: Any) -> Path:
     ``asked``: what is asked of the hub. Raises ``MistakeError`` where there is no such model.
     """
     source = _source(name)
+    if name == "":  # a variable of the shell that is not set; as a path it would be the working folder
+        raise MistakeError(_not_found(name))
     if source.is_dir():
         for part in (CONFIG, WEIGHTS):
             if not (source / part).is_file():
@@ -76,8 +89,7 @@ def folder_of(name: str | Path, **asked: Any) -> Path:
 
 def _source(name: str | Path) -> Path:
     """Where a packaged model lies, or the folder that ``name`` may be."""
-    packaged = PACKAGED / ALIASES.get(str(name), str(name))
-    return packaged if packaged.is_dir() else Path(name)
+    return PACKAGED / ALIASES.get(str(name), str(name)) if is_packaged(name) else Path(name)
 
 
 def _fetched(name: str, asked: Mapping[str, Any]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
@@ -10,9 +11,10 @@ from pathlib import Path
 from mtlsi.config import FROM_SHARES, RunConfig
 from mtlsi.errors import counted
 from mtlsi.evaluation.report import Scores, decimals
-from mtlsi.model.card import front_matter, introduction, terms_text, use_text
+from mtlsi.model.card import address, code, front_matter, in_cell, introduction, printed, terms_text, use_text
 from mtlsi.model.freezing import BACKBONE
 from mtlsi.model.network import MTLSINet
+from mtlsi.model.pretrained import is_packaged
 from mtlsi.run_folder import BEST, Progress
 from mtlsi.tasks import TASKS
 from mtlsi.training.best import Kept
@@ -38,7 +40,7 @@ class Measured:
     derived: Sequence[str] = ()
     """Tasks whose labels were worked out from other labels."""
     flags: str = ""
-    """What the command needs beyond the data."""
+    """What the command needs beyond the data's name."""
     boundaries: str = ""
     """What boundaries were measured by; "": not known."""
 
@@ -51,7 +53,7 @@ class Trained:
     layout: str
     """What the training data is called for people."""
     images: int | None
-    """How many of them; None: unknown here."""
+    """How many of them; None: they are not to be found here."""
     whole: str
     """What size a whole image has at zoom 1, in words."""
     progress: Progress
@@ -65,18 +67,19 @@ def card(
     measured: Measured,
     trained: Trained | None,
     *,
-    megabytes: float,
+    on_disk: str,
     license: str,
     notes: str,
 ) -> str:
     """The card in Markdown, with the front matter that model hubs read; ``notes``, Markdown too, come last.
 
+    What comes out of files stands in it as text: a run folder may be somebody else's.
     ``trained``: None where nobody knows.
     """
     parts = [
         front_matter(network.tasks, license),
-        f"# {name.rpartition('/')[2]}",
-        introduction(network, preset_of(trained), megabytes),
+        f"# {printed(name.rpartition('/')[2])}",
+        introduction(network, preset_of(trained), on_disk),
         f"![Predictions for generated rooms that it was not trained on]({PICTURE})",
         use_text(name),
         f"## Scores\n{scores_text(name, measured)}",
@@ -94,20 +97,20 @@ def preset_of(trained: Trained | None) -> str | None:
 
 def scores_text(name: str, measured: Measured) -> str:
     """The command that measures them, and a row for each task."""
-    root = "" if measured.data == "scenes" else " --root FOLDER"
+    command = f"mtlsi evaluate {shlex.quote(address(name))} --data {shlex.quote(measured.data)}{measured.flags}"
     lines = [
-        f"On {measured.layout}: {measured.images} images of the split {measured.split}, {measured.shown}; compared at the "
-        "labels' own size. *Constant*: the best prediction that does not look at the image.",
+        f"On {printed(measured.layout)}: {measured.images} images of the split {measured.split}, {measured.shown}; compared "
+        "at the labels' own size. *Constant*: the best prediction that does not look at the image.",
         "",
-        f"```bash\nmtlsi evaluate {name} --data {measured.data}{root}{measured.flags}\n```",
+        f"```bash\n{command}\n```",
         "",
         "| task | score | constant | other figures |",
         "|---|---|---|---|",
     ]
     for task, values in measured.scores.items():
         record = TASKS[task]
-        title = record.title + (" (derived labels)" if task in measured.derived else "")
-        best = f"{record.score} {figure(task, values[record.score])} {record.unit}".strip()
+        title = in_cell(record.title) + (" (derived labels)" if task in measured.derived else "")
+        best = f"{record.score} {figure(task, values[record.score])} {in_cell(record.unit or '')}".strip()
         constant = measured.constant.get(task, {}).get(record.score, float("nan"))
         others = ", ".join(
             f"{key} {value:.4g}" for key, value in values.items() if key != record.score and "/" not in key
@@ -130,7 +133,7 @@ def training_text(trained: Trained | None) -> str:
     if trained is None:
         return "How it was trained is not known: the model was packed without its run folder."
     config, options, data = trained.config, trained.config.train, trained.config.data
-    images = "" if trained.images is None else f"{trained.images} images, "
+    images = " (not found here, nor counted): " if trained.images is None else f": {trained.images} images, "
     kept, backbone_rate = "", f" ({options.backbone_lr_factor:g} of it for the backbone)"
     if BACKBONE in options.freeze:
         backbone_rate = ""
@@ -139,7 +142,7 @@ def training_text(trained: Trained | None) -> str:
         frozen += ["all batch statistics"] if options.freeze_norm else []
         kept = f" Frozen of the backbone: {' and '.join(frozen)}." if frozen else ""
     if options.freeze:
-        kept = f" Frozen: {', '.join(options.freeze)}.{kept}"
+        kept = f" Frozen: {', '.join(map(printed, options.freeze))}.{kept}"
     done, seconds = trained.progress.saved_step, trained.progress.seconds
     minutes = "" if seconds is None else f" in {counted(round(seconds / 60), 'minute')}"
     steps = f"{done} steps of {options.batch_size * options.accumulate} images{minutes}"
@@ -147,16 +150,19 @@ def training_text(trained: Trained | None) -> str:
         steps += f" (of a schedule made for {options.iterations})"
     elif done < options.iterations:
         steps += f" (stopped; its schedule was made for {options.iterations})"
-    balance = "" if options.balance == "fixed" else f", losses balanced by {options.balance}"
-    weights = ", ".join(f"{task} {weight:g}" for task, weight in options.loss_weights.items()) or "the field's"
+    balance = "" if options.balance == "fixed" else f", losses balanced by {printed(options.balance)}"
+    weights = ", ".join(f"{printed(task)} {weight:g}" for task, weight in options.loss_weights.items()) or "the field's"
     weighed = options.class_weights if isinstance(options.class_weights, dict) else {"all classes": FROM_SHARES}
     kind = "The last weights, not the best." if trained.best is None else best_text(trained.best)
-    classes = ", ".join(f"{task} {'by their shares' if w == FROM_SHARES else 'by hand'}" for task, w in weighed.items())
+    classes = ", ".join(
+        f"{printed(task)} {'by their shares' if w == FROM_SHARES else 'by hand'}" for task, w in weighed.items()
+    )
     lines = [
-        f"Trained on {trained.layout}: {images}{trained.whole} times {data.zoom[0]:g} to {data.zoom[1]:g}, crops of "
+        f"Trained on {printed(trained.layout)}{images}{trained.whole} times {data.zoom[0]:g} to {data.zoom[1]:g}, crops of "
         f"{data.size_hw[0]}x{data.size_hw[1]}.",
         start_text(config) + kept,
-        f"{steps}: {options.optimizer}, learning rate {options.lr:g}{backbone_rate}, {options.precision}{balance}.",
+        f"{steps}: {printed(options.optimizer)}, learning rate {options.lr:g}{backbone_rate}, "
+        f"{printed(options.precision)}{balance}.",
         f"Loss weights: {weights}.{f' Classes weighed: {classes}.' if classes else ''} {kind}",
     ]
     return "\n".join(f"- {line}" for line in lines)
@@ -165,20 +171,23 @@ def training_text(trained: Trained | None) -> str:
 def best_text(best: Kept) -> str:
     """Which weights were kept, and why."""
     return (
-        f"The best weights of the run by {best.score} ({best.value:.4g} on {best.num_images} validation images, after step "
-        f"{best.step}), not the last."
+        f"The best weights of the run by {printed(best.score)} ({best.value:.4g} on {best.num_images} validation images, "
+        f"after step {best.step}), not the last."
     )
 
 
 def start_text(config: RunConfig) -> str:
     """What the weights were before training."""
     if config.init is not None:
+        if is_packaged(config.init):
+            return f"It starts from the packaged model {code(config.init)}."
         init = Path(config.init)
-        name = "/".join(init.parts[-2:]) if init.name == BEST else init.name
-        return f"It starts from the model `{name}`."
+        if not init.is_absolute():  # a hub's, with its owner
+            return f"It starts from the model {code(config.init)}."
+        return f"It starts from the model {code('/'.join(init.parts[-2:]) if init.name == BEST else init.name)}."
     weights = config.backbone_weights or "none"
     if weights == "none":
         return "It starts from random weights."
     return "The backbone starts from " + (
-        "timm's pretrained weights." if weights == "pretrained" else f"`{Path(weights).name}`."
+        "timm's pretrained weights." if weights == "pretrained" else f"{code(Path(weights).name)}."
     )

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
+import signal
+import threading
 import uuid
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from mtlsi import run_folder
+from mtlsi import interrupts, run_folder
 from mtlsi.config import RunConfig
 from mtlsi.data.datasets import LabelledImages, open_dataset
 from mtlsi.data.scenes.dataset import render_scene
 from mtlsi.drawing.panels import panel
-from mtlsi.errors import MistakeError, message_of
+from mtlsi.errors import MistakeError, Stopped, message_of
 from mtlsi.evaluation.constant import Constant
 from mtlsi.evaluation.evaluate import evaluate, measurable_tasks
 from mtlsi.evaluation.protocols import showing_by
@@ -25,18 +32,20 @@ from mtlsi.evaluation.report import score_table
 from mtlsi.evaluation.subject import Subject, check_options, open_subject, protocol_of, tasks_of
 from mtlsi.io import replace_array
 from mtlsi.model.hub import check_push, push_folder
-from mtlsi.model.pretrained import folder_of
-from mtlsi.options.measuring import PackOptions
+from mtlsi.model.stored import WEIGHTS
+from mtlsi.options.measuring import MeasureOptions, PackOptions
 from mtlsi.packing.card import PICTURE, Measured, Trained, card
 from mtlsi.prediction.predictor import Predictor
 from mtlsi.reading import read_text
 from mtlsi.streams import write_line
-from mtlsi.tasks import BOUNDARY_PROTOCOL
+from mtlsi.tasks import check_printed
 from mtlsi.training.best import Kept, kept
 
 ROOMS = (1_000_246, 1_000_236)
 """Generated rooms on a card's picture; validation images start at 1,000,000."""
 ROOM_HW = (288, 384)
+NOT_OF_SCORES = ("model", "data", "device", "json_path")
+"""Options that a card's command has in another place, or that do not change what it measures."""
 
 
 def pack_from_command(options: PackOptions, *, console: Console | None = None) -> Path:
@@ -51,20 +60,23 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
     showing = check_options(options)
     if options.push is not None:
         check_push(options.push)
-    if options.out.exists():
+    check_printed("--license", options.license)
+    check_printed("--out", options.out.name, None)
+    if os.path.lexists(options.out) or os.path.exists(
+        os.path.realpath(options.out)
+    ):  # also a link to nothing, and nope/..
         raise MistakeError(f"--out {options.out} is there already; give a new folder")
     config = None if run is None else run_folder.load_config(run)
-    best = None if run is None or run == Path(options.model) else kept(run)
-    model = folder_of(options.model)
+    best = None if run is None or run_folder.is_run(options.model) else kept(run)
+    run_folder.import_named_plugins(options.plugin, options.model)
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         fresh = options.out.parent / f".{options.out.name}-{uuid.uuid4().hex}"
         fresh.mkdir()
     except OSError as error:
         raise MistakeError(f"cannot write to {options.out.parent} ({message_of(error)}); give another --out") from error
-    try:
-        run_folder.import_named_plugins(options.plugin, options.model)
-        run_folder.pack_model(model, fresh)
+    with ending_by_sigterm(), removed_unless_finished(fresh):
+        wide = run_folder.pack_model(options.model, fresh)
         if showing is None and config is not None:  # an older model does not say how its run resized
             options = replace(options, resize=options.resize or config.data.resize)
         subject = open_subject(replace(options, model=str(fresh)), console, showing=showing)
@@ -77,15 +89,12 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
             options.push or options.out.name,
             subject.network,
             measured,
-            None if run is None or config is None else trained(run, config, options, training, best),
-            megabytes=(fresh / "model.safetensors").stat().st_size / 1e6,
+            None if run is None or config is None else trained(run, config, best),
+            on_disk=on_disk(fresh / WEIGHTS, len(wide)),
             license=options.license,
             notes=notes,
         )
         (fresh / "README.md").write_text(text, encoding="utf-8")
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
     try:
         fresh.rename(options.out)
     except OSError as error:  # another process was faster; the work of minutes is not thrown away
@@ -98,6 +107,45 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
     if options.push is not None:
         push(options, console)
     return options.out
+
+
+@contextmanager
+def removed_unless_finished(folder: Path) -> Iterator[None]:
+    """``folder`` and all in it are gone where the context is left by an exception."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def ending_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises ``Stopped`` within the context, once: what is half made is then removed, as after Ctrl-C.
+
+    Outside the main thread, where Python allows no handlers, it does what it did before.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a process forked meanwhile
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif interrupts.drops(frame) and hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, lambda _, later: end(number, later))
+            signal.setitimer(signal.ITIMER_REAL, interrupts.AGAIN_AFTER_S)
+        else:
+            signal.signal(number, signal.SIG_IGN)
+            raise Stopped(number)
+
+    former = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if former is None else former)
 
 
 def push(options: PackOptions, console: Console) -> None:
@@ -138,30 +186,37 @@ def measure(options: PackOptions, subject: Subject, training: LabelledImages, co
         options.split,
         "shown at {}x{}".format(*shown_at) if plain else f"shown as follows: {showing}",
         dataset.derived,
-        flags_of(options, subject.network.resize),
+        flags_of(replace(options, resize=None) if options.resize == subject.network.resize else options),
         str(protocol.on_data(dataset.boundary_tolerance)),
     )
 
 
-def flags_of(options: PackOptions, resize: str) -> str:
-    """What ``mtlsi evaluate`` needs beyond the data, to measure the packed model as it was measured here.
+def flags_of(options: PackOptions) -> str:
+    """What ``mtlsi evaluate`` needs beyond the data's name, to measure the packed model as it was measured here.
 
-    ``resize``: how the model itself says that its images are resized.
+    Folders of one's own are not a reader's: the data's stands as FOLDER, a plugin's is left out.
     """
-    tasks = tasks_of(options)
-    flags = {
-        "size": options.size_hw and "{} {}".format(*options.size_hw),
-        "resize": options.resize if options.resize != resize else None,
-        "protocol": options.protocol,
-        "tasks": tasks and ",".join(tasks),
-        "boundary-protocol": options.boundary_protocol if options.boundary_protocol != BOUNDARY_PROTOCOL else None,
-    }
-    shown = "".join(f" --{name} {value}" for name, value in flags.items() if value)
-    return shown + " --count-unknown-boundaries" * options.count_unknown_boundaries
+    words: list[str] = []
+    for field in fields(MeasureOptions):
+        value, flag = getattr(options, field.name), f"--{field.name.removesuffix('_hw').replace('_', '-')}"
+        if field.name in NOT_OF_SCORES or value == field.default:
+            continue
+        if value is True:
+            words.append(flag)
+        elif field.name == "root":
+            words += [flag, "FOLDER"]
+        elif field.name == "plugin":
+            for name in value:
+                words += [flag, Path(name).name if name.endswith(".py") else name]
+        elif field.name == "tasks":
+            words += [flag, ",".join(value)]
+        else:
+            words += [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
-def trained(run: Path, config: RunConfig, options: PackOptions, training: LabelledImages, best: Kept | None) -> Trained:
-    """What the run folder says of its training; ``training`` is the training split of the data that is measured on.
+def trained(run: Path, config: RunConfig, best: Kept | None) -> Trained:
+    """What the run folder says of its training, and the folder of its data, where it is here, of the images.
 
     ``best``: what is packed; None: the last weights.
     """
@@ -169,12 +224,22 @@ def trained(run: Path, config: RunConfig, options: PackOptions, training: Labell
     if config.data.name == "scenes":
         images, layout = config.data.num_train, "generated rooms"
         whole = "rendered at {}x{}".format(*(config.data.image_hw or config.data.size_hw))
-    elif config.data.name == options.data:
-        images, layout = len(training), getattr(training, "layout", layout)
+    else:
+        try:
+            training = open_dataset(config.data, "train")
+            images, layout = len(training), getattr(training, "layout", layout)
+        except (MistakeError, OSError):  # trained elsewhere
+            pass
     progress = run_folder.progress_of(run, config)
     if best is not None:
         progress = run_folder.Progress(best.step, run_folder.seconds_until(run, best.step))
     return Trained(config, layout, images, whole, progress, best)
+
+
+def on_disk(weights: Path, num_wide: int) -> str:
+    """How large the packed weights are, of which ``num_wide`` matrices hold numbers beyond float16."""
+    stored = "matrices in float16" + (f" but {num_wide}, whose numbers it does not reach" if num_wide else "")
+    return f"{weights.stat().st_size / 1e6:.1f} MB on disk ({stored})"
 
 
 def rooms(subject: Subject) -> np.ndarray:

@@ -39,7 +39,7 @@ from mtlsi.model.decoder import start_predictions_at
 from mtlsi.model.freezing import freeze
 from mtlsi.model.inherit import NEW, inherit
 from mtlsi.model.network import MTLSINet
-from mtlsi.model.pretrained import is_packaged
+from mtlsi.model.pretrained import is_packaged, note_on_name
 from mtlsi.nn import sync_norm
 from mtlsi.nn.layers import TaskLayerNorm
 from mtlsi.plugins import settle_plugins
@@ -131,7 +131,7 @@ def settle(config: RunConfig, *, resume: bool = False) -> RunConfig:
     weights, init = config.backbone_weights, config.init
     if weights not in (None, "none", "pretrained") and not is_packaged(weights):
         weights = str(Path(weights).resolve())
-    if init is not None and Path(init).is_dir():
+    if init is not None and not is_packaged(init) and Path(init).is_dir():
         init = str(Path(init).resolve())
     return replace(
         config,
@@ -186,7 +186,11 @@ def assemble(
     train_set, val_set = open_dataset(config.data, "train", config.seed), open_dataset(config.data, "val", config.seed)
     torch.manual_seed(config.seed)
     network = build_model(config, train_set)
-    taken_over = {} if checkpoint is not None else set_first_weights(network, config, train_set)
+    taken_over = {}
+    if checkpoint is None:
+        taken_over = set_first_weights(network, config, train_set)
+        started_from = (config.init, config.backbone_weights)
+        notes += tuple(note for name in started_from if name is not None and (note := note_on_name(name)) is not None)
     shared_tasks(network, val_set)
     check_metrics(metrics or {}, network.tasks)
     if options.best_by is not None:
