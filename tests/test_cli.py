@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from full_disk import files_of_at_most
-from mtlsi.cli import main
+from mtlsi.cli import VERBS, main
 from mtlsi.config import DataConfig, RunConfig
 from mtlsi.data.datasets import open_dataset
 from mtlsi.data.scenes.dataset import LABEL_SETS
@@ -240,7 +241,8 @@ def test_evaluate_knows_the_label_set_of_a_model(tmp_path, label_set):
         (("--data", "scenes", "--tasks", "saliency"), "'saliency'"),
         (("--data", "scenes", "--protocol", "invpt"), "--protocol invpt"),
         (("--data", "scenes", "--depth-range", "3", "2"), "--depth-range 3 2"),
-        (("--data", "scenes", "--size", "0", "64"), "size"),
+        (("--data", "scenes", "--size", "0", "64"), "--size 0 64; expected a height and a width"),
+        (("--data", "scenes", "--size", "1000000", "1000000"), "--size 1000000 1000000; expected at most 16384 a side"),
         (("--data", "scenes", "--limit", "1", "--json", "nowhere/scores.json"), "nowhere/scores.json"),
         (("--data", "scenes", "--limit", "1", "--json", "."), "cannot write"),
         (("--data", "scenes", "--limit", "1", "--single-task", "nowhere.json"), "nowhere.json"),
@@ -248,6 +250,31 @@ def test_evaluate_knows_the_label_set_of_a_model(tmp_path, label_set):
 )
 def test_evaluate_refuses_in_one_line(mistaken, model, arguments, told):
     assert told in mistaken("evaluate", model, *arguments)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "diagnose", "figures"])
+def test_a_size_in_a_strangers_run_folder_takes_no_memory(mistaken, model, tmp_path, verb):
+    run = shutil.copytree(model, tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["image_hw"] = [1_000_000, 1_000_000]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    told = mistaken(verb, run, "--data", "scenes", "--limit", "1", *(["--out", tmp_path] if verb == "figures" else []))
+    assert f"{run / 'config.yaml'}: data.image_hw [1000000, 1000000]; expected at most 16384 a side" in told
+
+
+def test_a_folder_where_a_file_goes_is_one_line(mistaken, model, tmp_path):
+    (tmp_path / "out" / "semseg.csv").mkdir(parents=True)
+    told = mistaken("evaluate", model, "--data", "scenes", "--limit", "1", "--confusion", tmp_path / "out")
+    assert f"{tmp_path / 'out' / 'semseg.csv'}: {os.strerror(errno.EISDIR)}; put that right" in told
+
+
+@pytest.mark.parametrize("number", [errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY])
+def test_a_place_where_something_else_lies_is_one_line(mistaken, monkeypatch, number):
+    def refused(_):
+        raise OSError(number, os.strerror(number), "place")
+
+    monkeypatch.setitem(VERBS, "demo", (VERBS["demo"][0], refused, VERBS["demo"][2]))
+    assert mistaken("demo") == f"mtlsi: place: {os.strerror(number)}; put that right and give the command again"
 
 
 @pytest.mark.parametrize(
@@ -288,6 +315,11 @@ def test_diagnose_writes_the_figures_of_every_variant(model, tmp_path, capsys):
         (("--data", "nyud"), "needs its folder"),
         (("--data", "nyud", "--root", "nowhere"), "nowhere"),
         (("--data", "scenes", "--limit", "-1"), "--limit -1"),
+        (("--data", "scenes", "--size", "1", "64"), "--size 1 64; expected a height and a width"),
+        (
+            ("--data", "scenes", "--size", "16384", "16384"),
+            "--size 16384 16384; expected at most 16384 a side and 33554432",
+        ),
         (("--data", "scenes", "--json", "no/folder.json"), "cannot write"),
     ],
 )

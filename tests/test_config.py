@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mtlsi.config import DataConfig, RunConfig, TrainConfig, split_names
+from mtlsi.config import DataConfig, RunConfig, TrainConfig, check_size, split_names
 from mtlsi.errors import MistakeError
 
 
@@ -93,3 +93,11 @@ def test_settings_that_cannot_be_trained_with_are_refused_by_name(where, value, 
     with pytest.raises(MistakeError, match=told) as caught:
         changed(RunConfig(), where, value).check()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(1, 64), (64, -1), (16_385, 2), (2, 16_385), (16_384, 2049), (10**18, 10**18)])
+def test_a_size_at_which_no_network_sees_images_is_refused(size):
+    for sound in ((2, 2), (16_384, 2048), (2048, 16_384)):
+        check_size("it", sound)
+    with pytest.raises(MistakeError, match=r"^--size \S+; expected"):
+        check_size(f"--size {size[0]}x{size[1]}", size)

@@ -79,3 +79,14 @@ def test_what_cannot_be_is_refused_before_anything_is_done(tmp_path):
     with pytest.raises(MistakeError, match="expected 0, to train nothing, or more"):
         demo.run_demo(tmp_path / "out", iterations=-1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "iterations"), [(f"{demo.SHOWN[-1]}.png", 0), ("demo.json", 2)])
+def test_a_folder_where_a_file_goes_is_refused_before_anything_is_measured(tmp_path, monkeypatch, name, iterations):
+    def measured(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(demo, "show_packaged", measured)
+    (tmp_path / name).mkdir()
+    with pytest.raises(MistakeError, match=f"{name} is a folder, where a file is to be written"):
+        demo.run_demo(tmp_path, iterations=iterations)

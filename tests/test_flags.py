@@ -172,7 +172,13 @@ def test_sizes_counts_and_mappings_are_read():
     assert read_sizes("sizes", "224x288, 448x576") == ((224, 288), (448, 576))
     assert read_counts("batches", "1, 4,16") == (1, 4, 16)
     assert read_mapping("change", '{"a": [1], "b": 2}') == {"a": (1,), "b": 2}
-    for read, text in ((read_sizes, "64"), (read_counts, "1,two"), (read_mapping, "[1]"), (read_mapping, "a=1")):
+    assert read_counts("seeds", str(2**64 - 1)) == (2**64 - 1,)  # the last seed
+    long = "1" * 5000  # more digits than Python reads
+    for read, text in (
+        (read_sizes, "64"), (read_sizes, f"64x64,2x{long}"), (read_sizes, f"{long}x2"), (read_counts, "1,two"),
+        (read_counts, long), (read_counts, f"1,{long}"), (read_mapping, "[1]"), (read_mapping, "a=1"),
+        (read_mapping, f'{{"window": {long}}}'),
+    ):  # fmt: skip
         with pytest.raises(MistakeError, match="expected"):
             read("it", text)
 

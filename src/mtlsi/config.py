@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,8 +30,8 @@ MOST_WORKERS = 512
 MOST_SCENES = 1_000_000
 """Generated scenes have a number: below this one those to train on, from it on as many to evaluate on."""
 MOST_SIDE, MOST_PIXELS = 16_384, 2**25
-"""Of data.size_hw and data.image_hw, the second also of a model's input size: photos are shown as large, and one such image
-takes gigabytes before anything is trained."""
+"""Of every size that a network is to see images at, the second also of a model's input size: one such image takes gigabytes
+before anything is computed."""
 FROM_SHARES = "from_shares"
 """What train.class_weights may be, for a task or for all: from the classes' shares of the training labels."""
 
@@ -94,14 +94,9 @@ class DataConfig:
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise MistakeError(f"data.zoom {list(self.zoom)}; expected two numbers above 0, the smaller one first")
         check_choice("data.resize", self.resize, RESIZES)
-        if self.image_hw is not None and min(self.image_hw) < 2:
-            raise MistakeError(f"data.image_hw {list(self.image_hw)}; expected a height and a width in pixels")
         for name in ("size_hw", "image_hw"):
-            size = getattr(self, name)
-            if size is not None and (max(size) > MOST_SIDE or size[0] * size[1] > MOST_PIXELS):
-                raise MistakeError(
-                    f"data.{name} {list(size)}; expected at most {MOST_SIDE} a side and {MOST_PIXELS} pixels in all"
-                )
+            if (size := getattr(self, name)) is not None:
+                check_size(f"data.{name} {list(size)}", size)
 
 
 @dataclass(frozen=True)
@@ -297,6 +292,15 @@ class RunConfig:
                 (name or "").encode()
             except UnicodeEncodeError as error:
                 raise MistakeError(f"{setting} {name}: not UTF-8, and config.yaml is to hold it; rename it") from error
+
+
+def check_size(given: str, size_hw: Sequence[int]) -> None:
+    """Raises ``MistakeError`` for a height and a width at which no network sees images; ``given``: how it was asked for."""
+    height, width = size_hw
+    if min(size_hw) < 2:
+        raise MistakeError(f"{given}; expected a height and a width of 2 pixels or more, such as 448 and 576")
+    if max(size_hw) > MOST_SIDE or height * width > MOST_PIXELS:
+        raise MistakeError(f"{given}; expected at most {MOST_SIDE} a side and {MOST_PIXELS} pixels in all")
 
 
 def check_class_weights(given: Any) -> None:

@@ -27,6 +27,7 @@ from mtlsi.training.setup import build_model, set_first_weights
 ITERATIONS = 600
 SHOWN = ("scenes", "nyud-efficientnet-lite2")
 """The packaged models that the demo shows: one that knows generated rooms, and one that knows photographs alone."""
+SCORES = "demo.json"
 NUM_ROOMS = 5
 """Generated rooms that a packaged model is measured on."""
 
@@ -43,6 +44,11 @@ def run_demo(out: Path, *, iterations: int | None = None, console: Console | Non
     if iterations is not None and iterations < 0:
         raise MistakeError(f"--iterations {iterations}; expected 0, to train nothing, or more")
     prepare_run_folder(out, resume=False)
+    for file in (*(f"{name}.png" for name in SHOWN), SCORES):
+        if (out / file).is_dir():
+            raise MistakeError(
+                f"{out / file} is a folder, where a file is to be written; remove it or give another --out"
+            )
     for name in SHOWN:
         show_packaged(name, out, console)
     if iterations == 0:
@@ -59,7 +65,7 @@ def run_demo(out: Path, *, iterations: int | None = None, console: Console | Non
     constant = evaluate(Constant(train_set), val_set, config.data)
     others = {"untrained": untrained, "constant": constant}
     console.print(score_table(trained, others=others))
-    write_scores(trained, out / "demo.json", data="scenes", images=len(val_set), others=others)
+    write_scores(trained, out / SCORES, data="scenes", images=len(val_set), others=others)
     write_line(console, f"look at {out / 'samples'} and {out / 'curves.png'}")
     return {"trained": trained, **others}
 

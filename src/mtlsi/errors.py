@@ -10,9 +10,10 @@ MOST = 2000
 """Characters of a message."""
 OF_THE_SYSTEM = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENOTDIR,
-    errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE,
+    errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY,
 )  # fmt: skip
-"""Numbers of an ``OSError`` by which the system refuses room, permission or handles: what a person can put right."""
+"""Numbers of an ``OSError`` by which the system refuses room, permission, handles or a place where something else lies: what
+a person can put right."""
 
 
 class MistakeError(ValueError):

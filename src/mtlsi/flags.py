@@ -19,6 +19,8 @@ from mtlsi.errors import MistakeError, one_line
 from mtlsi.plain_settings import in_plain_words
 
 Options = TypeVar("Options")
+NUMBER = r"\d{1,20}"
+"""A whole number by its digits, as many as the largest seed has: Python reads none of more than 4,300."""
 
 
 class Parser(ArgumentParser):
@@ -75,7 +77,7 @@ def read_flags(namespace: Namespace, options: type[Options]) -> Options:
 
 def read_sizes(name: str, text: str) -> tuple[tuple[int, int], ...]:
     """``224x288,448x576`` as pairs of height and width; ``MistakeError`` for anything else."""
-    found = [re.fullmatch(r"\s*(\d+)x(\d+)\s*", part) for part in text.split(",")]
+    found = [re.fullmatch(rf"\s*({NUMBER})x({NUMBER})\s*", part) for part in text.split(",")]
     if not all(found):
         raise MistakeError(f"{name} {text!r}; expected heights and widths, such as 224x288,320x416,448x576")
     return tuple((int(match[1]), int(match[2])) for match in found if match)
@@ -83,7 +85,7 @@ def read_sizes(name: str, text: str) -> tuple[tuple[int, int], ...]:
 
 def read_counts(name: str, text: str) -> tuple[int, ...]:
     """``1,4`` as numbers; ``MistakeError`` for anything else."""
-    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+    if not re.fullmatch(rf"\s*{NUMBER}\s*(,\s*{NUMBER}\s*)*", text):
         raise MistakeError(f"{name} {text!r}; expected whole numbers, such as 1,4")
     return tuple(int(part) for part in text.split(","))
 

@@ -194,6 +194,9 @@ def test_fewer_tasks_and_half_the_precision_are_what_is_measured(no_memory):  # 
     assert every["tasks"] == ["semseg", "depth", "normals", "boundary"]
     assert one["tasks"] == ["depth"]
     assert one["totals"]["gflop"]["decoder"] < every["totals"]["gflop"]["decoder"]
+    network = MTLSINet.from_pretrained(trained).for_tasks(("depth",))
+    assert one["totals"]["parameters"]["total"] == sum(p.numel() for p in network.parameters())
+    assert one["totals"]["parameters"]["decoder"] < every["totals"]["parameters"]["decoder"]
     assert set(one["rates"]["matrix_gflop_per_s"]) == {"float32", "bfloat16"}
     output = measured(create_model("tiny").eval(), "bfloat16", ("depth",)).in_mode("eager", 1, (64, 64))[1]()
     assert {task: x.dtype for task, x in output.padded_coarse.items()} == {"depth": torch.bfloat16}
@@ -223,6 +226,13 @@ def test_random_labels_are_labels(dataset):
         (("--model", "tiny", "--tasks", "saliency"), "unknown task 'saliency'"),
         (("--model", "tiny", "--size", "0", "96"), "size 0x96"),
         (("--model", "tiny", "--size", "96"), "size"),
+        (("--model", "tiny", "--size", "1000000", "1000000"), "size 1000000x1000000; expected at most 16384 a side"),
+        (("--model", "tiny", "--size", "9" * 20, "2"), f"size {'9' * 20}x2; expected at most 16384 a side"),
+        (
+            ("--model", "tiny", "--sizes", "64x64,16384x16384"),
+            "size 16384x16384; expected at most 16384 a side and 33554432",
+        ),
+        (("--model", "tiny", "--tasks", "depth", "--train"), "give --train without --tasks"),
         (("--model", "tiny", "--dtype", "int8"), "unknown dtype 'int8'; expected one of float32, bfloat16"),
         (
             ("--model", "tiny", "--modes", "eager,fast"),
@@ -231,6 +241,10 @@ def test_random_labels_are_labels(dataset):
         (("--model", "tiny", "--device", "cpu", "--modes", "cudagraphs"), "cudagraphs on cpu; expected a CUDA device"),
         (("--model", "tiny", "--change", "decoder_stride=4"), "expected JSON such as"),
         (("--model", "tiny", "--change", '{"stride": 4}'), "unknown model size 'stride'"),
+        (("--model", "tiny", "--change", '{"dataset": "pascal"}'), "unknown model size 'dataset'"),
+        (("--model", "tiny", "--change", '{"preset": "swin_tiny"}'), "unknown model size 'preset'"),
+        (("--model", "tiny", "--change", '{"tasks": 5}'), "unknown model size 'tasks'"),
+        (("--model", "tiny", "--change", '{"pretrained_backbone": true}'), "unknown model size 'pretrained_backbone'"),
         (("--model", "nyud-mobilenetv2", "--change", '{"window": 4}'), "only a preset's sizes can be changed"),
         (("--model", "tiny", "--device", "abacus"), "device 'abacus'"),
         (("--model", "tiny", "--batches", "1,two"), "batches '1,two'"),

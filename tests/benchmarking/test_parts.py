@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtlsi.benchmarking import parts
 from mtlsi.benchmarking.parts import REST, count_bytes, count_flops, part_costs, parts_of, time_parts
 from mtlsi.model.build import create_model
+from mtlsi.model.decoders import OnlyTasks
 
 CPU = torch.device("cpu")
 
@@ -103,6 +104,13 @@ def test_no_hook_is_left_behind(stand):
     model, forward = stand
     part_costs(model, forward, repeats=1, device=CPU)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_decoder_that_computes_no_subset_has_the_same_parts_for_some_tasks(stand):
+    model, _ = stand
+    expected = parts_of(model)
+    model.decoder = OnlyTasks(model.decoder, ("depth",))
+    assert parts_of(model) == expected
 
 
 def test_the_parts_of_a_network_make_up_the_whole():

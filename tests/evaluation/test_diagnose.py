@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mtlsi.config import DataConfig
 from mtlsi.errors import MistakeError
-from mtlsi.evaluation.diagnose import AS_TRAINED, diagnose, diagnose_from_command
+from mtlsi.evaluation.diagnose import AS_TRAINED, Diagnosis, diagnose, diagnose_from_command, token_table, variant_table
 from mtlsi.evaluation.evaluate import evaluate, evaluate_from_command
 from mtlsi.evaluation.protocols import Showing
 from mtlsi.evaluation.report import headline
@@ -18,6 +18,7 @@ from mtlsi.evaluation.without_parts import VARIANTS, left_out
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.options.measuring import DiagnoseOptions, EvaluateOptions
+from mtlsi.tasks import BUILT_IN, TASKS
 
 CONFIG = DataConfig(image_hw=None, num_workers=0)
 
@@ -128,6 +129,25 @@ def test_some_tasks_alone_and_images_shown_in_another_way(network):
     assert found.differences["no_windows"].keys() == {"depth"}
 
 
+def test_every_number_of_six_tasks_is_whole_in_80_columns():
+    scores = {AS_TRAINED: 11.1111, **dict.fromkeys(VARIANTS, 22.2222)}
+    variants = {name: {task: {TASKS[task].score: value} for task in BUILT_IN} for name, value in scores.items()}
+    differences = {name: dict.fromkeys(BUILT_IN, -10.4321) for name in VARIANTS}
+    of_tokens = dict.fromkeys(("tokens", "mean_cosine", "effective_tokens", "effective_assignment"), 0.0012344)
+    of_blocks = {"change": 123.44, "through_tokens": 1.2344e-5, "through_windows": 0.0012344}
+    found = Diagnosis(
+        variants, differences, {}, dict.fromkeys(BUILT_IN, of_tokens), [dict.fromkeys(BUILT_IN, of_blocks)]
+    )
+    said = StringIO()
+    for table in (variant_table(found, derived=("normals",)), token_table(found)):
+        Console(file=said, width=80).print(table)
+    words = said.getvalue().split()
+    assert "\u2026" not in said.getvalue()
+    assert [words.count(word) for word in ("-10.43", "-10.4321")] == [5 * len(VARIANTS), len(VARIANTS)]
+    assert [words.count(word) for word in ("0.001234", "123.4", "1.23e-05")] == [5 * 6, 6, 6]
+    assert all(name in words for name in (*scores, "derived", *BUILT_IN))
+
+
 # ---- the command
 
 
@@ -172,7 +192,7 @@ def test_the_command_tells_and_writes_everything(tiny_run, tmp_path):
     assert written["blocks"][0]["depth"].keys() == {"change", "through_tokens", "through_windows"}
     for name in VARIANTS:
         difference = found.differences[name]["depth"]
-        assert f"{rmse(found, name):.4f} ({difference:+.4f})" in said.getvalue()
+        assert f"{rmse(found, name):.4f} {difference:+.4f}" in said.getvalue()
     assert f"{found.tokens['depth']['mean_cosine']:.4g}" in said.getvalue()
 
 

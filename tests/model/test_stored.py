@@ -149,10 +149,10 @@ def test_a_saved_folder_has_a_card(folder):
     assert "## Scores" not in text
 
 
-@pytest.mark.parametrize("size", [[100_000, 100_000], [0, 64], [64], [64, True], [10**400, 1]])
+@pytest.mark.parametrize("size", [[100_000, 100_000], [0, 64], [64], [64, True], [10**400, 1], [1, 2**25]])
 def test_an_input_size_that_no_image_has_is_refused(folder, tmp_path, size):
     settings = json.loads((folder / "config.json").read_text()) | {"input_size": size}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    with pytest.raises(MistakeError, match=r"input_size .*; expected \[height, width\], at most 33554432 pixels"):
+    with pytest.raises(MistakeError, match=r"input_size .*; expected \[height, width\], at most 16384 a side and 33"):
         MTLSINet.from_pretrained(tmp_path)

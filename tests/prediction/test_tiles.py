@@ -184,7 +184,13 @@ def test_compose_is_a_plain_loop_over_tiles(monkeypatch):
 # ---- mistakes
 
 
-@pytest.mark.parametrize("given", ["some", "3", "2x", "0x4", "2x-1", "17x16", "auto ", (2, 2, 2), (2, 2.5), 4, None])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("some", "3", "2x", "0x4", "2x-1", "17x16", "auto ", (2, 2, 2), (2, 2.5), 4, None),
+        pytest.param("9" * 5000 + "x1", id="5000 digits"),
+    ],
+)
 def test_what_is_no_number_of_tiles_is_refused(given):
     with pytest.raises(MistakeError, match="tiles"):
         tiled(given)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mtlsi.benchmarking.runs import DTYPES, MODES, Measured, open_model
 from mtlsi.benchmarking.tables import print_report
+from mtlsi.config import check_size
 from mtlsi.device import find_device
 from mtlsi.drawing.plots import plot_scaling
 from mtlsi.errors import MistakeError
@@ -86,8 +87,11 @@ def check(request: BenchmarkOptions) -> None:
         if mode not in MODES:
             raise MistakeError(f"unknown mode {mode!r}; expected some of {', '.join(MODES)}")
     for size in (*(() if request.size_hw is None else (request.size_hw,)), *request.sizes):
-        if min(size) < 1:
-            raise MistakeError(f"size {size[0]}x{size[1]}; expected a height and a width in pixels, such as 448x576")
+        check_size(f"size {size[0]}x{size[1]}", size)
+    if request.train and request.tasks is not None:
+        raise MistakeError(
+            "a step of training is one of all tasks: give --train without --tasks, or --tasks without --train"
+        )
     for name, counts in (("batches", request.batches), ("repeats", (request.repeats,))):
         if not counts or min(counts) < 1:
             raise MistakeError(f"{name}: {', '.join(map(str, counts)) or 'none'}; expected 1 or more")

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtlsi.kernels.recompute import called_modules
+from mtlsi.model.decoders import OnlyTasks
 from mtlsi.model.network import MTLSINet
 from mtlsi.timing import Timing, synchronise
 
@@ -58,7 +59,8 @@ def part_costs(
 
 def parts_of(model: MTLSINet) -> dict[str, list[nn.Module]]:
     """The backbone and the decoder's own parts, in their order; those without weights are left out."""
-    children = {TITLES.get(name, name): part for name, part in model.decoder.named_children()}
+    decoder = model.decoder.decoder if isinstance(model.decoder, OnlyTasks) else model.decoder  # which runs all of it
+    children = {TITLES.get(name, name): part for name, part in decoder.named_children()}
     modules = {part: called_modules(module) for part, module in {"backbone": model.backbone, **children}.items()}
     return {part: found for part, found in modules.items() if any(list(m.parameters()) for m in found)}
 

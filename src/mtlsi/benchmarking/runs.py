@@ -24,7 +24,7 @@ from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet, pad_to_multiple
 from mtlsi.model.pretrained import is_packaged, packaged_models
 from mtlsi.plugins import import_plugins
-from mtlsi.sizes import PRESETS
+from mtlsi.sizes import PRESETS, sizes_of
 from mtlsi.tasks import num_channels
 from mtlsi.timing import Timing, copy_rate, fit_power, matrix_rate, peak_memory, time_calls
 
@@ -52,6 +52,7 @@ def open_model(
     """
     import_plugins(plugins)
     if name in PRESETS:
+        sizes_of(name, changes or {})  # create_model has other arguments, too
         return with_statistics(create_model(name, dataset=dataset or "nyud", **(changes or {})))
     if not is_packaged(name) and not Path(name).exists():
         raise MistakeError(
@@ -181,9 +182,10 @@ class Measured:
     def parts(self, size_hw: Size, rates: dict[str, Any]) -> list[dict[str, Any]]:
         """Every part's parameters, operations and time, and how near it comes to what the machine allows."""
         _, whole = self.forwards(1, size_hw)
+        network = self.model.for_tasks(self.tasks)  # what ``whole`` runs: no other weights are counted
         flops_per_s = 1e9 * rates["matrix_gflop_per_s"][self.dtype_name]
         rows = []
-        for cost in part_costs(self.model, whole, repeats=self.repeats, device=self.device):
+        for cost in part_costs(network, whole, repeats=self.repeats, device=self.device):
             allowed = cost.allowed_s(flops_per_s, 1e9 * rates["copy_gb_per_s"])
             rows.append(
                 {

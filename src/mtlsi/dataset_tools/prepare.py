@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mtlsi.config import check_size
 from mtlsi.data.datasets import camera_of, colours_of, open_folder, recognise, splits_of
 from mtlsi.data.readers.files import IMAGE, FileDataset
 from mtlsi.data.readers.prepared import INDEX, VERSION, image_path, pack
@@ -62,8 +63,8 @@ def prepare(
     that cannot be read or names images outside it, and for an ``out`` that holds something else.
     """
     console = console or Console()
-    if size_hw is not None and min(size_hw) < 1:
-        raise MistakeError("--size {} {}; expected a height and a width of 1 pixel or more".format(*size_hw))
+    if size_hw is not None:
+        check_size("--size {} {}".format(*size_hw), size_hw)
     data = data or recognise(root)
     splits = {split: open_folder(root, split, data=data) for split in splits_of(root, data=data)}
     for dataset in splits.values():

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -126,29 +127,41 @@ def variant_table(found: Diagnosis, *, derived: Sequence[str] = (), caption: str
 
     ``caption``: how the images were shown and boundaries measured.
     """
-    table = Table(title="with one part taken out (difference from as_trained)", caption=caption)
+    table = _narrow_table("with one part taken out: score, difference from as_trained", caption)
     table.add_column("variant", no_wrap=True)
     for task in found.variants[AS_TRAINED]:
         record, note = TASKS[task], "\nderived labels" if task in derived else ""
         arrow = "^" if record.higher_is_better else "v"
-        table.add_column(plain_cell(f"{task}\n{record.score} {arrow} {record.unit}{note}"), justify="right")
+        head = plain_cell(f"{task}\n{record.score} {arrow} {record.unit}{note}")
+        table.add_column(head, justify="right", overflow="fold")
     for name, scores in found.variants.items():
         cells = [f"{value:.{decimals(task)}f}" for task, value in headline(scores).items()]
         for i, (task, difference) in enumerate(found.differences.get(name, {}).items()):
-            cells[i] += f" ({difference:+.{decimals(task)}f})"
+            cells[i] += f" {difference:+.{decimals(task)}f}"
         table.add_row(name, *cells, style="bold" if name == AS_TRAINED else None)
     return table
 
 
 def token_table(found: Diagnosis) -> Table:
     """The figures of the tokens and of every CWIB, one column per task."""
-    table = Table(title="tokens and blocks, mean over the images")
+    table = _narrow_table("tokens and blocks, mean over the images")
     table.add_column("figure", no_wrap=True)
     for task in found.tokens:
-        table.add_column(task, justify="right")
+        table.add_column(plain_cell(task), justify="right", overflow="fold")
     groups = [("", found.tokens), *((f"block {i}: ", figures) for i, figures in enumerate(found.blocks, 1))]
     for prefix, figures in groups:
         of_task = list(figures.values())
         for name in of_task[0]:
-            table.add_row(prefix + name, *(f"{values[name]:.4g}" for values in of_task))
+            table.add_row(prefix + name, *(_short(values[name]) for values in of_task))
     return table
+
+
+def _short(value: float) -> str:
+    """Four digits, three where an exponent stands beside them."""
+    shown = f"{value:.4g}"
+    return f"{value:.3g}" if "e" in shown else shown
+
+
+def _narrow_table(title: str, caption: str | None = None) -> Table:
+    """A table without lines between its columns: six tasks fit into 80 signs, and a cell breaks before it is cut."""
+    return Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)

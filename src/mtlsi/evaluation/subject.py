@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from mtlsi import processes, run_folder
-from mtlsi.config import RESIZES, DataConfig, split_names
+from mtlsi.config import RESIZES, DataConfig, check_size, split_names
 from mtlsi.data.datasets import LabelledImages, open_dataset, spread
 from mtlsi.data.scenes.dataset import label_set_of
 from mtlsi.device import find_device
@@ -35,8 +35,8 @@ def check_options(options: MeasureOptions, *files: Path | None) -> Showing | Non
             check_writable(path)
     if options.limit < 0:
         raise MistakeError(f"--limit {options.limit}; expected the number of images, or 0 for all")
-    if options.size_hw is not None and min(options.size_hw) < 1:
-        raise MistakeError(f"--size {options.size_hw[0]} {options.size_hw[1]}; expected a height and a width in pixels")
+    if options.size_hw is not None:
+        check_size(f"--size {options.size_hw[0]} {options.size_hw[1]}", options.size_hw)
     if options.resize is not None:
         check_choice("--resize", options.resize, RESIZES)
     protocol_of(options)
@@ -52,13 +52,16 @@ def data_config(options: MeasureOptions, network: MTLSINet, *, showing: Showing 
     """The data with the labels of the tasks asked for (None: all), images shown as ``showing``, a protocol's, says.
 
     Without it they have the size and the way of resizing that are asked for, else those of the run, if ``options.model`` is
-    from one, else they are brought to the network's own size as in its training.
+    from one, else they are brought to the network's own size as in its training. Raises ``MistakeError`` for a run's size
+    that no network sees images at.
     """
     size_hw: Any = network.input_size
     resize, tasks = network.resize, tasks_of(options)
     if (run := run_folder.run_of(options.model)) is not None:
         of_run = run_folder.load_config(run).data
         size_hw, resize = of_run.image_hw, of_run.resize
+        if size_hw is not None:  # the run may be a stranger's
+            check_size(f"{run / 'config.yaml'}: data.image_hw {list(size_hw)}", size_hw)
     size_hw, resize = options.size_hw or size_hw, options.resize or resize
     if showing is not None:
         size_hw, resize = showing.resize_hw, showing.resize

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mtlsi.config import split_names
+from mtlsi.config import check_size, split_names
 from mtlsi.errors import MistakeError, counted, message_of
 from mtlsi.exporting import compare
 from mtlsi.io import check_writable
@@ -88,6 +88,8 @@ def check(options: ExportOptions) -> None:
         raise MistakeError("--dtype int8 and --images belong together; expected images like those to be predicted")
     if options.size_hw is not None and min(options.size_hw) < 32:
         raise MistakeError(f"--size {options.size_hw[0]} {options.size_hw[1]}; expected 32 pixels or more")
+    if options.size_hw is not None:
+        check_size("--size {} {}".format(*options.size_hw), options.size_hw)
     needed = ("onnx", "onnxscript", "onnxruntime") if options.format == "onnx" else ()
     for library in needed:
         if find_spec(library) is None:

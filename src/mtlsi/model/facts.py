@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtlsi.config import MOST_PIXELS, RESIZES
+from mtlsi.config import MOST_PIXELS, MOST_SIDE, RESIZES
 from mtlsi.errors import MistakeError
 from mtlsi.reading import shortened
 from mtlsi.tasks import MOST_TASKS, check_classes
@@ -32,8 +32,9 @@ def check_facts(tasks: Any, classes: Any, input_size: Any, own_tasks: Any, resiz
         _is_list(input_size)
         and len(input_size) == 2
         and all(_is_side(side) for side in input_size)
+        and max(input_size) <= MOST_SIDE
         and input_size[0] * input_size[1] <= MOST_PIXELS,
-        f"[height, width], at most {MOST_PIXELS} pixels",
+        f"[height, width], at most {MOST_SIDE} a side and {MOST_PIXELS} pixels in all",
     )
     _check(
         "own_tasks",

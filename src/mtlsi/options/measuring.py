@@ -162,7 +162,7 @@ class BenchmarkOptions:
     sizes: tuple[Size, ...] = ()
     """Measure growth over these sizes, such as 224x288,320x416,448x576."""
     train: bool = False
-    """Also time a training step."""
+    """Also time a training step, of all tasks."""
     repeats: int = 7
     """How often each thing is timed."""
     json_path: Path | None = None

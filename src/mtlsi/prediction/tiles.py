@@ -32,6 +32,7 @@ from mtlsi.model.network import MTLSINet
 from mtlsi.nn.normalise import normalise
 from mtlsi.prediction.predictor import Predictor, is_pair
 from mtlsi.prediction.shown import Shown, Size
+from mtlsi.reading import shortened
 from mtlsi.tasks import TASKS
 
 OVERLAP = 0.25
@@ -256,9 +257,9 @@ def read_tiles(text: str) -> Size | None:
     """``4x6`` as rows and columns, ``none`` as 1x1, ``auto`` as None; ``MistakeError`` for anything else."""
     if text in ("auto", "none"):
         return None if text == "auto" else NO_TILES
-    found = re.fullmatch(r"(\d+)x(\d+)", text.strip())
+    found = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text.strip())
     if not found:
-        raise MistakeError(f"tiles {text!r}; expected auto, none, or rows and columns such as 4x6")
+        raise MistakeError(f"tiles {shortened(text)}; expected auto, none, or rows and columns such as 4x6")
     return check_tiles((int(found[1]), int(found[2])))
 
 
@@ -266,7 +267,7 @@ def check_tiles(tiles: Size) -> Size:
     """Rows and columns, or ``MistakeError`` for anything else, none or too many."""
     if not is_pair(tiles) or math.prod(tiles) > MOST_TILES:
         raise MistakeError(
-            f"tiles {tiles!r}; expected rows and columns, from (1, 1) to {MOST_TILES} tiles in all, such as (4, 6), "
-            "on the command line 4x6"
+            f"tiles {shortened(tiles)}; expected rows and columns, from (1, 1) to {MOST_TILES} tiles in all, "
+            "such as (4, 6), on the command line 4x6"
         )
     return tiles

@@ -182,6 +182,12 @@ def test_pairs_that_were_never_published_take_the_usual_relations():
     }
 
 
+@pytest.mark.parametrize("given", [[1], 3, {"depth": {"depth": ["global"]}}, {"depth": "global"}, "deep"])
+def test_what_is_no_genotype_is_refused(given):
+    with pytest.raises(MistakeError, match=r"genotype .*; expected"):
+        read_genotype(given, ("depth",))
+
+
 @pytest.mark.parametrize(
     ("genotype", "coarse"),
     [(None, set(NYUD)), ("nyud_hrnet48", {"semseg", "boundary"}), ("global", set()), ("none", set())],

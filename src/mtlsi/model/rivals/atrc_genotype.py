@@ -6,8 +6,10 @@ Rows are targets, columns sources, in the order of the tasks: G global, L local,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mtlsi.errors import MistakeError
+from mtlsi.reading import shortened
 
 RELATIONS = {"G": "global", "L": "local", "T": "t_label", "S": "s_label", "-": "none"}
 """By letter."""
@@ -26,7 +28,7 @@ Genotype = dict[str, dict[str, str]]
 """{target: {source: relation}}, every pair but those of no relation."""
 
 
-def read_genotype(given: str | Mapping[str, Mapping[str, str]] | None, tasks: Sequence[str]) -> Genotype:
+def read_genotype(given: Any, tasks: Sequence[str]) -> Genotype:
     """The relations of every pair of ``tasks``.
 
     ``given``: None, the published table that knows the most of these tasks, the first of equals; a name in ``PUBLISHED``;
@@ -36,6 +38,10 @@ def read_genotype(given: str | Mapping[str, Mapping[str, str]] | None, tasks: Se
     """
     if given is None:
         given = max(PUBLISHED, key=lambda name: len(set(tasks) & set(PUBLISHED[name][0])))  # the first of equals
+    if not isinstance(given, str | Mapping):
+        raise MistakeError(
+            f"genotype {shortened(given)}; expected a name, or a table: a relation by target and by source"
+        )
     if not isinstance(given, str):
         return {target: _own_row(given, target, tasks) for target in tasks}
     if given in KINDS:
@@ -52,12 +58,12 @@ def read_genotype(given: str | Mapping[str, Mapping[str, str]] | None, tasks: Se
     return _without_none({t: {s: known.get((t, s), usual[t, s]) for s in tasks} for t in tasks})
 
 
-def _own_row(table: Mapping[str, Mapping[str, str]], target: str, tasks: Sequence[str]) -> dict[str, str]:
+def _own_row(table: Mapping[str, Any], target: str, tasks: Sequence[str]) -> dict[str, str]:
     row = table.get(target)
     if not isinstance(row, Mapping) or set(row) != set(tasks) or set(table) != set(tasks):
         raise MistakeError(f"genotype for {target}: {row}; expected a relation to each of {', '.join(tasks)}")
     for source, kind in row.items():
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise MistakeError(f"genotype {target} from {source}: {kind!r}; expected one of {', '.join(KINDS)}")
     return _without_none({target: {source: row[source] for source in tasks}})[target]
 
