@@ -18,13 +18,14 @@ from mtlsi.config import DataConfig
 from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate, evaluate_from_command, shared_tasks
-from mtlsi.evaluation.report import headline
+from mtlsi.evaluation.report import Evaluation, SingleTask, headline, write_single_task
 from mtlsi.evaluation.subject import data_config, open_subject
+from mtlsi.metrics.boundary.protocols import PROTOCOLS
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet, Output
 from mtlsi.options.measuring import EvaluateOptions
 from mtlsi.run_folder import save_config
-from mtlsi.tasks import TASKS
+from mtlsi.tasks import TASK_SETS, TASKS
 
 CONFIG = DataConfig(num_val=5, size_hw=(48, 64), label_set="all", num_workers=0)
 
@@ -414,6 +415,41 @@ def test_what_cannot_be_made_of_the_tasks_is_told_before_they_are_measured(
     options = EvaluateOptions(str(tiny_run.out), data="scenes", limit=2, tasks="depth")
     with pytest.raises(MistakeError, match=message):
         evaluate_from_command(replace(options, **{name: paths[name] for name in changes}))
+
+
+SEISM_NMS = PROTOCOLS["seism-nms"].on_data(TASK_SETS["nyud"].boundary_tolerance)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"boundary_protocol": "bsds"}, "protocol seism-nms there, bsds here, max_dist 0.011 there, 0.0075 here, nms True"),
+        ({"count_unknown_boundaries": True}, "were measured otherwise: unknown masked there, no boundary here;"),
+    ],
+)  # fmt: skip
+def test_single_task_boundaries_by_another_protocol_are_refused_before_they_are_measured(
+    tiny_run, tmp_path, monkeypatch, changes, told
+):
+    monkeypatch.setattr("mtlsi.evaluation.evaluate.evaluate", lambda *_, **__: pytest.fail("was measured"))
+    path = tmp_path / "single.json"
+    write_single_task(SingleTask({"boundary": 50.0}, SEISM_NMS.record()), path)
+    options = EvaluateOptions(str(tiny_run.out), data="scenes", limit=2, tasks="boundary", single_task=path)
+    with pytest.raises(MistakeError, match=told) as mistake:
+        evaluate_from_command(replace(options, **changes))
+    assert "\n" not in str(mistake.value)
+
+
+@pytest.mark.parametrize(("measured_by", "noted"), [(SEISM_NMS.record(), False), (None, True)])
+def test_what_is_assumed_of_single_task_boundaries_is_said(tiny_run, tmp_path, monkeypatch, measured_by, noted):
+    path, said = tmp_path / "single.json", StringIO()
+    write_single_task(SingleTask({"boundary": 50.0}, measured_by), path)
+    found = Evaluation({"boundary": {"odsF": 60.0}}, boundaries=SEISM_NMS)
+    monkeypatch.setattr("mtlsi.evaluation.evaluate.evaluate", lambda *_, **__: found)
+    options = EvaluateOptions(str(tiny_run.out), data="scenes", limit=2, tasks="boundary", single_task=path)
+    evaluate_from_command(options, console=Console(file=said, width=300))
+    assert "+20.00" in said.getvalue()
+    note = "does not say what its boundaries were measured by; Delta_m takes it for seism-nms, as here"
+    assert (note in said.getvalue()) == noted
 
 
 def test_every_pair_is_heard_before_its_image(tiny_run):

@@ -16,16 +16,20 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import (
     OF_READINGS,
     Evaluation,
+    SingleTask,
     headline,
     introduce,
     paper_row,
     plain_cell,
     read_single_task,
     reading_table,
+    same_boundaries,
     score_table,
     tables,
+    unlike_boundaries,
     write_images,
     write_scores,
+    write_single_task,
 )
 from mtlsi.metrics import DepthError
 from mtlsi.metrics.boundary.protocols import PROTOCOLS
@@ -74,7 +78,43 @@ def test_delta_m_reads_plain_figures_and_the_files_of_write_scores(tmp_path):
     plain.write_text('{"semseg": 50, "depth": 0.8}')
     write_scores({"semseg": {"mIoU": 50.0}, "depth": {"RMSE": 0.8}}, written, data="scenes")
     for path in (plain, written):
-        assert delta_m(headline(SCORES), read_single_task(path)) == pytest.approx(expected)
+        assert delta_m(headline(SCORES), read_single_task(path).scores) == pytest.approx(expected)
+
+
+BY_SEISM = PROTOCOLS["seism"].on_data(0.011).record()
+
+
+def test_single_task_scores_say_what_their_boundaries_were_measured_by(tmp_path):
+    path, scores = tmp_path / "single.json", {"boundary": 70.0, "depth": 0.6}
+    write_single_task(SingleTask(scores, BY_SEISM), path)
+    assert read_single_task(path) == SingleTask(scores, BY_SEISM)
+    write_single_task(SingleTask(scores), path)
+    assert json.loads(path.read_text()) == scores  # the form of before there were several protocols
+    assert read_single_task(path) == SingleTask(scores)
+    for task, measured_by in (("boundary", BY_SEISM), ("depth", None)):  # every file of scores names a protocol
+        write_scores({task: {TASKS[task].score: 0.5}}, path, boundaries=BY_SEISM)
+        assert read_single_task(path) == SingleTask({task: 0.5}, measured_by)
+
+
+@pytest.mark.parametrize(
+    "record", [None, 5, "seism", {}, {"protocol": 5}, {"protocol": "x\x1b[2J"}, {**BY_SEISM, "nms": []}]
+)
+def test_what_is_no_boundary_protocol_in_single_task_scores_is_a_mistake(tmp_path, record):
+    path = tmp_path / "single.json"
+    path.write_text(json.dumps({"boundaries": record, "scores": {"boundary": {"odsF": 70.0}}}))
+    with pytest.raises(MistakeError, match=r"single\.json: ") as caught:
+        read_single_task(path)
+    assert caught.value.args[0].isprintable()
+
+
+def test_protocols_differ_where_both_say_different_things():
+    older = {name: value for name, value in BY_SEISM.items() if name != "unknown"}
+    assert unlike_boundaries(older, BY_SEISM) == ""
+    other = {**BY_SEISM, "protocol": "bsds", "max_dist": 0.0075}
+    assert unlike_boundaries(other, BY_SEISM) == "protocol bsds there, seism here, max_dist 0.0075 there, 0.011 here"
+    for one, compares in ((None, False), (older, True), (other, False)):
+        assert same_boundaries(one, BY_SEISM) == compares
+    assert same_boundaries(None, None)
 
 
 @pytest.mark.parametrize(
@@ -87,13 +127,13 @@ def test_delta_m_reads_plain_figures_and_the_files_of_write_scores(tmp_path):
 def test_single_task_scores_that_cannot_be_used_are_a_mistake_in_one_line(tmp_path, text):
     (tmp_path / "single.json").write_text(text)
     with pytest.raises(MistakeError) as caught:
-        delta_m(headline(SCORES), read_single_task(tmp_path / "single.json"))
+        delta_m(headline(SCORES), read_single_task(tmp_path / "single.json").scores)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_of_single_task_scores_that_is_not_there_is_a_mistake(tmp_path):
     with pytest.raises(MistakeError, match=r"single\.json"):
-        delta_m(headline(SCORES), read_single_task(tmp_path / "single.json"))
+        read_single_task(tmp_path / "single.json")
 
 
 def test_the_table_has_every_figure_its_unit_and_the_columns_to_compare(tmp_path):

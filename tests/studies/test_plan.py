@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mtlsi.errors import MistakeError
-from mtlsi.studies.plan import Plot, read_plan
+from mtlsi.studies.plan import Plot, check_plots, name_of, read_plan
 
 BASE = {"recipe": {"preset": "tiny", "train": {"iterations": 7, "loss_weights": {"depth": 2}}}}
 
@@ -88,8 +88,26 @@ def test_plots_are_those_asked_for_or_those_that_show_something(tmp_path):
     )  # fmt: skip
 
 
+def test_plots_over_one_axis_have_files_of_their_own():
+    plots = (Plot("gflop", of="a"), Plot("gflop"), Plot("gflop", ("depth",)), Plot("num_tokens", of="a"))
+    assert [name_of(plot, plots) for plot in plots] == ["gflop_a", "gflop_all", "gflop_depth", "num_tokens"]
+
+
+def test_a_plot_of_a_task_that_nobody_knows_is_told_once_the_data_is_open(tmp_path):
+    plan = plan_of(tmp_path, {**OWN, "plots": [{"x": "gflop", "y": ["depth", "albedo"]}]})
+    check_plots(plan, {"a": ("depth", "albedo")})
+    check_plots(plan, {})  # the data may bring it
+    with pytest.raises(MistakeError, match="plots: y albedo: unknown task; expected some of depth, semseg") as mistake:
+        check_plots(plan, {"a": ("depth",)})
+    assert "\n" not in str(mistake.value)
+
+
 def alone(**tasks: str) -> dict:
     return {name: {"data.tasks": task} for name, task in tasks.items()}
+
+
+OWN = {**BASE, "variants": {"a": {"data.name": "folder", "data.root": "D"}}}
+"""Of a folder, which may bring tasks of its own."""
 
 
 @pytest.mark.parametrize(
@@ -128,7 +146,29 @@ def alone(**tasks: str) -> dict:
         ({**BASE, "variants": {"a": {"iterations_by_time_of": "a"}}}, "expected another variant, without .* of its own$"),
         ({**BASE, "variants": {"a": {"iterations_by_time_of": None}}}, "iterations_by_time_of None; expected the name"),
         ({**BASE, "variants": alone(a="depth"), "baseline": {"depth": ["a"]}}, "baseline depth: \\['a'\\]"),
-        ({**BASE, "variants": {"a": {}}, "plots": [{"x": "gflop"}, {"x": "gflop"}]}, "'gflop'} stands there twice"),
+        ({**BASE, "variants": {"a": {}}, "plots": [{"x": "gflop"}, {"x": "gflop"}]}, "2 would be the file gflop_all.png"),
+        (
+            {
+                **BASE,
+                "variants": {"depth": {}},
+                "plots": [{"x": "gflop", **more} for more in ({"of": "depth"}, {}, {"y": "depth"})],
+            },
+            "2 would be the file gflop_depth.png; expected plots of different names",
+        ),
+        (
+            {**BASE, "variants": {"A": {}, "a": {}}, "plots": [{"x": "gflop", "of": of} for of in ("a", "A")]},
+            "2 would be the file gflop_a.png",
+        ),
+        *(
+            ({**OWN, "plots": [{"x": "gflop", "y": ["depth", task]}]}, "plots: y.*; expected")
+            for task in ("../../../ESCAPED", "a\0b", "a" * 300, "a/b", "..", "", "image", 5)
+        ),
+        ({**BASE, "variants": {"bad": {"data.tasks": ["../x"]}}, "plots": [{"x": "gflop", "y": "../x"}]}, "no task name"),
+        *(
+            ({**BASE, "variants": {"good": {}, "bad": {name: value}}}, f"variant bad: {name.split('.d')[0]} .*; expected")
+            for name in ("train.lr", "train.clip_norm", "train.loss_weights.depth", "data.class_limit")
+            for value in (float("inf"), float("nan"))
+        ),
         ({**BASE, "variants": {"a": {}}, "baseline": "single"}, "baseline 'single'"),
         ({**BASE, "variants": {"a": {}}, "baseline": "a"}, "one task each"),
         ({**BASE, "variants": alone(one_x="depth", one_y="depth"), "baseline": "one"}, "variant one_y"),

@@ -42,6 +42,20 @@ def test_the_time_left_is_measured_from_the_runs_that_have_finished(tmp_path):
     assert StudyProgress(waiting, [], Console(file=StringIO())).seconds_left() is None
 
 
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), -1.0, 1.7e308])
+def test_odd_times_of_a_run_that_has_finished_stop_no_other_run(tmp_path, seconds):
+    odd, waiting = run_of(tmp_path, "a", 0, steps=10, seconds=seconds), run_of(tmp_path, "b", 0, steps=10)
+    said = StringIO()
+    with StudyProgress([odd, waiting], [odd], Console(file=said)) as found:
+        found.start(waiting)
+    assert said.getvalue() == "b/0: training (2 of 2)\n"
+
+
+def test_a_run_of_no_steps_has_no_time_of_a_step(tmp_path):
+    found = run_of(tmp_path, "a", 0, steps=0, seconds=5.0)
+    assert StudyProgress([found], [found], Console(file=StringIO())).seconds_left() is None
+
+
 def test_without_a_terminal_there_is_a_line_when_a_run_starts_and_ends_and_every_minute(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(progress.time, "perf_counter", lambda: clock.now)

@@ -6,9 +6,10 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.report import headline, read_single_task
 from mtlsi.metrics.delta import delta_m
 from mtlsi.run_folder import load_config
+from mtlsi.studies.plan import Plot, read_plan
 from mtlsi.studies.study import Outcome
 from mtlsi.training import loop
 
@@ -138,6 +140,8 @@ def test_the_tables_are_the_mean_and_spread_of_the_run_folders(finished):
             for ending, sign in (("md", "±"), ("tex", r"$\pm$")):
                 assert f"{mean:.{digits}f} {sign} {spread:.{digits}f}" in (finished.out / f"table.{ending}").read_text()
         assert rows[variant]["seeds"] == rows[variant]["planned"] == "2"
+        on_scenes = {"data": "scenes of nyud (2 images)", "classes": []}
+        assert stored[variant]["labels"] == {task: [on_scenes] for task in tasks}
     assert rows["alone_depth"]["normals/mErr/mean"] == ""
 
 
@@ -173,7 +177,7 @@ def test_delta_m_is_against_the_single_task_runs_and_evaluate_reads_the_baseline
     assert json.loads((finished.out / "baseline.json").read_text()) == pytest.approx(single)
     run = scores_of(finished.out / "heads/0")
     changes = [1 - run[task][SCORES[task]] / single[task] for task in SCORES]
-    assert delta_m(headline(run), read_single_task(finished.out / "baseline.json")) == pytest.approx(
+    assert delta_m(headline(run), read_single_task(finished.out / "baseline.json").scores) == pytest.approx(
         100 * np.mean(changes)
     )
 
@@ -292,6 +296,34 @@ def test_a_variant_that_cannot_be_built_is_told_before_anything_is_trained(tmp_p
             study(file, tmp_path / "out", console=quiet())
         assert "\n" not in str(mistake.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plot_of_a_task_that_nobody_knows_is_told_before_anything_is_trained(finished, tmp_path, monkeypatch):
+    def of_albedo(*file, **given):
+        return replace(read_plan(*file, **given), plots=(Plot("gflop", ("depth", "albedo")),))
+
+    monkeypatch.setattr("mtlsi.studies.study.read_plan", of_albedo)
+    monkeypatch.setattr("mtlsi.studies.study.measure", lambda *_, **__: pytest.fail("was compared"))
+    for out, more in ((finished.out, {}), (finished.out, {"table_only": True}), (tmp_path / "out", {})):
+        with pytest.raises(MistakeError, match="plots: y albedo: unknown task; expected some of depth, normals"):
+            study(finished.file, out, console=quiet(), **more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_odd_times_of_a_finished_run_stop_no_other_run(finished, tmp_path):
+    """A run whose time another one is to take is named, and the others are trained."""
+    shutil.copytree(finished.out / "heads/0", tmp_path / "out/heads/0")
+    with (tmp_path / "out/heads/0/metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "train_s": Infinity}\n')
+    variants = {
+        "heads": HEADS,
+        "timed": {**HEADS, "iterations_by_time_of": "heads"},
+        "new": {**HEADS, "train.lr": 2e-3},
+    }
+    outcome = study(write(tmp_path, variants=variants), tmp_path / "out", time=False, console=quiet())
+    assert outcome.finished == ["heads/0", "new/0"]
+    assert "whose metrics.jsonl has no seconds of training" in outcome.failed["timed/0"]
+    assert json.loads((tmp_path / "out/table.json").read_text())["variants"][0]["train_minutes"] is None
 
 
 def test_a_run_that_another_process_trains_is_left_to_it(finished, tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from io import StringIO
 from math import nan
 from pathlib import Path
@@ -11,7 +12,18 @@ from rich.console import Console
 
 from mtlsi.config import RunConfig
 from mtlsi.errors import MistakeError
-from mtlsi.studies.figures import Row, add_delta_m, headline_of, protocol_of, scored, single_task_scores
+from mtlsi.evaluation.report import read_single_task
+from mtlsi.metrics.boundary.protocols import PROTOCOLS
+from mtlsi.studies.figures import (
+    Labels,
+    Row,
+    add_delta_m,
+    headline_of,
+    labels_of,
+    protocol_of,
+    scored,
+    single_task_scores,
+)
 from mtlsi.studies.plan import Plan, Plot, StudyRun, Variant
 from mtlsi.studies.table import (
     as_csv,
@@ -19,10 +31,10 @@ from mtlsi.studies.table import (
     as_latex,
     as_markdown,
     latex,
-    name_of,
     notes_of,
     points_of,
     print_table,
+    write_all,
 )
 
 
@@ -65,9 +77,9 @@ def test_delta_m_is_the_mean_signed_change_against_the_single_tasks():
     assert [each.delta_m for each in rows[1:5]] == [None] * 4
     assert rows[5].delta_m == pytest.approx(5)  # over the tasks that are compared
     assert "Delta_m: against one, two." in notes_of(plan, rows)
-    assert single_task_scores(plan, rows) == {"semseg": 40.0, "depth": 1.0}
+    assert single_task_scores(plan, rows).scores == {"semseg": 40.0, "depth": 1.0}
     rows[1].num_planned = 3
-    assert single_task_scores(plan, rows) == {}
+    assert single_task_scores(plan, rows).scores == {}
     assert "Delta_m: none, one must finish." in notes_of(plan, rows)
 
 
@@ -75,7 +87,7 @@ def test_delta_m_is_the_mean_signed_change_against_the_single_tasks():
 def test_single_task_scores_that_cannot_be_divided_by_are_named(score, shown):
     rows = [row("one", {"semseg": score}, planned=1), row("two", {"depth": 1.0}, planned=1)]
     plan = plan_of("one", "two", baseline={"semseg": "one", "depth": "two"})
-    assert single_task_scores(plan, rows) == {}
+    assert single_task_scores(plan, rows).scores == {}
     why = f"Delta_m: none, the mIoU of one is {shown}, and a change is relative to a score above 0."
     assert why in notes_of(plan, rows)
 
@@ -83,11 +95,6 @@ def test_single_task_scores_that_cannot_be_divided_by_are_named(score, shown):
 def test_small_figures_are_not_rounded_to_nothing():
     text = as_markdown(plan_of("a"), [row("a", {"depth": 1.0}, planned=1, gflop=0.01234, ms=0.0456)])
     assert "| 0.012 | 0.046 |" in text
-
-
-def test_plots_over_one_axis_have_files_of_their_own():
-    plots = (Plot("gflop", of="a"), Plot("gflop"), Plot("gflop", ("depth",)), Plot("num_tokens", of="a"))
-    assert [name_of(plot, plots) for plot in plots] == ["gflop_a", "gflop_all", "gflop_depth", "num_tokens"]
 
 
 def test_a_title_is_printed_as_it_is_written():
@@ -100,7 +107,7 @@ def test_a_title_is_printed_as_it_is_written():
 
 def test_a_protocol_out_of_a_run_is_printed_as_it_is_written():
     said = StringIO()
-    measured = row("a", {"boundary": 50.0}, planned=1, boundaries={0: "[/]"})
+    measured = row("a", {"boundary": 50.0}, planned=1, boundaries={0: {"protocol": "[/]"}})
     print_table(plan_of("a"), [measured], Console(file=said, width=80))
     assert "[/])" in said.getvalue()
 
@@ -153,6 +160,32 @@ def test_figures_are_means_over_the_finished_seeds(tmp_path):
             headline_of(tmp_path / "a/1")
 
 
+@pytest.mark.parametrize("score", [1.7e308, -1.7e308, 2e12, 10**400])
+def test_a_score_that_no_mean_or_plot_can_take_is_one_line(score, tmp_path):
+    write_run(tmp_path / "a/0", {"depth": {"RMSE": score}}, [])
+    with pytest.raises(
+        MistakeError, match=r"a/0/scores\.json: .* is no score of a task; expected the scores"
+    ) as mistake:
+        headline_of(tmp_path / "a/0")
+    assert "\n" not in str(mistake.value)
+
+
+def test_delta_m_that_is_no_number_is_nowhere():
+    both = row("both", {"depth": 1e12, "normals": 1.0}, planned=1)
+    rows = [both, row("one", {"depth": 1e-300}, planned=1), row("two", {"normals": 1.0}, planned=1)]
+    plan = plan_of("both", "one", "two", baseline={"depth": "one", "normals": "two"})
+    add_delta_m(plan, rows)
+    assert both.delta_m is None
+
+
+def test_odd_times_of_a_run_are_no_times(tmp_path):
+    run = write_run(tmp_path / "a/0", {"depth": {"RMSE": 0.5}}, [10, float("inf")])
+    found = scored("a", [run], 1)
+    assert found.train_minutes is None
+    text = as_json(plan_of("a"), [replace(found, ms=nan)])
+    assert json.loads(text, parse_constant=pytest.fail)["variants"][0]["ms"] is None
+
+
 @pytest.mark.parametrize("name", [["float"], {"a": 1}, 3, "x\x1b[2J"])
 def test_a_boundary_protocol_that_is_no_name_is_one_line(name, tmp_path):
     write_run(tmp_path / "a/0", {}, [], boundaries={"protocol": name})
@@ -161,8 +194,6 @@ def test_a_boundary_protocol_that_is_no_name_is_one_line(name, tmp_path):
 
 
 def test_over_k_what_has_no_tokens_is_a_level_and_incomplete_variants_are_nowhere():
-    from mtlsi.studies.plan import Plot
-
     rows = [
         row("k8", {"depth": 1.0}, planned=1, num_tokens=8, gflop=1.0),
         row("k16", {"depth": 1.0}, planned=2, num_tokens=16, gflop=2.0),
@@ -217,3 +248,108 @@ def test_the_protocol_of_the_boundaries_stands_in_every_table(tmp_path):
     assert "Boundaries: measured by an unknown protocol" in text
     assert "Boundaries" not in as_markdown(plan, [alone])
     assert "boundary_protocol" not in as_csv([alone])
+
+
+# ---- what does not compare
+
+NYUD, PASCAL = (Labels(f"scenes of {name} (4 images)") for name in ("nyud", "pascal"))
+BY = {name: PROTOCOLS[name].on_data(0.011).record() for name in ("seism", "float")}
+
+
+def in_classes(labels: Labels, *names: str) -> tuple[Labels]:
+    return (replace(labels, classes=names),)
+
+
+def test_scores_on_other_data_or_classes_are_named_and_have_no_delta_m():
+    on_nyud = {"semseg": in_classes(NYUD, "wall", "floor"), "depth": (NYUD,)}
+    on_pascal = {"semseg": in_classes(PASCAL, "cat", "dog", "cow"), "depth": (PASCAL,)}
+    scores = {"semseg": 44.0, "depth": 0.9}
+    rows = [
+        row("both", scores, planned=1, labels=on_nyud),
+        row("pas", scores, planned=1, labels=on_pascal),
+        row("renamed", scores, planned=1, labels={**on_nyud, "semseg": in_classes(NYUD, "wall", "door")}),
+        row("one", {"semseg": 40.0}, planned=1, labels={"semseg": on_nyud["semseg"]}),
+        row("two", {"depth": 1.0}, planned=1, labels={"depth": on_nyud["depth"]}),
+    ]
+    plan = plan_of(*(each.variant for each in rows), baseline={"semseg": "one", "depth": "two"})
+    add_delta_m(plan, rows)
+    assert [each.delta_m for each in rows] == [pytest.approx(10), None, None, None, None]
+    notes = [
+        "Scores of semseg do not compare, data or classes are not the same: both, one on scenes of nyud (4 images), 2 "
+        "classes of other names; pas on scenes of pascal (4 images), 3 classes; renamed on scenes of nyud (4 images), 2 "
+        "classes of other names.",
+        "Scores of depth do not compare, data or classes are not the same: both, renamed, two on scenes of nyud (4 images); "
+        "pas on scenes of pascal (4 images).",
+        "Delta_m: against one, two; none of pas: other classes or data of semseg, depth; none of renamed: other classes or "
+        "data of semseg.",
+    ]
+    assert notes_of(plan, rows)[-3:] == notes
+    for text in (as_markdown(plan, rows), as_latex(plan, rows)):
+        assert all(note in text for note in notes)
+    assert not any("do not compare" in note for note in notes_of(plan, [rows[0], *rows[3:]]))
+
+    rows[3].labels["semseg"] += on_pascal["semseg"]  # the folder was changed between two seeds
+    assert single_task_scores(plan, rows).scores == {}
+    assert "Delta_m: none, the seeds of one were measured on different classes or data." in notes_of(plan, rows)
+
+
+def test_what_scores_were_measured_against_is_read_from_the_run(tmp_path):
+    classes = {"mIoU": 1.0, "IoU/wall": 1.0, "IoU/floor": None}
+    runs = [
+        write_run(tmp_path / "a" / str(seed), {"semseg": classes, "depth": {"RMSE": 0.5}}, [], images=images)
+        for seed, images in enumerate((4, 4, 1))
+    ]
+    few, all_ = Labels("scenes of nyud (1 image)"), NYUD
+    assert labels_of(runs[:2]) == {"semseg": in_classes(all_, "wall", "floor"), "depth": (all_,)}
+    assert labels_of(runs)["depth"] == (all_, few)
+    assert not (tmp_path / "D").exists()
+    data = replace(RunConfig().data, name="nyud", root=str(tmp_path / "x/../D"))
+    other = replace(runs[0], variant=Variant("a", replace(RunConfig(), data=data)))
+    assert labels_of([other])["depth"] == (Labels(f"nyud in {(tmp_path / 'D').resolve()} (4 images)"),)
+    for seed, odd in enumerate((None, [], "many")):
+        run = write_run(tmp_path / f"odd/{seed}", {"depth": {"RMSE": 0.5}}, [], images=odd)
+        with pytest.raises(MistakeError, match=r"scores\.json: "):
+            labels_of([run])
+
+
+def by(name: str | None, *more: str | None) -> dict:
+    return {seed: BY[one] if one else None for seed, one in enumerate((name, *more))}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "has_delta", "note"),
+    [
+        (by("seism"), by("seism"), True, "Delta_m: against one, two."),
+        (by(None), by(None), True, "Delta_m: against one, two."),
+        (by("float"), by("seism"), False, "Delta_m: against one, two; none of both: boundaries by another protocol."),
+        (by(None), by("seism"), False, "Delta_m: against one, two; none of both: boundaries by another protocol."),
+        ({0: {**BY["seism"], "unknown": "no boundary"}}, by("seism"), False, "; none of both: boundaries by another"),
+        (by("seism"), by("seism", "float"), False, "Delta_m: none, the boundaries of the single-task runs were measured"),
+        (by("seism"), by("seism", None), False, "Delta_m: none, the boundaries of the single-task runs were measured"),
+    ],
+)  # fmt: skip
+def test_delta_m_is_of_boundaries_by_one_protocol(tmp_path, ours, theirs, has_delta, note):
+    alone = [{"boundary": 50.0} for _ in theirs]
+    rows = [
+        row("both", {"boundary": 60.0, "depth": 0.9}, planned=1, boundaries=ours),
+        row("one", *alone, planned=len(alone), boundaries=theirs),
+        row("two", {"depth": 1.0}, planned=1),
+    ]
+    plan = plan_of("both", "one", "two", baseline={"boundary": "one", "depth": "two"})
+    add_delta_m(plan, rows)
+    assert rows[0].delta_m == (pytest.approx(15) if has_delta else None)
+    assert any(note in line for line in notes_of(plan, rows))
+    (tmp_path / "baseline.json").write_text("from before")
+    write_all(plan, rows, tmp_path)
+    if "none, " in note:
+        assert not (tmp_path / "baseline.json").exists()
+    else:
+        assert read_single_task(tmp_path / "baseline.json") == ({"boundary": 50.0, "depth": 1.0}, theirs[0])
+
+
+def test_a_plot_of_many_tasks_has_a_file_that_can_be_written(tmp_path):
+    plan = replace(plan_of("a"), plots=(Plot("gflop", ("depth", *["normals"] * 60)), Plot("gflop")))
+    write_all(plan, [row("a", {"depth": 1.0}, planned=1, gflop=1.0)], tmp_path, (".png", ".pdf"))
+    drawn = [path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".pdf")]
+    assert len(drawn) == 4
+    assert {"gflop.png", "gflop.pdf"} < {*drawn}

@@ -25,11 +25,14 @@ from mtlsi.errors import MistakeError
 from mtlsi.evaluation.field_files import save_for_field
 from mtlsi.evaluation.protocols import Showing, cut_back, cut_out, padded, showing_by
 from mtlsi.evaluation.report import (
+    OF_CLASS,
     Evaluation,
     Scores,
+    has_boundaries,
     headline,
     read_single_task,
     tables,
+    unlike_boundaries,
     write_confusion,
     write_images,
     write_scores,
@@ -164,7 +167,7 @@ def _scores_of(task: str, metric: Metric, classes: Mapping[str, Sequence[str]]) 
         )
     if isinstance(metric, MeanIoU):
         ious = zip(classes[task], metric.per_class().tolist(), strict=True)
-        scores |= {f"IoU/{name}": value for name, value in ious}
+        scores |= {f"{OF_CLASS}{name}": value for name, value in ious}
     return scores
 
 
@@ -244,7 +247,8 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
     dataset = subject.dataset
     tasks = tasks_of(options) or measurable_tasks(subject.network, dataset, console)
     shared = shared_tasks(subject.network, dataset, tasks)
-    check_asked_of(options, shared)
+    for note in check_asked_of(options, shared, protocol.on_data(dataset.boundary_tolerance)):
+        write_line(console, note)
     of_classes = {task: MeanIoU(num_channels(task, dataset.classes)) for task in shared if TASKS[task].metric == "miou"}
     rows: list[tuple[int, Scores]] = []
 
@@ -317,7 +321,7 @@ def delta_of(options: EvaluateOptions, scores: Evaluation) -> float | None:
     """Delta_m, where it is asked for and every one of its tasks turned out to have labels."""
     if options.single_task is None:
         return None
-    found, single = headline(scores), read_single_task(options.single_task)
+    found, single = headline(scores), read_single_task(options.single_task).scores
     return delta_m(found, single) if set(found) == set(single) else None
 
 
@@ -336,16 +340,32 @@ def check_evaluation(options: EvaluateOptions) -> Showing | None:
     return showing
 
 
-def check_asked_of(options: EvaluateOptions, tasks: Sequence[str]) -> None:
-    """Refuse, before anything is measured, what cannot be made of the measured ``tasks``."""
+def check_asked_of(options: EvaluateOptions, tasks: Sequence[str], protocol: Protocol) -> tuple[str, ...]:
+    """Refuse, before anything is measured, what cannot be made of the measured ``tasks``; gives a note on what is assumed.
+
+    ``protocol``: what boundaries will be measured by.
+    """
+    notes = ()
     if options.single_task is not None:
-        delta_m(dict.fromkeys(tasks, 1.0), read_single_task(options.single_task))
+        single = read_single_task(options.single_task)
+        delta_m(dict.fromkeys(tasks, 1.0), single.scores)
+        if single.boundaries is not None and (unlike := unlike_boundaries(single.boundaries, protocol.record())):
+            raise MistakeError(
+                f"--single-task {options.single_task}: its boundaries were measured otherwise: {unlike}; expected scores "
+                "by the same protocol: choose it with --boundary-protocol, or measure the single tasks again"
+            )
+        if single.boundaries is None and any(map(has_boundaries, tasks)):
+            notes = (
+                f"{options.single_task} does not say what its boundaries were measured by; Delta_m takes it for "
+                f"{protocol.name}, as here",
+            )
     if options.curve_path is not None and "boundary" not in tasks:
         raise MistakeError(
             f"--curve {options.curve_path}: no boundaries are measured; expected a model and data with them"
         )
     if options.confusion is not None and not any(TASKS[task].metric == "miou" for task in tasks):
         raise MistakeError(f"--confusion {options.confusion}: no task with classes is measured; leave it out")
+    return notes
 
 
 def draw_curve(scores: Evaluation, path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite, isnan
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -21,7 +21,7 @@ from mtlsi.io import check_writable, replace_text
 from mtlsi.metrics.boundary.curve import BoundaryCurve
 from mtlsi.metrics.boundary.protocols import Protocol
 from mtlsi.metrics.delta import delta_m
-from mtlsi.reading import read_json
+from mtlsi.reading import read_json, shortened
 from mtlsi.streams import write_line
 from mtlsi.tasks import NYUD_RANGE_M, TASKS
 
@@ -46,6 +46,8 @@ class Evaluation(Scores):
         """By task of boundaries, precision and recall over the thresholds."""
 
 
+OF_CLASS = "IoU/"
+"""Begins the name of the figure of one class."""
 OF_READINGS = ("RMSE", "abs_rel", "sq_rel", "RMSE_log", "silog", "delta1")
 """The depth figures that are shown in every reading; the JSON file has all of them."""
 
@@ -54,6 +56,11 @@ def plain_cell(text: str, style: str = "") -> Text:
     """``text``, which may be anybody's, in a table as it is: brackets are no markup, colons no emoji, and no sign steers a
     terminal. Its line breaks stay. Of titles ``style`` is "table.title", of captions "table.caption"."""
     return Text("\n".join(map(one_line, text.split("\n"))), style)
+
+
+def has_boundaries(task: str) -> bool:
+    """Whether a boundary protocol says how ``task`` is measured."""
+    return TASKS[task].metric == "boundary_f"
 
 
 def headline(scores: Scores) -> dict[str, float]:
@@ -158,7 +165,7 @@ def paper_row(
         record = TASKS[task]
         arrow = "higher is better" if record.higher_is_better else "lower is better"
         note = ", derived labels" if task in derived else ""
-        if record.metric == "boundary_f" and protocol:
+        if has_boundaries(task) and protocol:
             note += f", {protocol.name}"
         unit = f" ({record.unit})" if record.unit else ""
         table.add_column(plain_cell(f"{task} {record.score}{unit}\n{arrow}{note}"), justify="right")
@@ -235,7 +242,25 @@ def write_confusion(
         replace_text(folder / f"{task}.csv", text.getvalue())
 
 
-def read_single_task(path: Path) -> dict[str, float]:
+class SingleTask(NamedTuple):
+    """Scores of networks of one task each, for Delta_m."""
+
+    scores: dict[str, float]
+    """The headline figure by task."""
+    boundaries: dict[str, Any] | None = None
+    """What the boundaries among them were measured by, as ``Protocol.record`` has it; None: without any, or not said."""
+
+
+def write_single_task(single: SingleTask, path: Path) -> None:
+    """``single`` as JSON: {task: headline figure}, or, to say the protocol of boundaries too, as ``write_scores`` does."""
+    content: dict[str, Any] = single.scores
+    if single.boundaries is not None:
+        scores = {task: {TASKS[task].score: value} for task, value in single.scores.items()}
+        content = {"boundaries": single.boundaries, "scores": scores}
+    replace_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_single_task(path: Path) -> SingleTask:
     """The single-task scores in the JSON file ``path``, {task: headline figure}, or in one of ``write_scores``.
 
     Raises ``MistakeError`` for a file that is neither, and for a score that is not above 0.
@@ -246,9 +271,36 @@ def read_single_task(path: Path) -> dict[str, float]:
         single = headline(stored["scores"]) if "scores" in stored else stored
         single = {task: float(value) for task, value in single.items()}
         delta_m(single, single)
+        measured_by = boundary_record(stored) if "scores" in stored and any(map(has_boundaries, single)) else None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MistakeError) as error:
         raise MistakeError(f"{path}: {message_of(error, 200)}; expected {expected}") from error
-    return single
+    return SingleTask(single, measured_by)
+
+
+def boundary_record(stored: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The ``Protocol.record`` in a file of ``write_scores``; None: it is from before there were several protocols.
+
+    Raises ``TypeError`` or ``KeyError`` where something else stands there.
+    """
+    if "boundaries" not in stored:
+        return None
+    record = stored["boundaries"]
+    values = (*record, *record.values())
+    are_plain = all(x.isprintable() if isinstance(x, str) else isinstance(x, int | float | None) for x in values)
+    if not isinstance(record["protocol"], str) or not are_plain:
+        raise TypeError(f"{shortened(record)} is no boundary protocol")
+    return record
+
+
+def same_boundaries(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    """Whether two of ``boundary_record`` compare. What is not known compares with nothing that is."""
+    return one is other if one is None or other is None else not unlike_boundaries(one, other)
+
+
+def unlike_boundaries(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Where two records of boundary protocols differ, of what both say, in words; "" where they do not."""
+    differing = [name for name in theirs if name in ours and theirs[name] != ours[name]]
+    return ", ".join(f"{name} {theirs[name]} there, {ours[name]} here" for name in differing)
 
 
 def introduce(dataset: Any, console: Console) -> None:

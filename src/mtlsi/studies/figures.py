@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import isnan, nan
+from math import isfinite, isnan, nan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -16,19 +16,35 @@ from rich.console import Console
 from mtlsi.benchmarking.parts import count_flops
 from mtlsi.benchmarking.runs import Forward, forward_of, random_images
 from mtlsi.device import find_device
-from mtlsi.errors import MistakeError, message_of
+from mtlsi.errors import MistakeError, counted, message_of
+from mtlsi.evaluation.report import OF_CLASS, SingleTask, boundary_record, has_boundaries, same_boundaries
 from mtlsi.metrics import delta_m
 from mtlsi.model.network import MTLSINet
 from mtlsi.reading import read_json, shortened
 from mtlsi.run_folder import load_config
 from mtlsi.studies.plan import Plan, StudyRun
-from mtlsi.studies.runs import FINISHED, state_of
+from mtlsi.studies.runs import FINISHED, data_of, state_of
 from mtlsi.studies.times import times_of
 from mtlsi.tasks import TASKS
 from mtlsi.timing import time_calls
 
 TIME_ROUNDS = 9
 """Rounds in which every variant predicts one image in turn; the table has the median."""
+MOST_SCORE = 1e12
+"""Of a score without its sign: means and plots of larger ones are no numbers any more."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a task was measured against: scores compare where these are equal."""
+
+    data: str
+    """Which data set, in words, and how many of its images."""
+    classes: tuple[str, ...] = ()
+    """The names of the task's classes, where it has some."""
+
+    def __str__(self) -> str:
+        return f"{self.data}, {len(self.classes)} classes" if self.classes else self.data
 
 
 @dataclass
@@ -58,8 +74,11 @@ class Row:
     """Median time of one image at that size, on this machine."""
     num_tokens: int | None = None
     """K; None for a decoder without tokens."""
-    boundaries: dict[int, str | None] = field(default_factory=dict)
-    """By finished seed that learned boundaries, the protocol that they were measured by; None: its folder does not say."""
+    boundaries: dict[int, dict[str, Any] | None] = field(default_factory=dict)
+    """By finished seed that learned boundaries, the record of the protocol that they were measured by; None: its folder does
+    not say."""
+    labels: dict[str, tuple[Labels, ...]] = field(default_factory=dict)
+    """By task, what its scores were measured against, each once: several where the data was changed between seeds."""
     delta_m: float | None = None
     """In percent, of the means, against the single-task runs; of complete variants only."""
 
@@ -85,7 +104,9 @@ def measure(plan: Plan, out: Path, *, time: bool, console: Console) -> list[Row]
             name = variant.name
             # the model comes first: it knows the tasks of one's own
             model = MTLSINet.from_pretrained(first[name].out).to(device).eval() if name in first else None
-            row = scored(name, [run for run in finished if run.variant.name == name], len(plan.seeds))
+            runs = [run for run in finished if run.variant.name == name]
+            row = scored(name, runs, len(plan.seeds))
+            row.labels = labels_of(runs)
             if model is not None:
                 calls[name] = count(row, model, first[name], device)
             rows.append(row)
@@ -117,9 +138,22 @@ def scored(variant: str, runs: Sequence[StudyRun], num_planned: int) -> Row:
     )
 
 
-def has_boundaries(task: str) -> bool:
-    """Whether a boundary protocol says how ``task`` is measured."""
-    return TASKS[task].metric == "boundary_f"
+def labels_of(runs: Sequence[StudyRun]) -> dict[str, tuple[Labels, ...]]:
+    """By task, what the scores of ``runs`` were measured against, each once."""
+    found: dict[str, dict[Labels, None]] = {}
+    for run in runs:
+        with reading(run.out / "scores.json") as stored:
+            data = f"{data_of(run.config.data)} ({counted(int(stored['images']), 'image')})"
+            for task, scores in stored["scores"].items():
+                classes = tuple(name.removeprefix(OF_CLASS) for name in scores if name.startswith(OF_CLASS))
+                found.setdefault(task, {})[Labels(data, classes)] = None
+    return {task: tuple(several) for task, several in found.items()}
+
+
+def tasks_of_run(out: Path) -> tuple[str, ...]:
+    """The tasks that a run folder has scores of, whether they are known or not."""
+    with reading(out / "scores.json") as stored:
+        return tuple(stored["scores"])
 
 
 def headline_of(out: Path) -> dict[str, float]:
@@ -129,16 +163,15 @@ def headline_of(out: Path) -> dict[str, float]:
         for value in found.values():
             if not isinstance(value, float | int | None) or isinstance(value, bool):
                 raise TypeError(f"{shortened(value)} is no number")
+            if value is not None and abs(value) > MOST_SCORE:
+                raise ValueError(f"{shortened(value)} is no score of a task")
         return {task: nan if value is None else float(value) for task, value in found.items()}
 
 
-def protocol_of(out: Path) -> str | None:
-    """The protocol by which a run folder's boundaries were measured; None: it was made before there were several."""
+def protocol_of(out: Path) -> dict[str, Any] | None:
+    """What a run folder's boundaries were measured by; None: it was made before there were several protocols."""
     with reading(out / "scores.json") as stored:
-        name = stored["boundaries"]["protocol"] if "boundaries" in stored else None
-        if name is not None and not (isinstance(name, str) and name.isprintable()):
-            raise TypeError(f"{shortened(name)} is no boundary protocol")
-        return name
+        return boundary_record(stored)
 
 
 @contextmanager
@@ -167,24 +200,52 @@ def count(row: Row, model: MTLSINet, run: StudyRun, device: torch.device) -> For
 
 
 def add_delta_m(plan: Plan, rows: Sequence[Row]) -> None:
-    """Delta_m of every complete variant that has all tasks of the complete single-task runs, over these tasks."""
-    single = single_task_scores(plan, rows)
+    """Delta_m of every complete variant that has all tasks of the complete single-task runs, over these tasks.
+
+    None where the two do not compare: see ``unlike_single_tasks``.
+    """
+    single = single_task_scores(plan, rows).scores
     for row in rows:
-        if row.is_complete and len(single) > 1:
-            means = {task: value for task in single if (value := row.mean.get(task)) is not None}
-            row.delta_m = delta_m(means, single) if len(means) == len(single) else None
+        if has_tasks_of(single, row) and len(single) > 1 and not unlike_single_tasks(plan, row, rows):
+            means = {task: value for task in single if (value := row.mean[task]) is not None}
+            row.delta_m = _defined(delta_m(means, single))
 
 
-def single_task_scores(plan: Plan, rows: Sequence[Row]) -> dict[str, float]:
-    """The mean score of every task alone; {} where ``missing_single_tasks`` says why not."""
+def has_tasks_of(single: Mapping[str, float], row: Row) -> bool:
+    """Whether a complete variant has a score of every task in ``single``."""
+    return row.is_complete and all(row.mean.get(task) is not None for task in single)
+
+
+def unlike_single_tasks(plan: Plan, row: Row, rows: Sequence[Row]) -> str:
+    """Why a variant's scores do not compare with those of the single tasks, "" where they do."""
+    by_name = {one.variant: one for one in rows}
+    unlike = [task for task, name in plan.baseline.items() if row.labels.get(task) != by_name[name].labels.get(task)]
+    if unlike:
+        return f"other classes or data of {', '.join(unlike)}"
+    theirs = single_task_boundaries(plan, rows)
+    if theirs and not all(same_boundaries(theirs[0], ours) for ours in row.boundaries.values()):
+        return "boundaries by another protocol"
+    return ""
+
+
+def single_task_scores(plan: Plan, rows: Sequence[Row]) -> SingleTask:
+    """The mean score of every task alone; without any where ``missing_single_tasks`` says why not."""
     if missing_single_tasks(plan, rows):
-        return {}
+        return SingleTask({})
     means = {row.variant: row.mean for row in rows}
-    return {task: value for task, name in plan.baseline.items() if (value := means[name][task]) is not None}
+    scores = {task: value for task, name in plan.baseline.items() if (value := means[name][task]) is not None}
+    return SingleTask(scores, next(iter(single_task_boundaries(plan, rows)), None))
+
+
+def single_task_boundaries(plan: Plan, rows: Sequence[Row]) -> list[dict[str, Any] | None]:
+    """What the boundaries of the single-task runs were measured by, run by run."""
+    names = {name for task, name in plan.baseline.items() if has_boundaries(task)}
+    return [record for row in rows if row.variant in names for record in row.boundaries.values()]
 
 
 def missing_single_tasks(plan: Plan, rows: Sequence[Row]) -> str:
-    """Why there is nothing to compare with: single-task runs that have not finished, or a score that is not above 0."""
+    """Why there is nothing to compare with: single-task runs that have not finished, that do not compare with one another,
+    or a score that is not above 0."""
     by_name = {row.variant: row for row in rows}
     waiting = [name for name in plan.baseline.values() if not by_name[name].is_complete]
     if waiting:
@@ -194,11 +255,16 @@ def missing_single_tasks(plan: Plan, rows: Sequence[Row]) -> str:
         if value is None or not value > 0:
             shown = "undefined" if value is None else f"{value:g}"
             return f"the {TASKS[task].score} of {name} is {shown}, and a change is relative to a score above 0"
+        if len(by_name[name].labels.get(task, ())) > 1:
+            return f"the seeds of {name} were measured on different classes or data"
+    measured_by = single_task_boundaries(plan, rows)
+    if not all(same_boundaries(measured_by[0], other) for other in measured_by):
+        return "the boundaries of the single-task runs were measured by several protocols"
     return ""
 
 
 def _defined(value: float) -> float | None:
-    return None if isnan(value) else value
+    return value if isfinite(value) else None
 
 
 def _spread(values: Sequence[float]) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
@@ -22,7 +23,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.options.training import StudyOptions
 from mtlsi.reading import shortened
 from mtlsi.studies.settings import config_of, merged, nested, read_mapping, read_values
-from mtlsi.tasks import LONGEST_TEXT, TASKS, check_printed
+from mtlsi.tasks import BUILT_IN, LONGEST_TEXT, TASKS, check_name, check_printed
 
 X_AXES = ("num_tokens", "gflop", "train_minutes")
 """What scores are drawn over."""
@@ -277,14 +278,46 @@ def _plots(file: Path, plots: Any, variants: Sequence[Variant]) -> tuple[Plot, .
         own = any(variant.config.data.name not in ("scenes", "nyud", "pascal") for variant in variants)
         for task in tasks:  # a data set of one's own may bring tasks of its own
             if not isinstance(task, str) or (task not in known and not own):
-                raise MistakeError(f"{file}: plots: y {task!r}; expected tasks, such as {', '.join(TASKS)}")
+                raise MistakeError(f"{file}: plots: y {shortened(task)}; expected tasks, such as {', '.join(TASKS)}")
+            _check_task(f"{file}: plots: y", task)
         if not any(variant.name.startswith(str(of)) for variant in variants):
             raise MistakeError(f"{file}: plots: of {of!r}; expected what the names of some variants begin with")
-        made = Plot(plot["x"], tasks, str(of))
-        if made in found:
-            raise MistakeError(f"{file}: plots: {plot!r} stands there twice; remove one")
-        found.append(made)
+        found.append(Plot(plot["x"], tasks, str(of)))
+    often = Counter(name_of(plot, found).casefold() for plot in found)
+    for plot in found:
+        if often[(name := name_of(plot, found)).casefold()] > 1:
+            raise MistakeError(
+                f"{file}: plots: {often[name.casefold()]} would be the file {name}.png; expected plots of different names: "
+                "remove one, or draw other tasks or variants in it"
+            )
     return tuple(found)
+
+
+def name_of(plot: Plot, plots: Sequence[Plot]) -> str:
+    """What the plot's file is called; of which variants it is where another of ``plots`` has the same axis and tasks."""
+    alike = [other for other in plots if (other.x, other.tasks) == (plot.x, plot.tasks)]
+    return "_".join([plot.x, *plot.tasks, *((plot.of or "all",) if len(alike) > 1 else ())])
+
+
+def check_plots(plan: Plan, tasks: Mapping[str, Sequence[str]]) -> None:
+    """Raises ``MistakeError`` where a plot is of an unknown task. To be asked when data, which may bring its own, is open.
+
+    ``tasks``: those of every variant by name; while those of one are missing, nothing is refused.
+    """
+    if all(variant.name in tasks for variant in plan.variants):
+        known = tuple(dict.fromkeys(chain(*tasks.values(), TASKS)))
+        for task in chain.from_iterable(plot.tasks for plot in plan.plots):
+            if task not in known:
+                raise MistakeError(f"plots: y {task}: unknown task; expected some of {', '.join(known)}")
+
+
+def _check_task(where: str, task: str) -> None:
+    """A task's name becomes part of a file's, so that what no task can be called is refused before any data is open."""
+    if task not in BUILT_IN:
+        try:
+            check_name(task)
+        except MistakeError as error:
+            raise MistakeError(f"{where}: {error}") from error
 
 
 def _check_keys(where: str, content: Mapping[str, Any], known: Sequence[str]) -> None:

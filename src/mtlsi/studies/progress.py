@@ -110,9 +110,9 @@ class StudyProgress:
 
     def _learn(self, run: StudyRun) -> None:
         times = times_of(run.out) if (run.out / "scores.json").exists() else None
-        if times is not None:
+        steps = load_config(run.out).train.iterations if times is not None else 0
+        if times is not None and steps > 0:  # the file may say anything
             seconds = times.training_s + times.evaluation_s
-            steps = load_config(run.out).train.iterations
             self.per_step_s.setdefault(run.variant.name, []).append(seconds / steps)
 
     def _left_in_words(self, current_s: float | None = None, step_s: float | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -51,14 +52,22 @@ def state_of(run: StudyRun) -> str:
     return FINISHED if (run.out / "scores.json").exists() else STARTED
 
 
+def data_of(data: DataConfig) -> str:
+    """Which data that is, in words; the same words, the same images and labels, but for how many and how large they are."""
+    if data.name == "scenes":
+        return f"scenes of {data.label_set}"
+    return data.name if data.root is None else f"{data.name} in {Path(data.root).resolve()}"
+
+
 # ---- before anything is trained
 
 
-def check_runs(runs: Iterable[StudyRun], console: Console) -> None:
+def check_runs(runs: Iterable[StudyRun], console: Console) -> dict[str, tuple[str, ...]]:
     """Opens the data and builds the network of every variant; a ``MistakeError`` names the one that cannot be.
 
-    Tells about each data set what ``train`` would.
+    Tells about each data set what ``train`` would; gives the tasks of every variant.
     """
+    tasks: dict[str, tuple[str, ...]] = {}
     opened: dict[str, tuple[LabelledImages, LabelledImages]] = {}
     weights: set[tuple[str, str]] = set()
     for variant in dict.fromkeys(run.variant.name for run in runs):
@@ -72,8 +81,10 @@ def check_runs(runs: Iterable[StudyRun], console: Console) -> None:
                 wanted_by_task(run.config.train.class_weights, train_set.classes)
             check_tracker(run.config.train.tracker)
             _check_weights(network, run.config.backbone_weights or "none", weights)
+            tasks[variant] = network.tasks
         except FAILURES as error:
             raise MistakeError(f"variant {variant} cannot be trained: {one_line(error)}") from error
+    return tasks
 
 
 def _open(
@@ -115,9 +126,13 @@ def train_run(run: StudyRun, runs_by_name: Mapping[str, StudyRun], callbacks: It
 
 def iterations_for(run: StudyRun, other: StudyRun) -> int:
     """How many steps of ``run`` take as long as the whole training of ``other``, which must have finished."""
-    times = times_of(other.out) if state_of(other) == FINISHED else None
-    if times is None:
+    if state_of(other) != FINISHED:
         raise MistakeError(f"its training time is that of {other.name}, which has not finished; train that first")
+    if (times := times_of(other.out)) is None:
+        raise MistakeError(
+            f"its training time is that of {other.name}, whose metrics.jsonl has no seconds of training from 0 on; remove "
+            f"{other.out} to train it again"
+        )
     return max(1, round(times.training_s / seconds_per_step(run.config)))
 
 

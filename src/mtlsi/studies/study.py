@@ -17,9 +17,9 @@ from mtlsi.lock import HeldError, held
 from mtlsi.options.training import StudyOptions
 from mtlsi.plugins import import_plugins
 from mtlsi.streams import write_line
-from mtlsi.studies.figures import measure
+from mtlsi.studies.figures import measure, tasks_of_run
 from mtlsi.studies.jobs import DONE, FAILED, LEFT_TO, train_at_once
-from mtlsi.studies.plan import Plan, StudyRun, read_plan
+from mtlsi.studies.plan import Plan, StudyRun, check_plots, read_plan
 from mtlsi.studies.progress import StudyProgress
 from mtlsi.studies.runs import FAILURES, FINISHED, check_runs, one_line, state_of, train_run
 from mtlsi.studies.settings import read_values
@@ -99,6 +99,7 @@ def study(
     check_names(plan, sheet)
     outcome = Outcome()
     if table_only:
+        check_plots(plan, {run.variant.name: tasks_of_run(run.out) for run in finished})
         outcome.finished = [run.name for run in finished]
     else:
         outcome = _train_all(plan, runs, finished, out, jobs, console)
@@ -130,7 +131,7 @@ def _train_all(
     """Every run that is not finished: ``jobs`` at once, and in turn where that is one, or where times are compared."""
     outcome = Outcome(finished=[run.name for run in finished])
     in_turn = waiting = [run for run in runs if run not in finished]
-    check_runs(waiting, console)
+    check_plots(plan, {run.variant.name: tasks_of_run(run.out) for run in finished} | check_runs(waiting, console))
     if jobs > 1:
         by_time = {name for run in runs if run.variant.time_of for name in (run.variant.name, run.variant.time_of)}
         in_turn = [run for run in waiting if run.variant.name in by_time]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,11 +16,19 @@ from rich.table import Table
 
 from mtlsi.device import find_device
 from mtlsi.drawing.plots import Point, plot_scores
-from mtlsi.evaluation.report import plain_cell
-from mtlsi.io import replace_text
+from mtlsi.errors import one_line
+from mtlsi.evaluation.report import defined, has_boundaries, plain_cell, write_single_task
+from mtlsi.io import file_names, replace_text
 from mtlsi.streams import write_line
-from mtlsi.studies.figures import Row, has_boundaries, missing_single_tasks, single_task_scores
-from mtlsi.studies.plan import Plan, Plot
+from mtlsi.studies.figures import (
+    Labels,
+    Row,
+    has_tasks_of,
+    missing_single_tasks,
+    single_task_scores,
+    unlike_single_tasks,
+)
+from mtlsi.studies.plan import Plan, Plot, name_of
 from mtlsi.tasks import TASKS
 from mtlsi.timing import describe_machine
 
@@ -45,23 +54,19 @@ def write_all(plan: Plan, rows: Sequence[Row], out: Path, pictures: Sequence[str
         ("json", as_json(plan, rows)),
     ):
         replace_text(out / f"table.{ending}", text)
-    if single := single_task_scores(plan, rows):
-        replace_text(out / "baseline.json", json.dumps(single, indent=2) + "\n")
+    single = single_task_scores(plan, rows)
+    if single.scores:
+        write_single_task(single, out / "baseline.json")
     elif plan.baseline:  # what an earlier call wrote is of other runs
         (out / "baseline.json").unlink(missing_ok=True)
+    files = file_names((name_of(plot, plan.plots) for plot in plan.plots), max(map(len, pictures)))
     for plot in plan.plots:
         points, levels = points_of(plot, rows)
         shown = [row for row in rows if row.variant in {point.name for point in points}]
         tasks = [task for task in tasks_of(shown) if task in (plot.tasks or (task,))]
         for ending in pictures if tasks else ():
-            path = out / (name_of(plot, plan.plots) + ending)
+            path = out / (files[name_of(plot, plan.plots)] + ending)
             plot_scores(points, tasks, X_TITLES[plot.x], path, levels=levels, joined=plot.x == "num_tokens")
-
-
-def name_of(plot: Plot, plots: Sequence[Plot]) -> str:
-    """The plot's file, without its ending; of which variants it is where another of ``plots`` would have the same name."""
-    alike = [other for other in plots if (other.x, other.tasks) == (plot.x, plot.tasks)]
-    return "_".join([plot.x, *plot.tasks, *((plot.of or "all",) if len(alike) > 1 else ())])
 
 
 def points_of(plot: Plot, rows: Sequence[Row]) -> tuple[list[Point], list[Point]]:
@@ -109,7 +114,8 @@ def columns_of(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
 
 def protocols_of(rows: Sequence[Row]) -> list[str]:
     """The protocols that the boundaries of ``rows`` were measured by, each once."""
-    return list(dict.fromkeys(name or UNKNOWN for row in rows for name in row.boundaries.values()))
+    records = [record for row in rows for record in row.boundaries.values()]
+    return list(dict.fromkeys(record["protocol"] if record else UNKNOWN for record in records))
 
 
 def _seeds(row: Row) -> str:
@@ -141,14 +147,46 @@ def notes_of(plan: Plan, rows: Sequence[Row]) -> list[str]:
     notes.append(f"GFLOP: 2 x MAC of one image of {shown} pixels; training: minutes without evaluations.")
     if names := protocols_of(rows):
         notes.append(_boundary_note(rows, names))
+    notes += _label_notes(rows)
     if any(row.ms is not None for row in rows):
         notes.append("ms: median of one image in float32, all variants in turn on one machine.")
     if any(not row.is_complete for row in rows):
         notes.append("Incomplete variants show the mean of the seeds that have finished, and are not comparable.")
     if plan.baseline:
         why = missing_single_tasks(plan, rows)
-        notes.append(f"Delta_m: none, {why}." if why else f"Delta_m: against {', '.join(plan.baseline.values())}.")
-    return notes
+        notes.append(f"Delta_m: none, {why}." if why else _delta_note(plan, rows))
+    return [one_line(note) for note in notes]
+
+
+def _delta_note(plan: Plan, rows: Sequence[Row]) -> str:
+    """What Delta_m is against, and which variants have none because they do not compare with that."""
+    single, unlike = single_task_scores(plan, rows).scores, defaultdict(list)
+    for row in rows:
+        if has_tasks_of(single, row) and (why := unlike_single_tasks(plan, row, rows)):
+            unlike[why].append(row.variant)
+    none = "".join(f"; none of {', '.join(names)}: {why}" for why, names in unlike.items())
+    return f"Delta_m: against {', '.join(plan.baseline.values())}{none}."
+
+
+def _label_notes(rows: Sequence[Row]) -> list[str]:
+    """Which tasks do not compare, since variants were measured on other data or other classes."""
+    tasks_by_text: dict[str, list[str]] = defaultdict(list)
+    for task in tasks_of(rows):
+        variants: dict[Labels, list[str]] = defaultdict(list)
+        for row in rows:
+            for labels in row.labels.get(task, ()):
+                variants[labels].append(row.variant)
+        often = Counter(map(str, variants))
+        told = "; ".join(
+            f"{', '.join(names)} on {labels}{' of other names' * (often[str(labels)] > 1)}"
+            for labels, names in variants.items()
+        )
+        if len(variants) > 1:
+            tasks_by_text[told].append(task)
+    return [
+        f"Scores of {', '.join(tasks)} do not compare, data or classes are not the same: {told}."
+        for told, tasks in tasks_by_text.items()
+    ]
 
 
 def _boundary_note(rows: Sequence[Row], names: Sequence[str]) -> str:
@@ -225,14 +263,14 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def as_json(plan: Plan, rows: Sequence[Row]) -> str:
     """Everything: every seed's scores, what they were compared with, the machine that timed them."""
-    variants = []
-    for row in rows:
-        fields = asdict(row)
-        fields["by_seed"] = {
-            str(seed): {task: None if value != value else value for task, value in scores.items()}
-            for seed, scores in row.by_seed.items()
+    variants = [
+        {
+            **asdict(row),
+            "boundaries": {seed: record and record["protocol"] for seed, record in row.boundaries.items()},
+            "is_complete": row.is_complete,
         }
-        variants.append({**fields, "is_complete": row.is_complete})
+        for row in rows
+    ]
     report = {
         "title": plan.title,
         "note": plan.note,
@@ -242,4 +280,4 @@ def as_json(plan: Plan, rows: Sequence[Row]) -> str:
         "machine": describe_machine(find_device(None)),
         "variants": variants,
     }
-    return json.dumps(report, indent=2) + "\n"
+    return json.dumps(defined(report), indent=2) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from mtlsi.training.loop import batches_from, optimizer_step
 from mtlsi.training.setup import assemble, settle
 
 WARM_UP_STEPS, TIMED_STEPS = 10, 20
+MOST_S = 1e10
+"""Three hundred years: no run takes longer, and sums of such times stay numbers."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,19 @@ class RunTimes:
 
 
 def times_of(out: Path) -> RunTimes | None:
-    """What ``metrics.jsonl`` of the run folder ``out`` says; None where an older run left no times in it."""
+    """What ``metrics.jsonl`` of the run folder ``out`` says; None where an older run left no times in it, or odd ones."""
     lines, _ = read_metrics(out)
-    training = [line["train_s"] for line in lines if line.get("train_s") is not None]
-    return RunTimes(training[-1], sum(line.get("evaluation_s") or 0.0 for line in lines)) if training else None
+    training, evaluation = (
+        [line[name] for line in lines if line.get(name) is not None] for name in ("train_s", "evaluation_s")
+    )
+    if not training or not _are_times(training) or not _are_times(evaluation):
+        return None
+    return RunTimes(training[-1], sum(evaluation))
+
+
+def _are_times(seconds: Iterable[float]) -> bool:
+    """Whether all can be times of a run; NaN is none."""
+    return all(0 <= value <= MOST_S for value in seconds)
 
 
 def seconds_per_step(config: RunConfig) -> float:
