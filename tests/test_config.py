@@ -86,6 +86,10 @@ def test_a_precision_has_one_name_whichever_way_it_is_spelled(spelling, name):
         ("train.evaluate_images", -5, "evaluate_images"),
         ("train.final_images", -1, "final_images"),
         ("seed", -1, "seed"),
+        ("train.lr", float("inf"), "train.lr inf; expected a number"),
+        ("train.weight_decay", float("nan"), "train.weight_decay nan; expected a number"),
+        ("train.loss_weights", {"depth": float("inf")}, "train.loss_weights .*inf.*; expected"),
+        ("data.class_limit", float("nan"), "data.class_limit nan; expected"),
     ],
 )
 def test_settings_that_cannot_be_trained_with_are_refused_by_name(where, value, told):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtlsi.errors import MistakeError, check_choice
+from mtlsi.field_types import check_types
 from mtlsi.reading import shortened
 from mtlsi.sizes import ModelConfig, sizes_of
 
@@ -284,6 +285,8 @@ class RunConfig:
             raise MistakeError(
                 f"data.size_hw {list(self.data.size_hw)}; expected multiples of the decoder's stride {stride}, 64 or more"
             )
+        for part, where in ((self, ""), (self.data, "data."), (self.train, "train.")):
+            check_types(type(part), vars(part), where)  # as its folder is read back, where numbers are finite
 
     def _check_names(self) -> None:
         named = {"data.root": self.data.root, "init": self.init, "backbone_weights": self.backbone_weights}

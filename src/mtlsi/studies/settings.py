@@ -12,7 +12,6 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mtlsi.config import DataConfig, RunConfig, TrainConfig
 from mtlsi.errors import MistakeError, message_of
-from mtlsi.field_types import check_types
 from mtlsi.plain_settings import check_parts, check_plain_settings, in_plain_words, use_plain_values
 from mtlsi.reading import DEEPEST, shortened
 from mtlsi.yaml_files import parse_yaml, read_yaml
@@ -26,8 +25,6 @@ def config_of(where: str, settings: Mapping[str, Any]) -> RunConfig:
         namespace = _parser().parse_object({name: value for name, value in settings.items() if name != "seed"})
         given = namespace.as_dict()
         config = RunConfig(**given | {"data": DataConfig(**given["data"]), "train": TrainConfig(**given["train"])})
-        for part, name in ((config, ""), (config.data, "data."), (config.train, "train.")):
-            check_types(type(part), vars(part), name)  # as its folder is read back: numbers are finite
         config.check()
     except (ArgumentError, MistakeError, TypeError, ValueError) as error:
         raise MistakeError(f"{where}: {in_plain_words(message_of(error), _parser())}") from error
