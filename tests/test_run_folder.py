@@ -384,3 +384,11 @@ def test_whoever_may_read_new_files_may_read_those_of_a_run(tiny_run):
     files = [path for path in tiny_run.out.rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"config.json", "config.yaml", "model.safetensors", "metrics.jsonl"}
     assert [path for path in files if path.stat().st_mode != usual] == []
+
+
+@pytest.mark.parametrize("odd", ["Infinity", "NaN", "-1", "1e11", "null"])
+def test_what_can_be_no_time_counts_for_nothing(tmp_path, odd):
+    lines = ['{"step": 1, "train_s": 2.0}', f'{{"step": 2, "train_s": {odd}}}', '{"step": 3, "train_s": 4.0}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert run_folder.seconds_until(tmp_path, 2) == 2.0
+    assert run_folder.progress_of(tmp_path, RunConfig()).seconds == 4.0

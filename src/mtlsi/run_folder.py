@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import yaml
@@ -39,6 +39,8 @@ BEST = "best"
 STATE, METRICS, SCORES = "state", "metrics.jsonl", "scores.json"
 TIMES = ("train_s", "evaluation_s")
 """Seconds, in a line of metrics."""
+MOST_S = 1e10
+"""Three hundred years: no run takes longer, and sums of such times stay numbers."""
 LAST_STEP = 10**12
 """More than that a step's folder could not be called."""
 STEP_FOLDER = "step_{:06d}"
@@ -286,7 +288,7 @@ def progress_of(run: Path, config: RunConfig) -> Progress:
     step, seconds, options = 0, 0.0, config.train
     for values in read_metrics(run)[0]:
         step = max(step, values["step"])
-        if isinstance(spent := values.get("train_s"), int | float):
+        if is_time(spent := values.get("train_s")):
             seconds = max(seconds, spent)
     if saved := saved_steps(run):
         return Progress(saved[0], seconds or None)
@@ -298,10 +300,15 @@ def progress_of(run: Path, config: RunConfig) -> Progress:
     return Progress(last, seconds or None)
 
 
+def is_time(seconds: Any) -> TypeGuard[float]:
+    """Whether a run can have taken as long; NaN is no time."""
+    return isinstance(seconds, int | float) and 0 <= seconds <= MOST_S
+
+
 def seconds_until(run: Path, step: int) -> float | None:
     """Seconds of training up to ``step``, evaluations left out; None where the metrics do not say."""
     spent = [values.get("train_s") for values in read_metrics(run)[0] if values["step"] <= step]
-    return max((seconds for seconds in spent if isinstance(seconds, int | float)), default=None)
+    return max(filter(is_time, spent), default=None)
 
 
 def append_metrics(out: Path, line: dict[str, Any]) -> None:

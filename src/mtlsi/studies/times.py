@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mtlsi.config import RunConfig
-from mtlsi.run_folder import read_metrics
+from mtlsi.run_folder import TIMES, is_time, read_metrics
 from mtlsi.timing import synchronise
 from mtlsi.training.loop import batches_from, optimizer_step
 from mtlsi.training.setup import assemble, settle
 
 WARM_UP_STEPS, TIMED_STEPS = 10, 20
-MOST_S = 1e10
-"""Three hundred years: no run takes longer, and sums of such times stay numbers."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +29,10 @@ class RunTimes:
 def times_of(out: Path) -> RunTimes | None:
     """What ``metrics.jsonl`` of the run folder ``out`` says; None where an older run left no times in it, or odd ones."""
     lines, _ = read_metrics(out)
-    training, evaluation = (
-        [line[name] for line in lines if line.get(name) is not None] for name in ("train_s", "evaluation_s")
-    )
-    if not training or not _are_times(training) or not _are_times(evaluation):
+    training, evaluation = ([line[name] for line in lines if line.get(name) is not None] for name in TIMES)
+    if not training or not all(map(is_time, [*training, *evaluation])):
         return None
     return RunTimes(training[-1], sum(evaluation))
-
-
-def _are_times(seconds: Iterable[float]) -> bool:
-    """Whether all can be times of a run; NaN is none."""
-    return all(0 <= value <= MOST_S for value in seconds)
 
 
 def seconds_per_step(config: RunConfig) -> float:
