@@ -62,9 +62,8 @@ def pack_from_command(options: PackOptions, *, console: Console | None = None) -
         check_push(options.push)
     check_printed("--license", options.license)
     check_printed("--out", options.out.name, None)
-    if os.path.lexists(options.out) or os.path.exists(
-        os.path.realpath(options.out)
-    ):  # also a link to nothing, and nope/..
+    is_there = os.path.lexists(options.out) or os.path.exists(os.path.realpath(options.out))
+    if is_there:  # or a link to nothing, or nope/..
         raise MistakeError(f"--out {options.out} is there already; give a new folder")
     config = None if run is None else run_folder.load_config(run)
     best = None if run is None or run_folder.is_run(options.model) else kept(run)
