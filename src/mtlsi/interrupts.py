@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 AGAIN_AFTER_S = 0.02
-"""How long Ctrl-C waits where it would be dropped, before it is tried again."""
+"""How long a signal waits where it would be dropped, before it is tried again."""
 _DROPPING = {"weakref", "_weakrefset", "multiprocessing.util", "multiprocessing.popen_fork", "logging"}
 _came = False
 
@@ -43,11 +44,17 @@ def drops(frame: FrameType | None) -> bool:
     return False
 
 
+def puts_off(handler: Callable[[int, FrameType | None], None], number: int, frame: FrameType | None) -> bool:
+    """Whether ``handler`` is called again a little later, since what it raises in ``frame`` would be dropped."""
+    if not drops(frame) or not hasattr(signal, "setitimer"):
+        return False
+    signal.signal(signal.SIGALRM, lambda _, later: handler(number, later))
+    signal.setitimer(signal.ITIMER_REAL, AGAIN_AFTER_S)
+    return True
+
+
 def _take_note(number: int, frame: FrameType | None) -> None:
     global _came
     _came = True
-    if drops(frame) and hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, lambda _, later: _take_note(number, later))
-        signal.setitimer(signal.ITIMER_REAL, AGAIN_AFTER_S)
-        return
-    signal.default_int_handler(number, frame)
+    if not puts_off(_take_note, number, frame):
+        signal.default_int_handler(number, frame)

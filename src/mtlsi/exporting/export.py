@@ -86,10 +86,11 @@ def check(options: ExportOptions) -> None:
         raise MistakeError("--format program takes no --dtype, --size or --no-resize: leave them out")
     if (options.dtype == "int8") != bool(options.images):
         raise MistakeError("--dtype int8 and --images belong together; expected images like those to be predicted")
-    if options.size_hw is not None and min(options.size_hw) < 32:
-        raise MistakeError(f"--size {options.size_hw[0]} {options.size_hw[1]}; expected 32 pixels or more")
     if options.size_hw is not None:
-        check_size("--size {} {}".format(*options.size_hw), options.size_hw)
+        given = "--size {} {}".format(*options.size_hw)
+        if min(options.size_hw) < 32:
+            raise MistakeError(f"{given}; expected 32 pixels or more")
+        check_size(given, options.size_hw)
     needed = ("onnx", "onnxscript", "onnxruntime") if options.format == "onnx" else ()
     for library in needed:
         if find_spec(library) is None:

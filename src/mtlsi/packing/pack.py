@@ -133,10 +133,7 @@ def ending_by_sigterm() -> Iterator[None]:
         if os.getpid() != process:  # a process forked meanwhile
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif interrupts.drops(frame) and hasattr(signal, "setitimer"):
-            signal.signal(signal.SIGALRM, lambda _, later: end(number, later))
-            signal.setitimer(signal.ITIMER_REAL, interrupts.AGAIN_AFTER_S)
-        else:
+        elif not interrupts.puts_off(end, number, frame):
             signal.signal(number, signal.SIG_IGN)
             raise Stopped(number)
 

@@ -187,8 +187,8 @@ class Predictor:
         Raises as a call does, and ``MistakeError`` for maps of another size than the image's.
         """
         pixels = as_pixels(image)
-        if prediction is None:  # a file object has been read; a path may have EXIF
-            prediction = self.maps(image if isinstance(image, str | os.PathLike) else pixels)
+        if prediction is None:
+            prediction = self.maps(self.once_read(image, pixels))
         sheet = Panel(pixels, self.classes, colours=self.colours)
         for task in check_tasks(prediction, among=self.tasks):
             array = prediction[task]
@@ -198,6 +198,11 @@ class Predictor:
                 )
             sheet.add(task, array)
         return sheet.draw()
+
+    def once_read(self, image: ImageLike, pixels: np.ndarray) -> ImageLike:
+        """What a call is given of an image whose ``pixels`` have been read: these, or its path where its EXIF may count."""
+        by_name = isinstance(image, str | os.PathLike) and self.camera is not None
+        return image if by_name else pixels
 
     def _factor(self, size_hw: Size, image: ImageLike) -> float:
         """What the network's metres are multiplied by: for the working size, and for the image's camera where one is asked

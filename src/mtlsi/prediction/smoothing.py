@@ -11,7 +11,6 @@ Two running means, each with a share of its own that is kept from frame to frame
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +74,8 @@ class Smoothed:
         if pixels.shape != self._size_hw:
             self.reset()
         self._size_hw = pixels.shape
-        by_name = isinstance(image, str | os.PathLike) and self._predictor.camera is not None  # it may read EXIF
         try:
-            return self._predictor(image if by_name else pixels, tasks)
+            return self._predictor(self._predictor.once_read(image, pixels), tasks)
         except MistakeError:
             self.reset()
             raise
