@@ -1,4 +1,4 @@
-"""A real server of ``mtlsi page`` in a process of its own, for the tests of the page."""
+"""A real server of ``mtlsi page`` in a process of its own, and a network for it: for the tests of the page."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from mtlsi.model.build import create_model
+from mtlsi.model.network import MTLSINet
 
 LIFE_S = 600  # the server ends by itself even where the test is killed
 SERVE = """
@@ -27,6 +32,19 @@ sys.addaudithook(watch)
 from mtlsi.cli import main
 sys.exit(main(["page", "--port", "0", "--device", "cpu", "--model", sys.argv[3]]))
 """
+
+
+@torch.no_grad()
+def lively_model(**settings: Any) -> MTLSINet:
+    """A small network that answers to what it is shown, as a fresh one hardly does: weights moved, statistics settled."""
+    torch.manual_seed(0)
+    model = create_model("tiny", input_size=(96, 128), **settings).train()
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            weight.add_(torch.randn_like(weight) * (weight.std() if weight.numel() > 1 and weight.std() > 0 else 0.1))
+    for _ in range(3):
+        model(torch.randn(2, 3, 96, 128))
+    return model.eval()
 
 
 @contextmanager

@@ -15,15 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import mtlsi.page
 from mtlsi.kinds.palette import palette
-from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.prediction.predictor import Predictor
-from page_server import served
+from page_server import lively_model, served
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -125,19 +123,6 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "untrained"
     lively_model().save_pretrained(folder)
     return folder
-
-
-@torch.no_grad()
-def lively_model() -> MTLSINet:
-    """A small network that answers to what it is shown, as a fresh one hardly does: weights moved, statistics settled."""
-    torch.manual_seed(0)
-    model = create_model("tiny", input_size=(96, 128)).train()
-    for weight in model.parameters():
-        if weight.ndim > 1:
-            weight.add_(torch.randn_like(weight) * (weight.std() if weight.numel() > 1 and weight.std() > 0 else 0.1))
-    for _ in range(3):
-        model(torch.randn(2, 3, 96, 128))
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

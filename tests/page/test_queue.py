@@ -35,7 +35,7 @@ def ask(address: str, path: Path, together: Barrier) -> tuple[dict, list[int]]:
 
     client = Client(address, verbose=False)
     together.wait(60)
-    job = client.submit(handle_file(path), "model", TASKS, "As trained", fn_index=0)
+    job = client.submit(handle_file(path), "model", TASKS, "As trained", "As in training", fn_index=0)
     places = []
     while not job.done():
         if (place := job.status().rank) is not None:
@@ -56,9 +56,9 @@ def test_no_other_file_of_the_machine_is_opened_whatever_a_request_says(tmp_path
         for path in (str(secret), "/etc/passwd", "/dev/zero"):
             file = {"path": path, "meta": {"_type": "gradio.FileData"}}
             for data in (
-                [file, "model", TASKS, "As trained"],
-                [{**file, "is_stream": True}, "model", TASKS, "As trained"],
-                [None, "model", [file], "As trained"],
+                [file, "model", TASKS, "As trained", "As in training"],
+                [{**file, "is_stream": True}, "model", TASKS, "As trained", "As in training"],
+                [None, "model", [file], "As trained", "As in training"],
             ):
                 call = f"{address}gradio_api/call/predict"
                 event = httpx.post(call, json={"data": data}, timeout=20).json()["event_id"]

@@ -26,7 +26,7 @@ def result(height=30, width=40):
         "boundary": numbers.uniform(0, 1, (height, width)).astype(np.float32),
     }
     image = numbers.integers(0, 256, (height, width, 3), np.uint8)
-    return Result(image, prediction, "holiday", {"semseg": NAMES})
+    return Result(image, prediction, "holiday", 35.0, {"semseg": NAMES})
 
 
 def described(one, task):
@@ -95,18 +95,18 @@ def test_the_cloud_that_turns_is_bounded(monkeypatch):
     monkeypatch.setattr(results, "CLOUD_POINTS", 100)
     one = result()
     prediction = {"depth": np.full((30, 40), 2, np.float32)}
-    flat = Result(one.image, prediction, "flat")
+    flat = Result(one.image, prediction, "flat", 35.0)
     content = flat.turning_cloud()
     assert content.count(b'"count": ') == 2
     assert 0 < int(content.split(b'"count": ')[1].split(b",")[0]) <= 100
     # the same field of view, whatever the number of points
-    assert flat.focal_px(100) * flat.step(100) == pytest.approx(flat.focal_px())
-    assert flat.focal_px() == pytest.approx(518.86 * np.sqrt(30 * 40 / (480 * 640)))
+    assert flat.cloud_focal_px(100) * flat.step(100) == pytest.approx(35)
+    assert flat.cloud_focal_px() == 35
 
 
 def test_without_depth_there_is_no_cloud_and_it_says_why():
     one = result()
-    without = Result(one.image, {"semseg": one.prediction["semseg"]}, "x", one.classes)
+    without = Result(one.image, {"semseg": one.prediction["semseg"]}, "x", 35.0, one.classes)
     with pytest.raises(MistakeError, match="no depth was predicted"):
         without.turning_cloud()
 

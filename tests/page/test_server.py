@@ -72,7 +72,7 @@ def test_few_downloads_are_made_at_a_time(monkeypatch):
 
     monkeypatch.setitem(DOWNLOADS, "points.ply", ("points", "application/octet-stream", make))
     app, results = fastapi.FastAPI(), Results()
-    key = results.keep(Result(np.zeros((2, 3, 3), np.uint8), {}, "a"))
+    key = results.keep(Result(np.zeros((2, 3, 3), np.uint8), {}, "a", 1.0))
     add_results(app, results)
 
     async def ask():

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from mtlsi.errors import MistakeError
 from mtlsi.page import uploads
@@ -61,9 +61,10 @@ def test_only_files_that_the_browser_sent_are_taken(photo, tmp_path):
 
 
 def test_a_photo_comes_out_as_it_is(photo):
-    pixels, changed = read_upload(photo[0], "holiday.png")
-    np.testing.assert_array_equal(pixels, photo[1])
-    assert changed == ""
+    upload = read_upload(photo[0], "holiday.png")
+    np.testing.assert_array_equal(upload.pixels, photo[1])
+    assert upload.changed == ""
+    assert upload.view is None
 
 
 @pytest.mark.parametrize(
@@ -109,11 +110,26 @@ def test_files_of_too_many_bytes_are_refused(photo, monkeypatch):
 def test_a_large_photo_is_shrunk_and_it_says_so(tmp_path):
     ramp = np.linspace(0, 255, 3000).astype(np.uint8)[None, :, None].repeat(2000, 0).repeat(3, 2)
     Image.fromarray(ramp).save(tmp_path / "large.png")
-    pixels, changed = read_upload(tmp_path / "large.png", "large.png")
-    assert changed == "shrunk from 3000 x 2000"
+    upload = read_upload(tmp_path / "large.png", "large.png")
+    pixels = upload.pixels
+    assert upload.changed == "shrunk from 3000 x 2000"
     assert pixels.shape[0] * pixels.shape[1] <= 4_000_000 < 1.01 * pixels.shape[0] * pixels.shape[1]
     assert pixels.shape[1] / pixels.shape[0] == pytest.approx(1.5, rel=2e-3)
     np.testing.assert_allclose(pixels[1000, :, 0], np.linspace(0, 255, pixels.shape[1]), atol=1.5)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (3000, 2000)])
+def test_the_focal_length_is_in_the_pixels_that_are_kept(tmp_path, size):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # turned by a quarter
+    sensor = {ExifTags.Base.FocalLength: 4.0, ExifTags.Base.FocalPlaneXResolution: 250.0}
+    exif.get_ifd(ExifTags.IFD.Exif).update(sensor | {ExifTags.Base.FocalPlaneResolutionUnit: 4})  # pixels a millimetre
+    Image.new("RGB", size).save(tmp_path / "photo.jpg", exif=exif)
+    upload = read_upload(tmp_path / "photo.jpg", "photo.jpg")
+    height, width = upload.pixels.shape[:2]
+    assert height > width
+    assert upload.view is not None
+    assert upload.view.focal_px == pytest.approx(4 * 250 * width / size[1], rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -174,20 +174,36 @@ def test_the_network_knows_how_its_images_are_brought_to_its_size(two_steps, tmp
         assert MTLSINet.from_pretrained(tmp_path).resize == known
 
 
-def test_a_run_starts_from_a_whole_model_and_takes_its_sizes(tiny_run, two_steps):
-    asked = replace(two_steps, preset="mobilenetv2_100", model={"drop_path": 0.1}, init=str(tiny_run.out))
-    config, train_set = settle(asked), open_dataset(two_steps.data, "train")
-    assert config.model["backbone"] == "mobilenetv2_035"
+def test_a_run_starts_from_a_whole_model_and_takes_its_sizes(two_steps, tmp_path):
+    train_set = open_dataset(two_steps.data, "train")
+    donor = create_model("tiny", classes=train_set.classes, input_size=(64, 64), camera=camera_of(train_set), channels=16)
+    donor.save_pretrained(tmp_path)
+    asked = replace(two_steps, model={"drop_path": 0.1}, init=str(tmp_path))
+    config = settle(asked)
     network = build_model(config, train_set)
-    donor = MTLSINet.from_pretrained(tiny_run.out)
     assert network.sizes == replace(donor.sizes, drop_path=0.1)
     assert set_first_weights(network, config, train_set) == dict.fromkeys(NYUD, "all")
     theirs = donor.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in network.state_dict().items())
-    with pytest.raises(MistakeError, match="has channels 24, the run 32"):
+    with pytest.raises(MistakeError, match="has channels 16, the run 32"):
         begun(settle(replace(asked, model={"channels": 32})), train_set)
+    with pytest.raises(MistakeError, match="has backbone mobilenetv2_035, the run mobilenetv2_100; leave the run's pre"):
+        settle(replace(asked, preset="mobilenetv2_100"))
+    assert settle(replace(config, preset="mobilenetv2_100", model=asdict(donor.sizes))).preset == "mobilenetv2_100"
     with pytest.raises(MistakeError, match="give one of init"):
         replace(asked, backbone_weights="pretrained").check()
+
+
+@pytest.mark.parametrize("setting", ["init", "backbone_weights"])
+def test_weights_that_are_not_finite_are_no_start(tiny_run, two_steps, tmp_path, setting):
+    donor = MTLSINet.from_pretrained(tiny_run.out)
+    first = next(donor.backbone.parameters())
+    with torch.no_grad():
+        first[0] = torch.nan
+    donor.save_pretrained(tmp_path)
+    config, train_set = replace(two_steps, **{setting: str(tmp_path)}), open_dataset(two_steps.data, "train")
+    with pytest.raises(MistakeError, match=rf"^the weights of {tmp_path} are not finite \(backbone.*damaged; start from"):
+        begun(config, train_set)
 
 
 @pytest.mark.parametrize("name", ["nyud", "nyud-mobilenetv2", "scenes"])

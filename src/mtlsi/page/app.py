@@ -13,13 +13,16 @@ from gradio.utils import get_upload_folder  # pyright: ignore[reportMissingImpor
 
 from mtlsi.errors import MistakeError
 from mtlsi.page.models import AS_TRAINED, SCALES, Models
-from mtlsi.page.results import CLOUD_POINTS, NYUDV2, Result, Results
+from mtlsi.page.results import CLOUD_POINTS, Result, Results
 from mtlsi.page.uploads import check_uploaded, plain_stem, read_upload
+from mtlsi.prediction.camera import TrainingCamera, View, assumed_view, multiplied, notable
 from mtlsi.tasks import TASKS
 
 HERE = Path(__file__).parent
 QUEUED = 32
 """Photos that may wait; another one is told that the queue is full."""
+AS_IN_TRAINING, BY_EXIF = "As in training", "By the photo's EXIF"
+"""The cameras that a photo may be taken to be from, by what the page calls them."""
 SWEEP_S, UPLOAD_AGE_S = 600, 3600
 """How often uploads are looked through, and how old they grow: seconds."""
 STYLE = """
@@ -40,11 +43,11 @@ OFFERED_WITH_DEPTH = (
 def build_page(models: Models, results: Results) -> gr.Blocks:
     """The page over ``models``; it keeps what it predicts in ``results``."""
 
-    def predict(photo: ImageData | None, name: str, tasks: list[str], scale: str) -> tuple[Any, Any]:
+    def predict(photo: ImageData | None, name: str, tasks: list[str], scale: str, camera: str) -> tuple[Any, Any]:
         if photo is None or photo.path is None:
             return None, None
         try:
-            return _predict(models, results, photo, (name, tasks, scale))
+            return _predict(models, results, photo, (name, tasks, scale, camera))
         except MistakeError as error:
             return {"refused": " ".join(str(error).split())}, None
 
@@ -63,6 +66,7 @@ def build_page(models: Models, results: Results) -> gr.Blocks:
                 name = gr.Dropdown(models.names, value=first, label="Model", interactive=len(models.names) > 1)
                 tasks = gr.CheckboxGroup(**_task_choice(models.tasks(first)), label="Tasks")
                 scale = gr.Radio(list(SCALES), value=AS_TRAINED, label="Working size")
+                camera = gr.Radio([AS_IN_TRAINING, BY_EXIF], value=AS_IN_TRAINING, label="Camera, for metres and points")
                 again = gr.Button("Predict", variant="primary")
             with gr.Column(scale=4, min_width=320), gr.Tabs():
                 with gr.Tab("Tasks"):
@@ -70,11 +74,11 @@ def build_page(models: Models, results: Results) -> gr.Blocks:
                 with gr.Tab("Point cloud"):
                     cloud = _drawn_by("cloud", "mtlsi-cloud")
         asked: dict[str, Any] = {
-            "fn": predict, "inputs": [photo, name, tasks, scale], "outputs": [viewer, cloud],
+            "fn": predict, "inputs": [photo, name, tasks, scale, camera], "outputs": [viewer, cloud],
             "concurrency_limit": 1, "concurrency_id": "network", "trigger_mode": "always_last",
             "show_progress": "full",
         }  # fmt: skip
-        gr.on([photo.input, photo.clear, tasks.input, scale.input, again.click], **asked)
+        gr.on([photo.input, photo.clear, tasks.input, scale.input, camera.input, again.click], **asked)
         name.change(offer_tasks, name, tasks, queue=False).then(**asked)
     page.queue(max_size=QUEUED)
     return page
@@ -118,29 +122,48 @@ def style() -> dict[str, Any]:
 
 
 def _predict(
-    models: Models, results: Results, photo: ImageData, asked: tuple[str, list[str], str]
+    models: Models, results: Results, photo: ImageData, asked: tuple[str, list[str], str, str]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The description of a new result for the viewer, and its point cloud."""
     assert photo.path is not None
-    name, tasks, scale = asked
+    name, tasks, scale, camera = asked
     if not tasks:
         raise MistakeError("no task chosen; choose at least one")
     check_uploaded(photo.path, get_upload_folder())  # what is called a stream comes here unmoved
     given = photo.orig_name or Path(photo.path).name
-    pixels, changed = read_upload(Path(photo.path), given)
+    upload = read_upload(Path(photo.path), given)
+    pixels, (height, width) = upload.pixels, upload.pixels.shape[:2]
     predictor = models.predictor(name, scale)
     start = time.perf_counter()
     prediction = predictor(pixels, [task for task in predictor.tasks if task in tasks])
     seconds = time.perf_counter() - start
-    camera = predictor.training_camera or NYUDV2
-    result = Result(pixels, prediction, plain_stem(given), predictor.classes, predictor.colours, camera)
-    key, (height, width) = results.keep(result), pixels.shape[:2]
+    by_exif = upload.view if camera == BY_EXIF else None
+    view = by_exif or assumed_view(predictor.training_camera, (height, width))
+    if by_exif and predictor.training_camera:
+        prediction = multiplied(prediction, predictor.training_camera.factor(by_exif.focal_px, (height, width)))
+    result = Result(pixels, prediction, plain_stem(given), view.focal_px, predictor.classes, predictor.colours)
+    key, has_depth = results.keep(result), result.distance_task() is not None
     worked = "{} x {}".format(*reversed(predictor.shown.fit((height, width))))
-    said = [f"{width} x {height}", *[changed] * bool(changed), f"{name} at {worked}", f"{seconds:.2f} s"]
-    has_depth = result.distance_task() is not None
+    said = [f"{width} x {height}", upload.changed, f"{name} at {worked}", f"{seconds:.2f} s"]
+    if has_depth:
+        said.append(_said_of_camera(camera, upload.view, predictor.training_camera, (height, width)))
     offered = OFFERED + (OFFERED_WITH_DEPTH if has_depth else ())
-    shown = result.description() | {"key": key, "said": " · ".join(said), "downloads": offered}
-    return shown, {"key": key, "focal": result.focal_px(CLOUD_POINTS)} if has_depth else None
+    shown = result.description() | {"key": key, "said": " · ".join(filter(None, said)), "downloads": offered}
+    return shown, {"key": key, "focal": result.cloud_focal_px(CLOUD_POINTS)} if has_depth else None
+
+
+def _said_of_camera(
+    asked: str, view: View | None, training: TrainingCamera | None, size_hw: tuple[int, int]
+) -> str:
+    """What is to be said of the photo's EXIF: that it was used, is missing, or would change the metres."""
+    factor = 1.0 if view is None or training is None else training.factor(view.focal_px, size_hw)
+    if asked != BY_EXIF:
+        return f"the photo's EXIF, not used, would multiply the metres by {factor:.2f}" if notable(factor) else ""
+    if view is None:
+        return "no focal length in the photo's EXIF: the camera is taken to be as in training"
+    if training is None:
+        return f"points by {view.source}; this model names no training camera, so its metres are unchanged"
+    return f"metres multiplied by {factor:.2f}, by {view.source}"
 
 
 def _task_choice(tasks: tuple[str, ...]) -> dict[str, Any]:

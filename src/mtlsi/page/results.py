@@ -21,17 +21,13 @@ from mtlsi import kinds
 from mtlsi.drawing.panels import Colours, panel
 from mtlsi.errors import MistakeError
 from mtlsi.kinds.colouring import Swatches
-from mtlsi.prediction.camera import TrainingCamera
 from mtlsi.prediction.points import points, write_glb, write_ply
-from mtlsi.prediction.shown import Shown
 from mtlsi.tasks import TASKS
 
 SHOWN_PIXELS = 1_000_000
 """A larger result is shown, and read under the pointer, at every n-th pixel; what is downloaded is whole."""
 CLOUD_POINTS = 400_000
 """Points of the cloud that turns in the browser; the downloaded one has a point for every pixel."""
-NYUDV2 = TrainingCamera(518.86, (480, 640), Shown((480, 640)))
-"""Choice: taken to be the camera of a model that does not name that of its training."""
 KEPT_RESULTS, KEPT_BYTES = 32, 2**30
 
 
@@ -39,16 +35,16 @@ KEPT_RESULTS, KEPT_BYTES = 32, 2**30
 class Result:
     """What a model predicted for a photo.
 
-    ``image (H W 3) uint8``; ``prediction`` as ``Predictor`` gives it; ``classes`` and ``colours`` the model's.
+    ``image (H W 3) uint8``; ``prediction`` as ``Predictor`` gives it; ``focal_px`` the photo's focal length in its own
+    pixels; ``classes`` and ``colours`` the model's.
     """
 
     image: np.ndarray
     prediction: Mapping[str, np.ndarray]
     stem: str
+    focal_px: float
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     colours: Colours = field(default_factory=dict)
-    camera: TrainingCamera = NYUDV2
-    """That of the images which the model was trained on; the photo is taken to be from such a one."""
 
     @property
     def num_bytes(self) -> int:
@@ -135,7 +131,7 @@ class Result:
         seen = points(
             self.prediction[task][thin],
             self.image[thin],
-            self.focal_px(most),
+            self.cloud_focal_px(most),
             None if boundary is None else boundary[thin],
         )
         with tempfile.TemporaryDirectory() as folder:
@@ -147,10 +143,9 @@ class Result:
         height, width = self.image.shape[:2]
         return 1 if most is None else max(1, math.ceil(math.sqrt(height * width / most)))
 
-    def focal_px(self, most: int | None = None) -> float:
+    def cloud_focal_px(self, most: int | None = None) -> float:
         """The focal length, in pixels of the cloud."""
-        height, width = self.image.shape[:2]
-        return self.camera.focal_of((height, width)) / self.step(most)
+        return self.focal_px / self.step(most)
 
     def distance_task(self) -> str | None:
         """The first task of distances, if there is one."""

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from mtlsi.errors import MistakeError
 from mtlsi.images import open_image, to_rgb
+from mtlsi.prediction.camera import View, view_from_exif
 
 MOST_BYTES = 40 * 2**20
 """A larger file is refused."""
@@ -23,8 +25,20 @@ KEPT_PIXELS = 4_000_000
 LONGEST_NAME = 60
 
 
-def read_upload(path: Path, name: str) -> tuple[np.ndarray, str]:
-    """The photo in ``path``, upright ``(H W 3) uint8``, and what was done to it: one sentence, or nothing.
+@dataclass(frozen=True)
+class Upload:
+    """A photo that a browser sent, upright."""
+
+    pixels: np.ndarray
+    """``(H W 3) uint8``"""
+    view: View | None
+    """By its EXIF, in pixels of ``pixels``; None where that says nothing."""
+    changed: str = ""
+    """What was done to it: one sentence, or nothing."""
+
+
+def read_upload(path: Path, name: str) -> Upload:
+    """The photo in ``path``.
 
     ``name`` is what the person called it. Raises ``MistakeError`` where it is no image, is damaged or is too large.
     """
@@ -39,12 +53,15 @@ def read_upload(path: Path, name: str) -> tuple[np.ndarray, str]:
     with open_image(shown, path, most_pixels=MOST_PIXELS) as image:
         pixels = to_rgb(image)
     height, width = pixels.shape[:2]
+    view = view_from_exif(path, (height, width))
     if height * width <= KEPT_PIXELS:
-        return pixels, ""
+        return Upload(pixels, view)
     scale = math.sqrt(KEPT_PIXELS / (height * width))
     small = (max(1, int(width * scale)), max(1, int(height * scale)))
     shrunk = np.asarray(Image.fromarray(pixels).resize(small, Image.Resampling.BILINEAR, reducing_gap=2.0))
-    return shrunk, f"shrunk from {width} x {height}"
+    if view is not None:
+        view = View(view.focal_px * scale, view.source)
+    return Upload(shrunk, view, f"shrunk from {width} x {height}")
 
 
 def check_uploaded(path: str | Path, folder: str | Path) -> None:

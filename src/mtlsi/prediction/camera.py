@@ -193,8 +193,12 @@ class Metres:
         if self.needed or self.camera is not None or self.training is None:
             return None
         view = view_from_exif(path, size_hw)
-        factor = 1.0 if view is None else self.training.factor(view.focal_px, size_hw)
-        return factor if abs(math.log(factor)) > NOTABLE else None
+        return None if view is None else notable(self.training.factor(view.focal_px, size_hw))
+
+
+def notable(factor: float) -> float | None:
+    """The factor, where it changes metres by more than ``NOTABLE``."""
+    return factor if abs(math.log(factor)) > NOTABLE else None
 
 
 def assumed_view(training: TrainingCamera | None, size_hw: Size) -> View:

@@ -37,7 +37,7 @@ from mtlsi.losses import MultiTaskLoss
 from mtlsi.model.build import create_model
 from mtlsi.model.decoder import start_predictions_at
 from mtlsi.model.freezing import freeze
-from mtlsi.model.inherit import NEW, inherit
+from mtlsi.model.inherit import NEW, check_sizes_agree, inherit, tensors_of
 from mtlsi.model.network import MTLSINet
 from mtlsi.model.pretrained import is_packaged, note_on_name
 from mtlsi.nn import sync_norm
@@ -145,8 +145,14 @@ def settle(config: RunConfig, *, resume: bool = False) -> RunConfig:
 
 
 def sizes_of_start(init: str, config: RunConfig) -> dict[str, Any]:
-    """What turns the run's preset into the sizes of the model ``init``, under the changes that the run asks for."""
-    theirs, preset = asdict(MTLSINet.from_pretrained(init).sizes), asdict(sizes_of(config.preset, {}))
+    """What turns the run's preset into the sizes of the model ``init``, under the changes that the run asks for.
+
+    Raises ``MistakeError`` where a preset is given that is of other sizes: it would count for nothing.
+    """
+    sizes = MTLSINet.from_pretrained(init).sizes
+    if config.preset != RunConfig.preset:
+        check_sizes_agree(config.model_config(), sizes, f"the model {init}")
+    theirs, preset = asdict(sizes), asdict(sizes_of(config.preset, {}))
     return {size: value for size, value in theirs.items() if value != preset[size]} | config.model
 
 
@@ -322,12 +328,18 @@ def build_model(config: RunConfig, dataset: LabelledImages) -> MTLSINet:
 def set_first_weights(network: MTLSINet, config: RunConfig, dataset: LabelledImages) -> dict[str, str]:
     """Load what ``config.init`` and ``config.backbone_weights`` say, and start a new depth at its median in ``dataset``.
 
-    Gives by task what ``config.init`` brought of it.
+    Gives by task what ``config.init`` brought of it. Raises ``MistakeError`` for weights that are not finite.
     """
     load_backbone(network, config.backbone_weights or "none")
     taken_over: dict[str, str] = {}
     if config.init is not None:
         taken_over = inherit(network, MTLSINet.from_pretrained(config.init), f"the model {config.init}")
+    for name, tensor in tensors_of(network).items():
+        if not tensor.isfinite().all():
+            raise MistakeError(
+                f"the weights of {config.init or config.backbone_weights} are not finite ({name}): their training "
+                "diverged, or the file is damaged; start from others"
+            )
     for task, value in constant_predictions(dataset).items():
         if kinds.of(task).starts_at_constant and taken_over.get(task, NEW) == NEW:
             start_predictions_at(network.decoder, task, value)  # metres far from 0 would take a thousand steps to reach
