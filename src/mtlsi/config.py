@@ -33,6 +33,8 @@ MOST_SCENES = 1_000_000
 MOST_SIDE, MOST_PIXELS = 16_384, 2**25
 """Of every size that a network is to see images at, the second also of a model's input size: one such image takes gigabytes
 before anything is computed."""
+LARGEST_SEED = 2**64 - 1
+"""What torch takes."""
 FROM_SHARES = "from_shares"
 """What train.class_weights may be, for a task or for all: from the classes' shares of the training labels."""
 
@@ -276,8 +278,8 @@ class RunConfig:
             raise MistakeError(
                 "give one of init, the whole of a trained model, and backbone_weights, its backbone alone"
             )
-        if not 0 <= self.seed < 2**64:  # what torch takes
-            raise MistakeError(f"seed {shortened(self.seed)}; expected 0 to {2**64 - 1}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise MistakeError(f"seed {shortened(self.seed)}; expected 0 to {LARGEST_SEED}")
         stride = self.model_config().decoder_stride
         if stride not in (4, 8, 16):
             raise MistakeError(f"model.decoder_stride {stride}; expected 4, 8 or 16")

@@ -21,6 +21,7 @@ from mtlsi.benchmarking.runs import Measured, random_labels
 from mtlsi.cli import main
 from mtlsi.errors import MistakeError
 from mtlsi.losses import MultiTaskLoss
+from mtlsi.model import pretrained
 from mtlsi.model.build import create_model
 from mtlsi.model.network import MTLSINet
 from mtlsi.options.measuring import BenchmarkOptions
@@ -291,3 +292,14 @@ def test_changed_sizes_are_what_is_measured(tmp_path, no_memory):  # noqa: ARG00
     assert at_4 > 2 * at_8
     assert unchanged == {}
     assert changed == {"decoder_stride": 4, "scales": [3]}
+
+
+def test_it_says_which_of_two_models_of_one_name_it_measures(tmp_path, monkeypatch, no_memory):  # noqa: ARG001
+    for folder in ("package", "here"):
+        create_model("tiny", tasks=["depth"], input_size=(64, 64)).save_pretrained(tmp_path / folder / "scenes")
+    monkeypatch.setattr(pretrained, "PACKAGED", tmp_path / "package")
+    monkeypatch.chdir(tmp_path / "here")
+    for name, is_told in (("scenes", True), ("./scenes", False)):
+        said = StringIO()
+        benchmark(BenchmarkOptions(model=name, **QUICK), console=Console(file=said, width=200))
+        assert ("in the folder of that name here give ./scenes" in said.getvalue()) is is_told

@@ -417,6 +417,16 @@ def test_what_cannot_be_made_of_the_tasks_is_told_before_they_are_measured(
         evaluate_from_command(replace(options, **{name: paths[name] for name in changes}))
 
 
+def test_a_folder_in_the_place_of_a_confusion_matrix_is_told_before_anything_is_measured(
+    tiny_run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("mtlsi.evaluation.evaluate.evaluate", lambda *_, **__: pytest.fail("was measured"))
+    (tmp_path / "semseg.png").mkdir()
+    options = EvaluateOptions(str(tiny_run.out), data="scenes", limit=2, confusion=tmp_path)
+    with pytest.raises(MistakeError, match=r"^cannot write .*semseg\.png; give a file in an existing folder"):
+        evaluate_from_command(options)
+
+
 SEISM_NMS = PROTOCOLS["seism-nms"].on_data(TASK_SETS["nyud"].boundary_tolerance)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from mtlsi.evaluation.evaluate import evaluate_from_command
 from mtlsi.evaluation.one_image import predict_image
 from mtlsi.evaluation.protocols import showing_by
 from mtlsi.evaluation.subject import Subject, open_subject
-from mtlsi.figures.draw import DRAWERS, draw_sheet, figures_from_command, measure
+from mtlsi.figures.draw import DRAWERS, draw_sheet, figures_from_command, measure, out_of
 from mtlsi.kinds import decode
 from mtlsi.model.build import create_model
 from mtlsi.model.network import Output
@@ -163,6 +164,9 @@ def test_by_default_they_lie_in_the_run_and_of_a_model_folder_here(tiny_run, tmp
     assert names == {"figures.json", "training.png", "depth_errors.png"}
     (run / "config.yaml").unlink()
     (run / "metrics.jsonl").unlink()
+    monkeypatch.chdir(run)
+    assert out_of(".") == Path("run-figures")
+    monkeypatch.chdir(tmp_path)
     assert main(["figures", "run", "--data", "scenes", "--limit", "1", "--tasks", "normals"]) == 0
     names = {path.name for path in (tmp_path / "run-figures").iterdir()}
     assert names == {"figures.json", "normals_angles.png", "normals_best_worst.png"}

@@ -90,12 +90,23 @@ def test_requests_that_cannot_be_met_are_one_line(tmp_path, capsys):
         (["--only", "plain", "--pdf"], "one of --only"),
         (["--list", "--table"], "one of --list, which only lists commands"),
         (["--out", str(file)], "study.yaml is a file; give the study's folder"),
+        (["--list", "--seeds", str(2**64)], f"seeds: {2**64}; expected 0 to {2**64 - 1}"),
     ):
         assert main(["study", str(file), "--out", str(tmp_path / "out"), *words]) == 2
         assert told in capsys.readouterr().err
     with pytest.raises(MistakeError, match="jobs -1; expected"):
         study(file, tmp_path / "out", jobs=-1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["table.csv", "baseline.json", "num_tokens.pdf"])
+def test_a_folder_in_the_place_of_a_result_is_told_before_anything_is_trained(tmp_path, capsys, name):
+    file = write(tmp_path, variants={"plain": {}}, plots=[{"x": "num_tokens"}])
+    (tmp_path / "out" / name).mkdir(parents=True)
+    for words in ([], ["--table"]):
+        assert main(["study", str(file), "--out", str(tmp_path / "out"), "--pdf", *words]) == 2
+        assert f"{name} is a folder, where the study writes a file; move it or give" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
 @pytest.mark.slow

@@ -176,7 +176,9 @@ def test_the_network_knows_how_its_images_are_brought_to_its_size(two_steps, tmp
 
 def test_a_run_starts_from_a_whole_model_and_takes_its_sizes(two_steps, tmp_path):
     train_set = open_dataset(two_steps.data, "train")
-    donor = create_model("tiny", classes=train_set.classes, input_size=(64, 64), camera=camera_of(train_set), channels=16)
+    donor = create_model(
+        "tiny", classes=train_set.classes, input_size=(64, 64), camera=camera_of(train_set), channels=16
+    )
     donor.save_pretrained(tmp_path)
     asked = replace(two_steps, model={"drop_path": 0.1}, init=str(tmp_path))
     config = settle(asked)
@@ -187,7 +189,9 @@ def test_a_run_starts_from_a_whole_model_and_takes_its_sizes(two_steps, tmp_path
     assert all(torch.equal(value, theirs[name]) for name, value in network.state_dict().items())
     with pytest.raises(MistakeError, match="has channels 16, the run 32"):
         begun(settle(replace(asked, model={"channels": 32})), train_set)
-    with pytest.raises(MistakeError, match="has backbone mobilenetv2_035, the run mobilenetv2_100; leave the run's pre"):
+    with pytest.raises(
+        MistakeError, match="has backbone mobilenetv2_035, the run mobilenetv2_100; leave the run's pre"
+    ):
         settle(replace(asked, preset="mobilenetv2_100"))
     assert settle(replace(config, preset="mobilenetv2_100", model=asdict(donor.sizes))).preset == "mobilenetv2_100"
     with pytest.raises(MistakeError, match="give one of init"):
@@ -202,7 +206,9 @@ def test_weights_that_are_not_finite_are_no_start(tiny_run, two_steps, tmp_path,
         first[0] = torch.nan
     donor.save_pretrained(tmp_path)
     config, train_set = replace(two_steps, **{setting: str(tmp_path)}), open_dataset(two_steps.data, "train")
-    with pytest.raises(MistakeError, match=rf"^the weights of {tmp_path} are not finite \(backbone.*damaged; start from"):
+    with pytest.raises(
+        MistakeError, match=rf"^the weights of {tmp_path} are not finite \(backbone.*damaged; start from"
+    ):
         begun(config, train_set)
 
 

@@ -16,9 +16,11 @@ from mtlsi.device import find_device
 from mtlsi.drawing.plots import plot_scaling
 from mtlsi.errors import MistakeError
 from mtlsi.io import check_picture, check_writable, replace_text
+from mtlsi.model.pretrained import note_on_name
 from mtlsi.options.measuring import BenchmarkOptions
 from mtlsi.plugins import settle_plugins
 from mtlsi.sizes import PRESETS
+from mtlsi.streams import write_line
 from mtlsi.tasks import check_tasks
 from mtlsi.timing import describe_machine
 
@@ -36,6 +38,8 @@ def benchmark(request: BenchmarkOptions, *, console: Console | None = None) -> d
     if "cudagraphs" in request.modes and device.type != "cuda":
         raise MistakeError(f"mode cudagraphs on {device.type}; expected a CUDA device: leave it out")
     model = open_model(request.model, request.dataset, request.changes).to(device)
+    if (note := note_on_name(request.model)) is not None:
+        write_line(console, note)
     size_hw = request.size_hw or model.input_size
     tasks = None if request.tasks is None else check_tasks(request.tasks, among=model.tasks)
     run = Measured(

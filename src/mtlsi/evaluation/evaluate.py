@@ -363,8 +363,13 @@ def check_asked_of(options: EvaluateOptions, tasks: Sequence[str], protocol: Pro
         raise MistakeError(
             f"--curve {options.curve_path}: no boundaries are measured; expected a model and data with them"
         )
-    if options.confusion is not None and not any(TASKS[task].metric == "miou" for task in tasks):
-        raise MistakeError(f"--confusion {options.confusion}: no task with classes is measured; leave it out")
+    if options.confusion is not None:
+        with_classes = [task for task in tasks if TASKS[task].metric == "miou"]
+        if not with_classes:
+            raise MistakeError(f"--confusion {options.confusion}: no task with classes is measured; leave it out")
+        for task in with_classes:
+            for ending in (".csv", ".png"):
+                check_writable(options.confusion / (task + ending))
     return notes
 
 

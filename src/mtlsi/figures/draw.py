@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
@@ -27,7 +28,7 @@ from mtlsi.evaluation.report import Evaluation, write_figures
 from mtlsi.evaluation.subject import Subject, check_options, context_of, open_subject, protocol_of, tasks_of
 from mtlsi.figures.by_value import DISTANCE_EXPONENT, ErrorsByValue
 from mtlsi.figures.sheet import Sheets
-from mtlsi.io import check_folder, replace_array
+from mtlsi.io import check_folder, check_writable, replace_array
 from mtlsi.metrics import AngularError, MaxF, MeanIoU
 from mtlsi.options.measuring import FiguresOptions
 from mtlsi.streams import write_line
@@ -51,6 +52,7 @@ def figures_from_command(options: FiguresOptions, *, console: Console | None = N
     tasks = tasks_of(options) or measurable_tasks(subject.network, subject.dataset, console)
     options = replace(options, tasks=shared_tasks(subject.network, subject.dataset, tasks))
     check_folder(out)
+    check_writable(out / NUMBERS)
     scores, seen = measure(options, subject, console)
     run = run_folder.run_of(options.model)
     written, numbers = [] if run is None else draw_training(run, out), {}
@@ -80,7 +82,7 @@ def filled_in(options: FiguresOptions) -> FiguresOptions:
 def out_of(model: str) -> Path:
     """Where figures go unless told otherwise. Raises ``MistakeError`` where a run's folder for them is a link elsewhere."""
     if run_folder.run_of(model) is None:
-        return Path(f"{Path(model).name}-figures")
+        return Path(f"{Path(os.path.abspath(model)).name or 'model'}-figures")  # the folder's own name, of ``.``, too
     out = Path(model, "figures")
     if not out.resolve().is_relative_to(Path(model).resolve()):
         raise MistakeError(f"{out}: a link out of the run; expected a folder in it: say with --out where figures go")

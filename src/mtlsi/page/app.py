@@ -66,7 +66,9 @@ def build_page(models: Models, results: Results) -> gr.Blocks:
                 name = gr.Dropdown(models.names, value=first, label="Model", interactive=len(models.names) > 1)
                 tasks = gr.CheckboxGroup(**_task_choice(models.tasks(first)), label="Tasks")
                 scale = gr.Radio(list(SCALES), value=AS_TRAINED, label="Working size")
-                camera = gr.Radio([AS_IN_TRAINING, BY_EXIF], value=AS_IN_TRAINING, label="Camera, for metres and points")
+                camera = gr.Radio(
+                    [AS_IN_TRAINING, BY_EXIF], value=AS_IN_TRAINING, label="Camera, for metres and points"
+                )
                 again = gr.Button("Predict", variant="primary")
             with gr.Column(scale=4, min_width=320), gr.Tabs():
                 with gr.Tab("Tasks"):
@@ -152,9 +154,7 @@ def _predict(
     return shown, {"key": key, "focal": result.cloud_focal_px(CLOUD_POINTS)} if has_depth else None
 
 
-def _said_of_camera(
-    asked: str, view: View | None, training: TrainingCamera | None, size_hw: tuple[int, int]
-) -> str:
+def _said_of_camera(asked: str, view: View | None, training: TrainingCamera | None, size_hw: tuple[int, int]) -> str:
     """What is to be said of the photo's EXIF: that it was used, is missing, or would change the metres."""
     factor = 1.0 if view is None or training is None else training.factor(view.focal_px, size_hw)
     if asked != BY_EXIF:

@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from mtlsi.config import RunConfig
+from mtlsi.config import LARGEST_SEED, RunConfig
 from mtlsi.errors import MistakeError
 from mtlsi.options.training import StudyOptions
 from mtlsi.reading import shortened
@@ -230,6 +230,8 @@ def _seeds(where: str, seeds: Any) -> tuple[int, ...]:
     is_list = isinstance(seeds, list) and seeds
     if not is_list or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise MistakeError(f"{where}: {seeds!r}; expected different whole numbers, such as [0, 1]")
+    if max(seeds) > LARGEST_SEED:
+        raise MistakeError(f"{where}: {shortened(max(seeds))}; expected 0 to {LARGEST_SEED}")
     return tuple(seeds)
 
 

@@ -24,7 +24,7 @@ from mtlsi.studies.progress import StudyProgress
 from mtlsi.studies.runs import FAILURES, FINISHED, check_runs, one_line, state_of, train_run
 from mtlsi.studies.settings import read_values
 from mtlsi.studies.sheet import check_names, write_sheets
-from mtlsi.studies.table import print_table, write_all
+from mtlsi.studies.table import check_places, print_table, write_all
 
 
 @dataclass
@@ -97,6 +97,9 @@ def study(
     runs = plan.runs(out, only)
     finished = [run for run in runs if state_of(run) == FINISHED]
     check_names(plan, sheet)
+    pictures = (".png", ".pdf") if pdf else (".png",)
+    if not only:
+        check_places(plan, out, pictures)
     outcome = Outcome()
     if table_only:
         check_plots(plan, {run.variant.name: tasks_of_run(run.out) for run in finished})
@@ -104,7 +107,7 @@ def study(
     else:
         outcome = _train_all(plan, runs, finished, out, jobs, console)
     if not only and (outcome.finished or table_only):
-        compare(plan, out, time=time, sheet=sheet, pdf=pdf, console=console)
+        compare(plan, out, time=time, sheet=sheet, pictures=pictures, console=console)
     return outcome
 
 
@@ -160,10 +163,11 @@ def _train_all(
     return outcome
 
 
-def compare(plan: Plan, out: Path, *, time: bool, sheet: Sequence[str], pdf: bool, console: Console) -> None:
+def compare(
+    plan: Plan, out: Path, *, time: bool, sheet: Sequence[str], pictures: Sequence[str], console: Console
+) -> None:
     """The table, the plots and the sheet of the runs in ``out`` that have finished; ``MistakeError`` where none has."""
     rows = measure(plan, out, time=time, console=console)
-    pictures = (".png", ".pdf") if pdf else (".png",)
     write_all(plan, rows, out, pictures)
     print_table(plan, rows, console)
     if sheet:

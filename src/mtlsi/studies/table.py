@@ -16,7 +16,7 @@ from rich.table import Table
 
 from mtlsi.device import find_device
 from mtlsi.drawing.plots import Point, plot_scores
-from mtlsi.errors import one_line
+from mtlsi.errors import MistakeError, one_line
 from mtlsi.evaluation.report import defined, has_boundaries, plain_cell, write_single_task
 from mtlsi.io import file_names, replace_text
 from mtlsi.streams import write_line
@@ -42,24 +42,39 @@ LATEX = {
 }  # fmt: skip
 
 
+TABLES = ("table.md", "table.csv", "table.tex", "table.json")
+BASELINE = "baseline.json"
+
+
+def plot_files(plan: Plan, pictures: Sequence[str]) -> dict[str, str]:
+    """By name of a plot, that of its files without the ending."""
+    return file_names((name_of(plot, plan.plots) for plot in plan.plots), max(map(len, pictures)))
+
+
+def check_places(plan: Plan, out: Path, pictures: Sequence[str]) -> None:
+    """Raises ``MistakeError`` where a folder lies where ``write_all`` would write a file."""
+    plots = [name + ending for name in plot_files(plan, pictures).values() for ending in pictures]
+    for name in (*TABLES, BASELINE, *plots):
+        if (out / name).is_dir():
+            raise MistakeError(
+                f"{out / name} is a folder, where the study writes a file; move it or give another --out"
+            )
+
+
 def write_all(plan: Plan, rows: Sequence[Row], out: Path, pictures: Sequence[str] = (".png",)) -> None:
     """``table.md``, ``.csv``, ``.tex`` and ``.json``, the plots, and ``baseline.json`` if its runs are done.
 
     ``pictures``: the endings of the plots' files.
     """
-    for ending, text in (
-        ("md", as_markdown(plan, rows)),
-        ("csv", as_csv(rows)),
-        ("tex", as_latex(plan, rows)),
-        ("json", as_json(plan, rows)),
-    ):
-        replace_text(out / f"table.{ending}", text)
+    texts = (as_markdown(plan, rows), as_csv(rows), as_latex(plan, rows), as_json(plan, rows))
+    for name, text in zip(TABLES, texts, strict=True):
+        replace_text(out / name, text)
     single = single_task_scores(plan, rows)
     if single.scores:
-        write_single_task(single, out / "baseline.json")
+        write_single_task(single, out / BASELINE)
     elif plan.baseline:  # what an earlier call wrote is of other runs
-        (out / "baseline.json").unlink(missing_ok=True)
-    files = file_names((name_of(plot, plan.plots) for plot in plan.plots), max(map(len, pictures)))
+        (out / BASELINE).unlink(missing_ok=True)
+    files = plot_files(plan, pictures)
     for plot in plan.plots:
         points, levels = points_of(plot, rows)
         shown = [row for row in rows if row.variant in {point.name for point in points}]
