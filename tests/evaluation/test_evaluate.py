@@ -18,7 +18,7 @@ from mtlsi.config import DataConfig
 from mtlsi.data.datasets import open_dataset
 from mtlsi.errors import MistakeError
 from mtlsi.evaluation.evaluate import evaluate, evaluate_from_command, shared_tasks
-from mtlsi.evaluation.report import Evaluation, SingleTask, headline, write_single_task
+from mtlsi.evaluation.report import Evaluation, SingleTask, headline, write_scores, write_single_task
 from mtlsi.evaluation.subject import data_config, open_subject
 from mtlsi.metrics.boundary.protocols import PROTOCOLS
 from mtlsi.model.build import create_model
@@ -447,6 +447,19 @@ def test_single_task_boundaries_by_another_protocol_are_refused_before_they_are_
     with pytest.raises(MistakeError, match=told) as mistake:
         evaluate_from_command(replace(options, **changes))
     assert "\n" not in str(mistake.value)
+
+
+def test_single_task_scores_of_other_classes_are_refused_before_they_are_measured(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("mtlsi.evaluation.evaluate.evaluate", lambda *_, **__: pytest.fail("was measured"))
+    named = tmp_path / "named.json", tmp_path / "scored.json"
+    write_single_task(SingleTask({"semseg": 50.0}, None, {"semseg": ("wall", "floor")}), named[0])
+    write_scores({"semseg": {"mIoU": 50.0, "IoU/wall": 60.0, "IoU/floor": 40.0}}, named[1])
+    for path in named:
+        options = EvaluateOptions(str(tiny_run.out), data="scenes", limit=2, tasks="semseg", single_task=path)
+        with pytest.raises(
+            MistakeError, match=r"its semseg is of 2 classes, here are \d+ or others; expected scores on"
+        ):
+            evaluate_from_command(options)
 
 
 @pytest.mark.parametrize(("measured_by", "noted"), [(SEISM_NMS.record(), False), (None, True)])

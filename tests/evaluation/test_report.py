@@ -96,6 +96,20 @@ def test_single_task_scores_say_what_their_boundaries_were_measured_by(tmp_path)
         assert read_single_task(path) == SingleTask({task: 0.5}, measured_by)
 
 
+def test_single_task_scores_say_of_which_classes_they_are(tmp_path):
+    path, classes = tmp_path / "single.json", {"semseg": ("wall", "floor")}
+    for measured_by in (None, BY_SEISM):
+        single = SingleTask({"semseg": 40.0, "boundary": 60.0}, measured_by, classes)
+        write_single_task(single, path)
+        assert read_single_task(path) == single
+    write_scores({"semseg": {"mIoU": 40.0, "IoU/wall": 50.0, "IoU/floor": float("nan")}}, path)
+    assert read_single_task(path).classes == classes
+    for text in ('{"semseg": 5}', '{"semseg": [5]}', "[]"):
+        path.write_text(f'{{"classes": {text}, "scores": {{"semseg": {{"mIoU": 40}}}}}}')
+        with pytest.raises(MistakeError, match=r"single\.json: "):
+            read_single_task(path)
+
+
 @pytest.mark.parametrize(
     "record", [None, 5, "seism", {}, {"protocol": 5}, {"protocol": "x\x1b[2J"}, {**BY_SEISM, "nms": []}]
 )

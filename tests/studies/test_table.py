@@ -288,6 +288,7 @@ def test_scores_on_other_data_or_classes_are_named_and_have_no_delta_m():
         assert all(note in text for note in notes)
     assert not any("do not compare" in note for note in notes_of(plan, [rows[0], *rows[3:]]))
 
+    assert single_task_scores(plan, rows).classes == {"semseg": ("wall", "floor")}
     rows[3].labels["semseg"] += on_pascal["semseg"]  # the folder was changed between two seeds
     assert single_task_scores(plan, rows).scores == {}
     assert "Delta_m: none, the seeds of one were measured on different classes or data." in notes_of(plan, rows)
@@ -344,7 +345,7 @@ def test_delta_m_is_of_boundaries_by_one_protocol(tmp_path, ours, theirs, has_de
     if "none, " in note:
         assert not (tmp_path / "baseline.json").exists()
     else:
-        assert read_single_task(tmp_path / "baseline.json") == ({"boundary": 50.0, "depth": 1.0}, theirs[0])
+        assert read_single_task(tmp_path / "baseline.json") == ({"boundary": 50.0, "depth": 1.0}, theirs[0], {})
 
 
 def test_a_plot_of_many_tasks_has_a_file_that_can_be_written(tmp_path):

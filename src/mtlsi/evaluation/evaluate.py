@@ -247,7 +247,7 @@ def evaluate_from_command(options: EvaluateOptions, *, console: Console | None =
     dataset = subject.dataset
     tasks = tasks_of(options) or measurable_tasks(subject.network, dataset, console)
     shared = shared_tasks(subject.network, dataset, tasks)
-    for note in check_asked_of(options, shared, protocol.on_data(dataset.boundary_tolerance)):
+    for note in check_asked_of(options, shared, dataset.classes, protocol.on_data(dataset.boundary_tolerance)):
         write_line(console, note)
     of_classes = {task: MeanIoU(num_channels(task, dataset.classes)) for task in shared if TASKS[task].metric == "miou"}
     rows: list[tuple[int, Scores]] = []
@@ -340,15 +340,23 @@ def check_evaluation(options: EvaluateOptions) -> Showing | None:
     return showing
 
 
-def check_asked_of(options: EvaluateOptions, tasks: Sequence[str], protocol: Protocol) -> tuple[str, ...]:
+def check_asked_of(
+    options: EvaluateOptions, tasks: Sequence[str], classes: Mapping[str, Sequence[str]], protocol: Protocol
+) -> tuple[str, ...]:
     """Refuse, before anything is measured, what cannot be made of the measured ``tasks``; gives a note on what is assumed.
 
-    ``protocol``: what boundaries will be measured by.
+    ``classes``: the names of each task's. ``protocol``: what boundaries will be measured by.
     """
     notes = ()
     if options.single_task is not None:
         single = read_single_task(options.single_task)
         delta_m(dict.fromkeys(tasks, 1.0), single.scores)
+        for task, theirs in single.classes.items():
+            if task in tasks and theirs != (ours := tuple(classes.get(task, ()))):
+                raise MistakeError(
+                    f"--single-task {options.single_task}: its {task} is of {len(theirs)} classes, here are {len(ours)} or "
+                    "others; expected scores on the same classes"
+                )
         if single.boundaries is not None and (unlike := unlike_boundaries(single.boundaries, protocol.record())):
             raise MistakeError(
                 f"--single-task {options.single_task}: its boundaries were measured otherwise: {unlike}; expected scores "

@@ -249,14 +249,20 @@ class SingleTask(NamedTuple):
     """The headline figure by task."""
     boundaries: dict[str, Any] | None = None
     """What the boundaries among them were measured by, as ``Protocol.record`` has it; None: without any, or not said."""
+    classes: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """By task the names of its classes, where they are said."""
 
 
 def write_single_task(single: SingleTask, path: Path) -> None:
-    """``single`` as JSON: {task: headline figure}, or, to say the protocol of boundaries too, as ``write_scores`` does."""
+    """``single`` as JSON: {task: headline figure}, or, to say the protocol of boundaries or classes too, as ``write_scores``
+    does.
+    """
     content: dict[str, Any] = single.scores
-    if single.boundaries is not None:
+    if single.boundaries is not None or single.classes:
         scores = {task: {TASKS[task].score: value} for task, value in single.scores.items()}
-        content = {"boundaries": single.boundaries, "scores": scores}
+        content = {} if single.boundaries is None else {"boundaries": single.boundaries}
+        content |= {"classes": dict(single.classes)} if single.classes else {}
+        content |= {"scores": scores}
     replace_text(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -272,9 +278,27 @@ def read_single_task(path: Path) -> SingleTask:
         single = {task: float(value) for task, value in single.items()}
         delta_m(single, single)
         measured_by = boundary_record(stored) if "scores" in stored and any(map(has_boundaries, single)) else None
+        classes = classes_of(stored) if "scores" in stored else {}
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MistakeError) as error:
         raise MistakeError(f"{path}: {message_of(error, 200)}; expected {expected}") from error
-    return SingleTask(single, measured_by)
+    return SingleTask(single, measured_by, classes)
+
+
+def classes_of(stored: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """By task the names of its classes, as a file of ``write_scores`` or ``write_single_task`` has them.
+
+    Raises ``TypeError`` where something else stands there.
+    """
+    found = {task: names_of_classes(values) for task, values in stored["scores"].items()} | stored.get("classes", {})
+    for names in found.values():
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"{shortened(names)} are no names of classes")
+    return {task: tuple(names) for task, names in found.items() if names}
+
+
+def names_of_classes(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes that have a score of their own among a task's."""
+    return tuple(name.removeprefix(OF_CLASS) for name in values if name.startswith(OF_CLASS))
 
 
 def boundary_record(stored: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from mtlsi.benchmarking.parts import count_flops
 from mtlsi.benchmarking.runs import Forward, forward_of, random_images
 from mtlsi.device import find_device
 from mtlsi.errors import MistakeError, counted, message_of
-from mtlsi.evaluation.report import OF_CLASS, SingleTask, boundary_record, has_boundaries, same_boundaries
+from mtlsi.evaluation.report import SingleTask, boundary_record, has_boundaries, names_of_classes, same_boundaries
 from mtlsi.metrics import delta_m
 from mtlsi.model.network import MTLSINet
 from mtlsi.reading import read_json, shortened
@@ -145,8 +145,7 @@ def labels_of(runs: Sequence[StudyRun]) -> dict[str, tuple[Labels, ...]]:
         with reading(run.out / "scores.json") as stored:
             data = f"{data_of(run.config.data)} ({counted(int(stored['images']), 'image')})"
             for task, scores in stored["scores"].items():
-                classes = tuple(name.removeprefix(OF_CLASS) for name in scores if name.startswith(OF_CLASS))
-                found.setdefault(task, {})[Labels(data, classes)] = None
+                found.setdefault(task, {})[Labels(data, names_of_classes(scores))] = None
     return {task: tuple(several) for task, several in found.items()}
 
 
@@ -232,9 +231,10 @@ def single_task_scores(plan: Plan, rows: Sequence[Row]) -> SingleTask:
     """The mean score of every task alone; without any where ``missing_single_tasks`` says why not."""
     if missing_single_tasks(plan, rows):
         return SingleTask({})
-    means = {row.variant: row.mean for row in rows}
-    scores = {task: value for task, name in plan.baseline.items() if (value := means[name][task]) is not None}
-    return SingleTask(scores, next(iter(single_task_boundaries(plan, rows)), None))
+    by_task = {task: row for row in rows for task, name in plan.baseline.items() if row.variant == name}
+    scores = {task: value for task, row in by_task.items() if (value := row.mean[task]) is not None}
+    classes = {task: one.classes for task, row in by_task.items() for one in row.labels.get(task, ()) if one.classes}
+    return SingleTask(scores, next(iter(single_task_boundaries(plan, rows)), None), classes)
 
 
 def single_task_boundaries(plan: Plan, rows: Sequence[Row]) -> list[dict[str, Any] | None]:
