@@ -169,6 +169,6 @@ def test_a_very_long_text_is_shortened_at_once(monkeypatch):
             Counting.letters += len(text)
             return 8 * len(text)
 
-    monkeypatch.setattr("mtlsi.drawing.panels._font", lambda _: Counting())
+    monkeypatch.setattr("mtlsi.drawing.panels._font", lambda *_: Counting())
     assert _shorten("w" * 20_000, 13, 250) == "w" * 30 + "…"
     assert Counting.letters < 100_000  # one letter after the other: 200 million

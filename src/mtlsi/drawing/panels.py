@@ -11,7 +11,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mtlsi import kinds
+from mtlsi.drawing.fonts import font_for
 from mtlsi.drawing.thinning import Box, thin_out
 from mtlsi.errors import MistakeError
 from mtlsi.kinds.colouring import Colour, Limits, Scale, Swatches
@@ -31,7 +31,6 @@ LONGEST = 1600
 TILE_WIDTH, TILE_HEIGHT, NARROWEST = 480, 640, 300
 """An image in a panel fits in the first two; no cell is narrower than the third, so that its legend can be read."""
 MARGIN, GAP, TEXT, TITLE, LEGEND_LINES = 20, 8, 15, 19, 6
-FONT = Path("mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
 
 Classes = Mapping[str, Sequence[str]]
 Colours = Mapping[str, Sequence[Colour]]
@@ -205,7 +204,7 @@ def sheet(parts: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
         width = max(image.width for image in images) - 2 * MARGIN
         line = Image.new("RGB", (width, TITLE + 2 * GAP), PAPER)
         draw = ImageDraw.Draw(line)
-        draw.text((0, GAP), _shorten(heading, TITLE, width), INK, _font(TITLE))
+        draw.text((0, GAP), _shorten(heading, TITLE, width), INK, _font(TITLE, heading))
         draw.line((0, line.height - 1, width, line.height - 1), FRAME)
         framed = Image.new("RGB", (width + 2 * MARGIN, line.height + MARGIN), PAPER)
         framed.paste(line, (MARGIN, MARGIN))
@@ -275,7 +274,7 @@ def _stack(title: str | None, tile: Image.Image, key: Image.Image | None) -> Ima
     top = TITLE + 2 * GAP if title else 0
     cell = Image.new("RGB", (width, top + tile.height + (key.height + GAP if key else 0)), PAPER)
     if title:
-        ImageDraw.Draw(cell).text((0, GAP // 2), _shorten(title, TITLE, width), INK, _font(TITLE))
+        ImageDraw.Draw(cell).text((0, GAP // 2), _shorten(title, TITLE, width), INK, _font(TITLE, title))
     cell.paste(tile, ((width - tile.width) // 2, top))
     if key:
         cell.paste(key, (0, top + tile.height + GAP))
@@ -285,7 +284,7 @@ def _stack(title: str | None, tile: Image.Image, key: Image.Image | None) -> Ima
 def _legend(swatches: Swatches, width: int) -> Image.Image:
     """Colour chips with names, in as many lines as needed; what does not fit in ``LEGEND_LINES`` is counted."""
     entries = swatches.entries
-    font, chip, line_height, gap = _font(TEXT), TEXT, TEXT + 8, 16
+    font, chip, line_height, gap = _font(TEXT, "".join(name for _, name in entries)), TEXT, TEXT + 8, 16
     lines: list[list[tuple[int, Colour, str]]] = [[]]
     x, rest = 0, ""
     for number, (colour, name) in enumerate(entries):
@@ -380,20 +379,18 @@ def _resize(pixels: np.ndarray, box: tuple[int, int], *, hard_edges: bool = Fals
 
 def _shorten(text: str, size: int, width: int) -> str:
     """``text``, cut with an ellipsis where it is longer than ``width`` pixels."""
-    font = _font(size)
+    font = _font(size, text)
     if font.getlength(text) <= width:
         return text
     letters = bisect_right(range(len(text)), width, key=lambda count: font.getlength(text[:count] + "…")) - 1
     return text[: max(letters, 0)] + "…"
 
 
-@cache
-def _font(size: int) -> Any:
-    """DejaVu Sans, which comes with matplotlib: the same letters on every machine."""
-    found = find_spec("matplotlib")  # its folder alone: to import it takes longer than to draw
-    font = Path((found and found.origin) or "").parent / FONT
-    if not font.is_file():  # some systems keep its data elsewhere
-        import matplotlib
+def _font(size: int, text: str = "") -> Any:
+    """What ``text`` is written with."""
+    return _opened(font_for(text), size)
 
-        font = Path(matplotlib.get_data_path()).parent / FONT
+
+@cache
+def _opened(font: Path, size: int) -> Any:
     return ImageFont.truetype(str(font), size)

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
 
+from mtlsi.drawing.fonts import families_for
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.io import check_picture, replace_bytes
 from mtlsi.reading import json_lines
@@ -254,16 +255,21 @@ LONGEST_NAME = 40
 
 
 def _draw_as_written(figure: Figure) -> None:
-    """Have every text drawn as it is, but for the powers of ten at logarithmic axes.
+    """Have every text drawn as it is, but for the powers of ten at logarithmic axes, with fonts that have its letters.
 
     Titles and names may be anybody's, and between two ``$`` matplotlib reads a formula.
     """
     axes = [axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis) if axis.get_scale() == "log"]
     ticks = [tick for axis in axes for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())]
     powers = {text for tick in ticks for text in (tick.label1, tick.label2)}
-    for text in figure.findobj(Text):
+    named = [label for panel in figure.axes for axis in (panel.xaxis, panel.yaxis) for label in axis.get_ticklabels()]
+    texts = [*figure.findobj(Text), *named]
+    families = families_for("".join(text.get_text() for text in texts))
+    for text in texts:
         if text not in powers:
             text.set_parse_math(False)
+            if families:
+                text.set_fontfamily(families)
 
 
 MOST_STEPS = 10**12
