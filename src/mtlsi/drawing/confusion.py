@@ -16,6 +16,8 @@ from mtlsi.errors import clipped
 CELL_INCHES, WIDEST_INCHES = 0.34, 14.0
 SAID_FROM = 0.005
 """Shares below this are left blank."""
+LETTER_INCHES = 0.0085
+"""Of a name's letter, for each point of its size."""
 LEGIBLE = 2.0
 """Points of a cell beside which a name can be read."""
 
@@ -35,20 +37,21 @@ def plot_confusion(
     side = min(WIDEST_INCHES, max(3.0, CELL_INCHES * num_classes))
     points = 72 * side / num_classes
     """Of a cell."""
-    figure = Figure(figsize=(side + 2.2, side + 2.0), layout="constrained")
+    named = range(num_classes) if points > LEGIBLE else ()  # names that nobody can read take minutes
+    size, names = min(9.0, 0.55 * points), [clipped(classes[i], LONGEST_NAME) for i in named]
+    room = max(2.2, 0.9 + LETTER_INCHES * size * max(map(len, names), default=0))
+    figure = Figure(figsize=(side + room, side + room), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    named = range(num_classes) if points > LEGIBLE else ()  # names that nobody can read take minutes
     between = [i - 0.5 for i in named[1:]]
     axes.hlines(between, -0.5, num_classes - 0.5, color="0.9", lw=0.5)
     axes.vlines(between, -0.5, num_classes - 0.5, color="0.9", lw=0.5)
-    size = min(9.0, 0.55 * points)
-    names = [clipped(classes[i], LONGEST_NAME) for i in named]
     axes.set_xticks(named, names, rotation=90, fontsize=size)
     axes.set_yticks(named, [f"{names[i]}{'' if totals[i, 0] else ' –'}" for i in named], fontsize=size)
     axes.tick_params(length=2, top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.set(xlabel="predicted", ylabel="labelled", title=f"{title}: percent of each label's pixels".lstrip(": "))
+    axes.set(xlabel="predicted", ylabel="labelled")
+    figure.suptitle(f"{title}: percent of each label's pixels".lstrip(": "), fontsize=11)
     axes.xaxis.set_label_position("top")
     if points > 20:  # two digits are legible
         for row, column in zip(*np.nonzero(shares >= SAID_FROM), strict=True):
