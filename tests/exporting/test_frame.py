@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -100,6 +102,22 @@ def test_a_raw_map_is_resized_and_decoded_as_under_pytorch(task, channels, size,
         assert (found != expected).mean() < 0.01  # ties, to rounding
     else:
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(50, 75), (75, 50), (9, 700)])
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("trained_size", [(64, 96), (32, 48), (64, 64), (96, 32)])
+def test_metres_are_those_of_the_size_of_training(size, resize, trained_size):
+    raw = torch.rand(1, 1, 8, 16, generator=torch.Generator().manual_seed(1))
+    inputs = {"shown_hw": np.array([32, 64]), "image_hw": np.array(size), "batch_size": np.array([1])}
+    made = [frame.finish("depth", 1, seen=seen) for seen in (None, (Shown((64, 96), resize), trained_size))]
+    plain, found = (run(graph, ["depth"], network_depth=raw.numpy(), **inputs)[0] for graph in made)
+    by = {
+        "keep_ratio": lambda h, w: min(h / size[0], w / size[1]),
+        "stretch": lambda h, w: (h * w / math.prod(size)) ** 0.5,
+    }
+    here, there = (min(by[resize](*hw), 4 * max(hw) / max(size)) for hw in ((64, 96), trained_size))
+    np.testing.assert_allclose(found, plain * (here / there), rtol=1e-5)
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -21,6 +21,7 @@ from by_colour import ByColour, predictor
 from mtlsi.drawing.panels import panel
 from mtlsi.errors import MistakeError
 from mtlsi.model.build import create_model
+from mtlsi.model.decoder import start_predictions_at
 from mtlsi.model.network import MTLSINet
 from mtlsi.prediction import predictor as predict
 from mtlsi.prediction.images import read_image
@@ -397,3 +398,20 @@ def test_linear_layers_are_convolutions_only_where_these_are_faster(photo, monke
     own = {parameter.data_ptr() for parameter in model.parameters()}
     assert all(parameter.data_ptr() in own for parameter in made.network.parameters())  # no second set of weights
     assert Predictor(model, device="cpu", dtype="bfloat16").network is model
+
+
+@pytest.mark.parametrize("camera", [None, 80.0])
+def test_what_is_shown_alike_is_as_far_away_at_any_working_size(camera):
+    """Of a network that kept the images' shape: the same pixels lie in working sizes of other shapes."""
+    settings = {"resize": "keep_ratio", "camera": {"focal_px": 100.0, "size_hw": [60, 60]}}
+    model = create_model("tiny", tasks=["depth"], input_size=(72, 104), **settings)
+    start_predictions_at(model.decoder, "depth", torch.tensor(2.0))
+    image = np.random.default_rng(0).integers(0, 256, (72, 104, 3), np.uint8)
+    sizes = (None, (104, 104), (72, 300), (144, 208))
+    alike, taller, wider, larger = (
+        Predictor(model, device="cpu", working_size=size, camera=camera)(image)["depth"] for size in sizes
+    )
+    np.testing.assert_array_equal(alike, taller)
+    np.testing.assert_array_equal(alike, wider)
+    assert alike.mean() == pytest.approx(2 if camera is None else 2 * 80 / 120, rel=0.02)  # 120: 100 times 72 / 60
+    assert larger.mean() == pytest.approx(2 * alike.mean(), rel=0.02)

@@ -29,5 +29,9 @@ def test_a_photo_is_shown_as_large_as_training_shows_it(size_hw):
 
 
 def test_the_share_of_the_size_seen_in_training():
-    assert Shown((168, 224)).share((336, 448)) == 0.5
-    assert Shown((336, 448)).share((336, 448)) == 1
+    assert Shown((168, 224)).share((480, 640), (336, 448)) == pytest.approx(0.5)
+    assert Shown((336, 448)).share((500, 70), (336, 448)) == 1
+    assert Shown((64, 128)).share((500, 700), (64, 32)) == pytest.approx(2)  # by the areas
+    for working_size in ((100, 100), (72, 200)):  # in which a photo of 72x100 is shown as it is
+        assert Shown(working_size, "keep_ratio").share((72, 100), (36, 50)) == pytest.approx(2)
+    assert Shown((100, 100), "keep_ratio").share((100, 72), (36, 50)) == pytest.approx(1 / 0.36)

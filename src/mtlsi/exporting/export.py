@@ -122,8 +122,7 @@ def _write_onnx(
     network = network_graph(model, tasks, torch.float16 if options.dtype == "float16" else torch.float32)
     if quantise is not None:
         network = quantise(network)
-    share = shown.share(model.input_size) if resized else 1.0
-    made = whole_graph(network, tasks, raw_channels(model, tasks), resized, share)
+    made = whole_graph(network, tasks, raw_channels(model, tasks), resized, model.input_size)
     describe(made, model, tasks, resized, options.dtype)
     check_graph(made)
     onnx.save(made, path)
@@ -179,7 +178,8 @@ def _compare(
     worst: dict[str, tuple[float, float]] = dict.fromkeys(tasks, (0.0, 0.0))
     for images in compare.sample_images(shown.working_size, multiple, seen):
         sides = (images.shape[1], images.shape[2])
-        shown_hw, share = (compare.shown_size(sides, shown), shown.share(model.input_size)) if resizes else (sides, 1.0)
+        shown_hw = compare.shown_size(sides, shown) if resizes else sides
+        share = shown.share(sides, model.input_size) if resizes else 1.0
         ours, theirs = predict(images), compare.under_pytorch(model, images, tasks, shown_hw, share)
         for task in tasks:
             found = compare.difference(task, ours[task], theirs[task])

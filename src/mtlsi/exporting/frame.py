@@ -24,13 +24,14 @@ from mtlsi.kinds.strength import Strength
 from mtlsi.kinds.value import Value
 from mtlsi.nn.normalise import MEAN, STD
 from mtlsi.prediction.full_size import MOST_CHANGES
-from mtlsi.prediction.shown import LONGEST_SIDE, Shown
+from mtlsi.prediction.shown import LONGEST_SIDE, Shown, Size
 from mtlsi.tasks import class_dtype
 
 OPSET = 20
 IR_VERSION = 10
 IMAGES = "network_images"
 """The network's input."""
+Seen = tuple[Shown, Size] | None
 HEADER = f'<ir_version: {IR_VERSION}, opset_import: ["" : {OPSET}]>\n'
 RESIZE = 'Resize <mode="linear", coordinate_transformation_mode="half_pixel">'
 REDUCE = 'Resize <mode="linear", coordinate_transformation_mode="half_pixel", antialias=1, exclude_outside=1>'
@@ -45,15 +46,12 @@ def prepare(shown: Shown | None) -> ModelProto:
     """
     if shown is None:
         sized = "shown_hw = Identity (image_hw)\n small = Transpose <perm=[0, 3, 1, 2]> (image)"
-        height = width = 1
+        constants = ""
     else:
-        height, width = shown.working_size
+        constants = _constants(shown)
         sized = f"""
             sides = Cast <to=11> (image_hw)
-            {_reduced_by_shape(shown)}
-            longer = ReduceMax <keepdims=1> (sides)
-            by_longer = Div (longer, longest)
-            reduced_by = Max (by_shape, by_longer)
+            {_reduced_by(shown)}
             wanted = Div (sides, reduced_by)
             cells = Div (wanted, four)
             whole_cells = Round (cells)
@@ -68,8 +66,7 @@ def prepare(shown: Shown | None) -> ModelProto:
     return _parsed(f"""{HEADER}
         prepare (uint8[batch, height, width, 3] image)
             => (float[batch, 3, rows, columns] {IMAGES}, int64[2] shown_hw, int64[2] image_hw, int64[1] batch_size)
-        <double[2] working = {{{float(height)!r}, {float(width)!r}}}, double[1] area = {{{float(height * width)!r}}},
-         double[1] longest = {{{float(LONGEST_SIDE * max(height, width))!r}}}, double[1] four = {{4.0}},
+        <{constants} double[1] four = {{4.0}},
          double[1] one = {{1.0}}, int64[6] nothing = {{0, 0, 0, 0, 0, 0}},
          float[3, 1, 1] factor = {{{", ".join(factors)}}}, float[3, 1, 1] offset = {{{", ".join(offsets)}}},
          int64[1] three = {{3}}, int64[1] multiple = {{32}}>
@@ -87,16 +84,28 @@ def prepare(shown: Shown | None) -> ModelProto:
         }}""")
 
 
-def _reduced_by_shape(shown: Shown) -> str:
-    """What the sides are divided by, but for very long, thin images."""
+def _constants(shown: Shown, name: str = "") -> str:
+    """What ``_reduced_by`` reads."""
+    height, width = shown.working_size
+    return f"""double[2] {name}working = {{{float(height)!r}, {float(width)!r}}},
+         double[1] {name}area = {{{float(height * width)!r}}},
+         double[1] {name}longest = {{{float(LONGEST_SIDE * max(height, width))!r}}},"""
+
+
+def _reduced_by(shown: Shown, name: str = "") -> str:
+    """``reduced_by``: what the ``sides`` of an image are divided by to be ``shown``; all names begin with ``name``."""
+    by_shape = f"""
+            {name}pixels = ReduceProd <keepdims=1> (sides)
+            {name}ratio = Div ({name}pixels, {name}area)
+            {name}by_shape = Sqrt ({name}ratio)"""
     if shown.resize == "keep_ratio":
-        return """
-            ratios = Div (sides, working)
-            by_shape = ReduceMax <keepdims=1> (ratios)"""
-    return """
-            pixels = ReduceProd <keepdims=1> (sides)
-            ratio = Div (pixels, area)
-            by_shape = Sqrt (ratio)"""
+        by_shape = f"""
+            {name}ratios = Div (sides, {name}working)
+            {name}by_shape = ReduceMax <keepdims=1> ({name}ratios)"""
+    return f"""{by_shape}
+            {name}longer = ReduceMax <keepdims=1> (sides)
+            {name}by_longer = Div ({name}longer, {name}longest)
+            {name}reduced_by = Max ({name}by_shape, {name}by_longer)"""
 
 
 def raw_name(task: str) -> str:
@@ -104,22 +113,23 @@ def raw_name(task: str) -> str:
     return f"network_{task}"
 
 
-def finish(task: str, num_channels: int, *, share: float = 1.0, plain: bool = False) -> ModelProto:
+def finish(task: str, num_channels: int, *, seen: Seen = None, plain: bool = False) -> ModelProto:
     """A task's raw output (b c y x) -> its prediction at the image's size, as ``mtlsi.Predictor`` gives it.
 
-    ``share``: how large things are shown, over how large they were in training, by which distances are multiplied.
+    ``seen``: how images are shown, and the size at which they were in training: distances are multiplied by ``Shown.share``.
     ``plain``: by few and common operations, without branches and shapes that depend on data, for images larger than the map.
     """
+    constants = "".join(_constants(each, name) for name, each in _both(seen).items())
     made = _parsed(f"""{HEADER}
         finish (float[batch, {num_channels}, y, x] {raw_name(task)}, int64[2] shown_hw, int64[2] image_hw,
                 int64[1] batch_size)
             => ({_output_type(task, num_channels)} {task})
-        <int64[1] {task}_stride = {{4}}, int64[2] {task}_start = {{0, 0}}, int64[2] {task}_axes = {{2, 3}},
+        <{constants} int64[1] {task}_stride = {{4}}, int64[2] {task}_start = {{0, 0}}, int64[2] {task}_axes = {{2, 3}},
          int64[1] {task}_first = {{0}}, int64[1] {task}_second = {{1}}, int64[1] {task}_third = {{2}}>
         {{
             {task}_grid = Div (shown_hw, {task}_stride)
             {task}_cut = Slice ({raw_name(task)}, {task}_start, {task}_grid, {task}_axes)
-            {_decoding(task, num_channels, share, plain)}
+            {_decoding(task, num_channels, seen, plain)}
         }}""")
     # no task's name has a slash: without one, hand_left could be a task or an inner result of hand
     return compose.add_prefix(made, f"{task}/", rename_inputs=False, rename_outputs=False)
@@ -135,7 +145,23 @@ def _parsed(text: str) -> ModelProto:
     return made
 
 
-def _decoding(task: str, num_channels: int, share: float, plain: bool) -> str:
+def _both(seen: Seen) -> dict[str, Shown]:
+    """How images are shown, and how they would be at the size of training, by what the names of each begin with."""
+    return {} if seen is None else {"here_": seen[0], "trained_": Shown(seen[1], seen[0].resize)}
+
+
+def _share(task: str, shown: Shown, trained_size: Size) -> str:
+    """``TASK_share``: what distances are multiplied by, one number for every image where both sizes have one shape."""
+    if shown.working_size[0] * trained_size[1] == shown.working_size[1] * trained_size[0]:
+        return f"{task}_share = Constant <value_float={shown.share(trained_size, trained_size)!r}> ()"
+    return f"""
+            sides = Cast <to=11> (image_hw)
+            {"".join(_reduced_by(each, name) for name, each in _both((shown, trained_size)).items())}
+            {task}_ratio = Div (trained_reduced_by, here_reduced_by)
+            {task}_share = Cast <to=1> ({task}_ratio)"""
+
+
+def _decoding(task: str, num_channels: int, seen: Seen, plain: bool) -> str:
     """From the raw map ``TASK_cut`` (b c y x) to the output; the same arithmetic as the kind's ``decode``."""
     kind = kinds.of(task)
     if kind.task.kind == "classes":
@@ -152,11 +178,11 @@ def _decoding(task: str, num_channels: int, share: float, plain: bool) -> str:
             {_enlarged(task, f"{task}_logit", 1, plain=plain)}"""
         return whole + one + f"{task} = Sigmoid ({task}_one)"
     if isinstance(kind, Distance):
-        if share == 1:
+        if seen is None or seen[0].working_size == seen[1]:
             return whole + one + f"{task} = Relu ({task}_one)"
         return f"""{whole} {one}
-            {task}_share = Constant <value_float={share!r}> ()
             {task}_seen = Relu ({task}_one)
+            {_share(task, *seen)}
             {task} = Mul ({task}_seen, {task}_share)"""
     if isinstance(kind, Direction):
         return whole + last + f"{task} = LpNormalization <axis=-1, p=2> ({task}_last)"

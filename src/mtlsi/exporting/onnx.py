@@ -20,7 +20,7 @@ from mtlsi.exporting.network import EXAMPLE, raw_network, trace
 from mtlsi.exporting.straighten import straighten
 from mtlsi.kinds.palette import palette
 from mtlsi.model.network import MTLSINet
-from mtlsi.prediction.shown import Shown
+from mtlsi.prediction.shown import Shown, Size
 from mtlsi.tasks import TASKS, num_channels, own_records
 from mtlsi.version import __version__
 
@@ -53,12 +53,17 @@ def network_graph(model: MTLSINet, tasks: Sequence[str], dtype: torch.dtype) -> 
 
 
 def whole_graph(
-    network: ModelProto, tasks: Sequence[str], channels: Sequence[int], shown: Shown | None, share: float = 1.0
+    network: ModelProto,
+    tasks: Sequence[str],
+    channels: Sequence[int],
+    shown: Shown | None,
+    trained_size: Size | None = None,
 ) -> ModelProto:
     """``network`` between the two parts of ``frame``; see there."""
     before = frame.prepare(shown)
     plain = shown is None  # for runtimes of few operations
-    after = [frame.finish(task, count, share=share, plain=plain) for task, count in zip(tasks, channels, strict=True)]
+    seen = None if shown is None or trained_size is None else (shown, trained_size)
+    after = [frame.finish(task, count, seen=seen, plain=plain) for task, count in zip(tasks, channels, strict=True)]
     parts = [before.graph, network.graph, *(part.graph for part in after)]
     graph = helper.make_graph(
         [node for part in parts for node in part.node],
@@ -85,7 +90,7 @@ def describe(made: ModelProto, model: MTLSINet, tasks: Sequence[str], shown: Sho
         "resize": json.dumps(model.resize),
         "dtype": json.dumps(dtype),
         "own_tasks": json.dumps(own_records(tasks)),
-        "camera": json.dumps(camera and {**camera}),
+        "camera": json.dumps(camera and {**camera, "input_size": model.input_size}),
     }
     helper.set_model_props(made, facts)
     made.doc_string = "image (batch, height, width, 3), RGB, 8 bits, to a prediction of every task at the image's size"

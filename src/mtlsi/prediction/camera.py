@@ -59,7 +59,7 @@ class TrainingCamera:
     """In pixels of an image of ``size_hw``."""
     size_hw: Size
     shown: Shown
-    """At what size images are shown to the network."""
+    """At what size the network was shown images in training."""
 
     def __post_init__(self) -> None:
         check_focal(self.focal_px)

@@ -78,6 +78,8 @@ def _camera(camera: Mapping[str, Any], shown: Shown | None) -> TrainingCamera | 
         return None
     if shown is None:
         raise MistakeError("a camera without a working_size; expected both")
+    if "input_size" in camera:  # not in a file of before it mattered, whose working size it is taken to be
+        shown = Shown(_size("the camera's input_size", camera["input_size"]), shown.resize)
     return TrainingCamera(
         _number("focal_px", camera["focal_px"]), _size("the camera's size_hw", camera["size_hw"]), shown
     )

@@ -126,7 +126,8 @@ class Predictor:
     def training_camera(self) -> TrainingCamera | None:
         """The camera of the images that the model was trained on, where that is known."""
         stored = getattr(self.model, "camera", {})
-        return TrainingCamera(stored["focal_px"], tuple(stored["size_hw"]), self.shown) if stored else None
+        shown = shown_to(self.model, self.model.input_size)
+        return TrainingCamera(stored["focal_px"], tuple(stored["size_hw"]), shown) if stored else None
 
     @property
     def identity(self) -> str:
@@ -208,7 +209,7 @@ class Predictor:
         """What the network's metres are multiplied by: for the working size, and for the image's camera where one is asked
         for.
         """
-        factor = self.shown.share(self.model.input_size)
+        factor = self.shown.share(size_hw, self.model.input_size)
         if self.camera is None or self.training_camera is None:
             return factor
         path = Path(image) if isinstance(image, str | os.PathLike) else None

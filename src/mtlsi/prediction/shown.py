@@ -51,6 +51,6 @@ class Shown:
         )
         return height, width
 
-    def share(self, trained_size: Sequence[int]) -> float:
-        """How large things are shown, over how large they were in training, at ``trained_size``."""
-        return math.sqrt(math.prod(self.working_size) / math.prod(trained_size))
+    def share(self, size_hw: Sequence[int], trained_size: Size) -> float:
+        """How large a photo of ``size_hw`` is shown, over how large it would be at ``trained_size``, that of training."""
+        return self.scale(size_hw) / Shown(trained_size, self.resize).scale(size_hw)
