@@ -105,6 +105,52 @@ def test_images_kept_in_memory_are_read_once_and_are_the_same():
     assert dataset.reads == [1, 1, 1, 0]
 
 
+class Labelled(Counting):
+    """One more label in every sample."""
+
+    def __init__(self, task, label, num_classes=0):
+        super().__init__(("depth", task))
+        self.label, self.classes = label, {task: tuple(f"class {n}" for n in range(num_classes))}
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {self.tasks[1]: self.label}
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize(
+    ("task", "label", "told"),
+    [
+        (
+            "semseg",
+            torch.full((20, 20), 3, dtype=torch.uint8),
+            "2: a semseg label of 20x20 for an image of 40x40; expected",
+        ),
+        (
+            "normals",
+            torch.zeros(3, 40, 41),
+            "2: a normals label of 40x41 for an image of 40x40; expected labels of the im",
+        ),
+        (
+            "semseg",
+            torch.zeros(40, 40, dtype=torch.int64),
+            "of 300 classes in torch.int64, of which 255 is no class; expe",
+        ),
+    ],
+)
+def test_labels_that_training_would_take_for_others_are_a_mistake(task, label, told, in_memory):
+    images = TrainingImages(Labelled(task, label, 300), TrainTransform((16, 16)), seed=0, in_memory=in_memory)
+    with pytest.raises(MistakeError, match=told) as mistake:
+        _ = images[0, 2]
+    assert "\n" not in str(mistake.value)
+
+
+def test_class_indices_in_any_type_that_can_hold_them_are_taken():
+    label = torch.full((40, 40), 7)
+    for dtype, num_classes in ((torch.uint8, 255), (torch.int64, 255), (torch.int32, 300)):
+        images = TrainingImages(Labelled("semseg", label.to(dtype), num_classes), TrainTransform((16, 16)), seed=0)
+        assert (images[0, 2]["semseg"] == 7).all()
+
+
 class Zoomable(Counting):
     """Its samples at any zoom, and which zooms it was asked for."""
 

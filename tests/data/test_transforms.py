@@ -88,7 +88,7 @@ def test_labels_are_read_at_the_cells_centres(room, size):
                 assert torch.equal(resized[name][..., row, column], pixel), (name, row, column)
 
 
-@pytest.mark.parametrize("size", [(24, 32), (31, 50), (13, 9)])
+@pytest.mark.parametrize("size", [(24, 32), (31, 50), (13, 9), (48, 31), (60, 20), (20, 70)])
 def test_a_boundary_survives_shrinking_wherever_its_cell_holds_one(room, size):
     label, resized = room["boundary"].numpy(), resize(room, size)["boundary"].numpy()
     assert 0 < (resized == 1).sum() < resized.size

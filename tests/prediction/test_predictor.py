@@ -415,3 +415,22 @@ def test_what_is_shown_alike_is_as_far_away_at_any_working_size(camera):
     np.testing.assert_array_equal(alike, wider)
     assert alike.mean() == pytest.approx(2 if camera is None else 2 * 80 / 120, rel=0.02)  # 120: 100 times 72 / 60
     assert larger.mean() == pytest.approx(2 * alike.mean(), rel=0.02)
+
+
+@pytest.mark.parametrize("tasks", [None, ["depth"]])
+def test_a_predictor_that_is_kept_predicts_by_the_models_present_weights(tasks, photo):
+    """As one made anew does, also where the backbone alone has changed, whose norms were folded."""
+    model = create_model("tiny", tasks=["depth", "boundary"], input_size=(64, 96))
+    start_predictions_at(model.decoder, "depth", torch.tensor(2.0))
+    kept = Predictor(model, device="cpu")
+    before = kept(photo, tasks)
+    statistics = [buffer for name, buffer in model.backbone.named_buffers() if name.endswith("running_mean")]
+    for changed in (model.backbone.parameters(), model.decoder.parameters(), statistics):
+        with torch.no_grad():
+            for tensor in changed:
+                tensor.add_(0.02 * torch.randn_like(tensor))
+        after, fresh = kept(photo, tasks), Predictor(model, device="cpu")(photo, tasks)
+        for task, array in after.items():
+            np.testing.assert_array_equal(array, fresh[task])
+            assert not np.array_equal(array, before[task])
+        before = after

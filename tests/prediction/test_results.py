@@ -8,6 +8,7 @@ from by_colour import CLASSES, predictor
 from mtlsi.errors import MistakeError
 from mtlsi.prediction import full_size, results
 from mtlsi.prediction.results import endings_of, save_prediction
+from mtlsi.tasks import TASKS, Task
 
 
 def test_files_hold_exactly_what_was_predicted(tmp_path, photo):
@@ -60,6 +61,14 @@ def test_an_archive_is_small_and_holds_every_array_to_the_promised_precision(tmp
             np.testing.assert_allclose(archive[task], prediction[task], rtol=2**-11, atol=2**-24)
     exact = sum(path.stat().st_size for path in tmp_path.glob("*.npy"))
     assert (tmp_path / "a.npz").stat().st_size < exact / 2
+
+
+def test_an_archive_keeps_values_whose_size_nobody_knows(tmp_path, photo, monkeypatch):
+    curvature = np.full(photo.shape[:2], 2e-8, np.float32)
+    monkeypatch.setitem(TASKS, "curvature", Task("curvature", kind="value"))
+    save_prediction({"curvature": curvature}, photo, tmp_path, "a", write="npz")
+    with np.load(tmp_path / "a.npz") as archive:
+        np.testing.assert_array_equal(archive["curvature"], curvature)
 
 
 def test_an_unknown_format_is_refused(tmp_path, photo):

@@ -36,6 +36,7 @@ class Recorder:
     def on_step(self, step, losses, run):
         assert run.position.step == step
         self.steps.append((step, {name: float(value) for name, value in losses.items()}))
+        run.network.eval()  # as a Predictor of it leaves it
 
     def on_evaluation(self, step, scores, run):  # noqa: ARG002
         self.evaluations.append((step, scores))

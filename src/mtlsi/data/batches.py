@@ -20,7 +20,7 @@ from mtlsi.data.datasets import LabelledImages, ZoomableImages
 from mtlsi.data.sampling import RunSampler, mix_seeds
 from mtlsi.data.transforms import EvaluationTransform, Sample, TrainTransform
 from mtlsi.errors import MistakeError, message_of
-from mtlsi.tasks import own_records, register_records
+from mtlsi.tasks import invalid_class, own_records, register_records
 
 
 class TrainingImages(Dataset):
@@ -42,13 +42,36 @@ class TrainingImages(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         position, index = key
         generator = self._generator(1, position)
-        if not (isinstance(self.transform, TrainTransform) and isinstance(self.dataset, ZoomableImages)):
+        if not isinstance(self.transform, TrainTransform):
             return self.transform(self._read(index, self.dataset.__getitem__), generator)
+        if not isinstance(self.dataset, ZoomableImages):
+            return self.transform(self._checked(index, self.dataset.__getitem__), generator)
         zoom = self.transform.draw_zoom(self._generator(2, index))
-        return self.transform(self._read(index, partial(self.dataset.at_zoom, zoom=zoom)), generator, zoom)
+        return self.transform(self._checked(index, partial(self.dataset.at_zoom, zoom=zoom)), generator, zoom)
 
     def _generator(self, *numbers: int) -> torch.Generator:
         return torch.Generator().manual_seed(mix_seeds(self.seed, *numbers))
+
+    def _checked(self, index: int, read: Callable[[int], Sample]) -> Sample:
+        """The sample, whose labels lie on the image's pixels: crops are cut at the same place of all.
+
+        Raises ``MistakeError`` where they do not, and for a type of class indices that has no mark for unlabelled pixels.
+        """
+        sample = self._read(index, read)
+        sides = sample["image"].shape[-2:]
+        for task in sample.keys() & set(self.dataset.tasks):
+            label, num_classes = sample[task], len(self.dataset.classes.get(task, ()))
+            if label.shape[-2:] != sides:
+                raise MistakeError(
+                    f"{self.dataset.name(index)}: a {task} label of {label.shape[-2]}x{label.shape[-1]} for an image of "
+                    f"{sides[0]}x{sides[1]}; expected labels of the image's size: resize one of them in the data set"
+                )
+            if num_classes > 255 and invalid_class(label.dtype) < num_classes:
+                raise MistakeError(
+                    f"{self.dataset.name(index)}: a {task} label of {num_classes} classes in {label.dtype}, of which 255 is "
+                    "no class; expected int32, where 65535 is none"
+                )
+        return sample
 
     def _read(self, index: int, read: Callable[[int], Sample]) -> Sample:
         if self.kept is None:

@@ -45,7 +45,7 @@ class Strength(Kind):
         return largest_in_cells(label, size_hw) if self.task.thin else super().shrink(label, size_hw)
 
     def resize(self, label: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        if self.task.thin and size_hw[0] < label.shape[-2]:
+        if self.task.thin and (size_hw[0] < label.shape[-2] or size_hw[1] < label.shape[-1]):
             return largest_in_cells(label, size_hw)
         return super().resize(label, size_hw)
 

@@ -159,8 +159,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         names = self._checked_tasks(tasks)
         if names == self.tasks:
             return self
-        tensors = [*self.decoder.parameters(), *self.decoder.buffers()]
-        versions = [(id(x), x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
+        versions = [id(self.backbone), *versions_of(self.decoder)]
         if names not in self._subsets or self._subsets[names][0] != versions:
             with torch.inference_mode(False), torch.no_grad():
                 self._subsets[names] = versions, self._subset(names)
@@ -339,3 +338,9 @@ def _with_prefix(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) 
     for name in [name for name in state if name.startswith(prefix)]:
         if not name.startswith((f"{prefix}backbone.", f"{prefix}decoder.")):
             state[f"{prefix}decoder.{name.removeprefix(prefix)}"] = state.pop(name)
+
+
+def versions_of(module: nn.Module) -> list[tuple[int, ...]]:
+    """Differs from an earlier one where weights or statistics of ``module`` have changed since, in place or not."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return [(id(x), x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]

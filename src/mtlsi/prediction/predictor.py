@@ -25,7 +25,7 @@ from mtlsi.kernels.convolve_linears import convolutions_are_faster, convolve_lin
 from mtlsi.kernels.fold_norms import fold_norms
 from mtlsi.kinds.colouring import Colour
 from mtlsi.model.backbone import STRIDES
-from mtlsi.model.network import MTLSINet, Output
+from mtlsi.model.network import MTLSINet, Output, versions_of
 from mtlsi.nn.normalise import normalise
 from mtlsi.nn.task_subset import shallow_copy
 from mtlsi.prediction.camera import Camera, TrainingCamera, multiplied
@@ -58,7 +58,7 @@ class Predictor:
     mode. ``dtype`` is float32, bfloat16 or float16 (mixed precision), a name or torch's own. On a GPU the pass of images of
     one shape is recorded when the third comes and then replayed (``RecordedNetwork``), unless ``cuda_graph`` is False.
     ``compile`` hands the network to ``torch.compile``, which takes a minute for every new image shape: for video, not for
-    photo albums.
+    photo albums. Where the model's weights change, later predictions are by the new ones.
     Allocator and denormals are set for the whole process: see ``prepare_process``.
     Raises ``MistakeError`` for a device that is not there, an unknown dtype, a machine that cannot compile, and for a camera
     where the model does not know that of its training; as ``MTLSINet.from_pretrained`` for a name.
@@ -96,6 +96,7 @@ class Predictor:
         if self.camera is not None and self.training_camera is None:
             raise MistakeError("the model's config.json names no training camera; add one, or predict without a camera")
         network = for_prediction(self.model, self.dtype)
+        self._copy, self._made_of = (None, []) if network is self.model else (network, versions_of(self.model.backbone))
         self.network: Callable[..., Output] = network
         if compile:
             self.network = compiled(network, self.device)
@@ -228,6 +229,7 @@ class Predictor:
 
     def _run(self, images: torch.Tensor, tasks: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """The raw outputs ``(1 c h w) float32``."""
+        self._follow_weights()
         mixed = self.dtype is not torch.float32
         fits = all(side % STRIDES[0] == 0 for side in images.shape[-2:])  # the predictions' grid is the image's
         with torch.autocast(self.device.type, self.dtype) if mixed else nullcontext():
@@ -239,6 +241,13 @@ class Predictor:
                 advice = "use float32" if mixed else "the weights are damaged or their training diverged"
                 raise MistakeError(f"the network's {task} is not finite (dtype {self.dtype}); {advice}")
         return raw
+
+    def _follow_weights(self) -> None:
+        """Make the copy's backbone anew where the model's has changed: norms are folded into weights of its own."""
+        if self._copy is not None and (versions := versions_of(self.model.backbone)) != self._made_of:
+            with torch.inference_mode(False), torch.no_grad():
+                self._copy.backbone = for_prediction(self.model, self.dtype).backbone
+            self._made_of = versions
 
 
 def shown_to(model: nn.Module, working_size: Size) -> Shown:

@@ -29,6 +29,7 @@ from mtlsi.prediction.camera import distance_task
 from mtlsi.prediction.images import ImageLike, as_pixels
 from mtlsi.prediction.maps import Maps
 from mtlsi.prediction.points import points, surface, write_glb, write_ply
+from mtlsi.tasks import TASKS
 
 FORMATS = ("png", "npy", "npz", "panel", "ply", "glb")
 """What can be written for an image."""
@@ -58,7 +59,7 @@ def save_prediction(
     ``<stem>_semseg_index.png`` png       class indices (any task of classes): 8 bits, shown in the classes' colours,
                                           or 16 bits with more than 255 classes
     ``<stem>_depth_mm.png``     png       whole millimetres (any distance), 16 bits, at most 65.535 m
-    ``<stem>.npz``              npz       the arrays of all tasks by name, compressed; floats are float16
+    ``<stem>.npz``              npz       the arrays of all tasks by name, compressed; floats are float16 but for ``value``
     ``<stem>_panel.png``        panel     the image and all tasks on one sheet
     ``<stem>.ply``              ply       coloured points, a million at most
     ``<stem>.glb``              glb       the surface that they lie on, as coloured triangles
@@ -236,12 +237,15 @@ def _files_of(task: str, write: Iterable[str]) -> dict[str, Render]:
 
 
 def _packed(prediction: Mapping[str, np.ndarray]) -> bytes:
-    """A compressed NumPy archive, floats in float16. The same arrays give the same bytes."""
+    """A compressed NumPy archive. The same arrays give the same bytes.
+
+    Floats are in float16, but for tasks of kind ``value``: of what size theirs are, and how exact, nobody knows here.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=4) as archive:
         for task, array in prediction.items():
             content = io.BytesIO()
-            np.save(content, _halved(array) if array.dtype.kind == "f" else array)
+            np.save(content, _halved(array) if array.dtype.kind == "f" and TASKS[task].kind != "value" else array)
             archive.writestr(zipfile.ZipInfo(f"{task}.npy"), content.getbuffer(), zipfile.ZIP_DEFLATED, 4)
     return buffer.getvalue()
 

@@ -121,6 +121,8 @@ def train_assembled(run: TrainingRun, told: Callbacks, stop: StopRequest, consol
         validation.make_up()
         stop.raise_if_asked()
         while not validation.is_last:
+            if not run.network.training:  # a callback predicted with it
+                run.model.train()
             step = optimizer_step(run, batches)
             watch.look(step)
             if log.is_due(position.step):

@@ -56,7 +56,7 @@ def forward_backward_by_task(
     if balance is None:
         accelerator.backward(total / run.config.train.accumulate)
     else:
-        balance.backward(losses, maps, share)
+        balance.backward(losses, maps, share, whole.labelled(output, criterion.tasks))
     return {"loss": total.detach(), **{name: value.detach() for name, value in parts.items()}}
 
 

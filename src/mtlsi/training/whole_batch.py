@@ -37,6 +37,11 @@ class WholeBatch:
             self._amounts = self._count(self.run.criterion, output)
         return self._amounts
 
+    def labelled(self, output: Output, tasks: Sequence[str]) -> Tensor | None:
+        """(t) Which of ``tasks`` have a label anywhere in the step; None where ``amounts`` tells nothing."""
+        amounts = self.amounts(output)
+        return None if amounts is None else torch.stack([amounts[task].amount > 0 for task in tasks])
+
     def _count(self, criterion: MultiTaskLoss, output: Output) -> dict[str, Whole]:
         counts = [criterion.amounts(output.final, output.coarse, part) for part in self.parts]
         names = list(counts[0])

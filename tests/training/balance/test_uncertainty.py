@@ -43,6 +43,21 @@ def test_a_task_without_labels_moves_nothing():
     assert balance.learned()[0].grad.tolist() == [-1, 0]  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    "parts", [[[4.0, 0.5]], [[4.0, 1.0], [4.0, 0.0]], [[4.0, 0.0], [8.0, 0.0], [0.0, 2.0], [4.0, 0.0]]]
+)
+def test_labels_in_some_micro_batches_alone_count_as_in_the_whole(parts):
+    balance, losses = prepared(2), torch.tensor(parts)
+    assert losses.mean(0).tolist() == [4, 0.5]
+    optimizer = torch.optim.Adam(balance.learned(), lr=0.1)
+    for _ in range(600):
+        optimizer.zero_grad()
+        for part in losses:
+            balance.backward(part, (), 1 / len(parts), torch.tensor([True, True]))
+        optimizer.step()
+    np.testing.assert_allclose(balance.learned()[0].detach().exp(), [4, 0.5], rtol=1e-3)
+
+
 def test_it_is_twice_torchjds_which_has_the_papers_factor():
     scalarization = pytest.importorskip("torchjd.scalarization", reason="pip install 'mtlsi[balance]'")
     balance, theirs, losses = prepared(4), scalarization.UW(4), torch.rand(4) + 0.1

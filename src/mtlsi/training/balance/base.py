@@ -17,7 +17,8 @@ class Balance(ABC):
     A step calls ``backward`` for each micro-batch, ``collect`` before the gradient is cut to its norm, and ``after_step``
     when the weights have moved. ``losses`` (t) are those of one micro-batch in the order of the tasks, float32, each with
     its coarse loss and times its fixed weight: the fixed weights are the scale at which a balance starts.
-    A loss of exactly 0 says that the batch has no label of the task: the task takes no part in it.
+    A loss of exactly 0 says that the batch has no label of the task: the task takes no part in it. ``labelled`` (t) says
+    which tasks have a label anywhere in the step, whose losses of micro-batches are shares; None: those with a loss here.
     """
 
     needs_maps: ClassVar[bool] = False
@@ -37,7 +38,7 @@ class Balance(ABC):
         return []
 
     @abstractmethod
-    def backward(self, losses: Tensor, maps: Sequence[Tensor], share: float) -> None:
+    def backward(self, losses: Tensor, maps: Sequence[Tensor], share: float, labelled: Tensor | None = None) -> None:
         """Add ``share`` of the gradient of ``losses`` (t) to the network's."""
 
     def collect(self, seed: int) -> bool:  # noqa: ARG002
@@ -69,10 +70,16 @@ class Balance(ABC):
 class WeightedBalance(Balance):
     """A balance that minimises one scalar in the place of the losses."""
 
-    def backward(self, losses: Tensor, maps: Sequence[Tensor], share: float) -> None:  # noqa: ARG002
+    def backward(
+        self,
+        losses: Tensor,
+        maps: Sequence[Tensor],  # noqa: ARG002
+        share: float,
+        labelled: Tensor | None = None,
+    ) -> None:
         """Add ``share`` of the gradient of ``total`` to the network's."""
-        self.accelerator.backward(share * self.total(losses))
+        self.accelerator.backward(share * self.total(losses, labelled))
 
     @abstractmethod
-    def total(self, losses: Tensor) -> Tensor:
+    def total(self, losses: Tensor, labelled: Tensor | None = None) -> Tensor:
         """The scalar that is minimised in the place of ``losses`` (t)."""

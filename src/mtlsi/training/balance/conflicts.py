@@ -38,7 +38,13 @@ class Conflicts(Balance):
                 "train the backbone (train.freeze, train.freeze_stride) or choose fixed, uncertainty, dwa or famo"
             )
 
-    def backward(self, losses: Tensor, maps: Sequence[Tensor], share: float) -> None:
+    def backward(
+        self,
+        losses: Tensor,
+        maps: Sequence[Tensor],
+        share: float,
+        labelled: Tensor | None = None,  # noqa: ARG002
+    ) -> None:
         from torchjd.autojac import mtl_backward
 
         # else torchjd keeps what autograd gives: views of one another, or in another order of memory than the parameter,

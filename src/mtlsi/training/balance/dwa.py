@@ -32,7 +32,7 @@ class DynamicWeightAverage(WeightedBalance):
         self.averages: list[Tensor] = []
         """Of the last two full windows, the older one first."""
 
-    def total(self, losses: Tensor) -> Tensor:
+    def total(self, losses: Tensor, labelled: Tensor | None = None) -> Tensor:  # noqa: ARG002
         self.of_step.append(losses.detach())
         return (self.weights * losses).sum()
 

@@ -35,7 +35,7 @@ class FAMO(WeightedBalance):
         self.of_step: list[Tensor] = []
         """The losses of the step's micro-batches."""
 
-    def total(self, losses: Tensor) -> Tensor:
+    def total(self, losses: Tensor, labelled: Tensor | None = None) -> Tensor:  # noqa: ARG002
         values = losses.detach()
         shares = torch.where(values > 0, torch.softmax(self.logits, 0) / values, 0)
         self.weights = shares / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)  # c z_t / L_t

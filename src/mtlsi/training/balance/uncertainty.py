@@ -40,9 +40,9 @@ class Uncertainty(WeightedBalance):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.log_variances.values.copy_(state["log_variances"])
 
-    def total(self, losses: Tensor) -> Tensor:
+    def total(self, losses: Tensor, labelled: Tensor | None = None) -> Tensor:
         self.weights = (-self.log_variances.values.detach()).exp()
-        return self.weigh(losses)
+        return self.weigh(losses, losses.detach() > 0 if labelled is None else labelled)
 
 
 class LogVariances(nn.Module):
@@ -52,6 +52,6 @@ class LogVariances(nn.Module):
         super().__init__()
         self.values = nn.Parameter(torch.zeros(num_tasks))
 
-    def forward(self, losses: Tensor) -> Tensor:
+    def forward(self, losses: Tensor, labelled: Tensor) -> Tensor:
         terms = (-self.values).exp() * losses + self.values
-        return torch.where(losses.detach() > 0, terms, 0).sum()
+        return torch.where(labelled, terms, 0).sum()
