@@ -14,11 +14,11 @@ import torch
 
 from mtlsi import kinds, processes
 from mtlsi.config import DataConfig
-from mtlsi.data.batches import Collate, TrainingImages, evaluation_batches, training_batches
+from mtlsi.data.batches import Collate, EvaluationImages, TrainingImages, evaluation_batches, training_batches
 from mtlsi.data.datasets import constant_predictions, open_dataset
 from mtlsi.data.sampling import RunSampler
 from mtlsi.data.scenes.dataset import Scenes, render_scene
-from mtlsi.data.transforms import TrainTransform
+from mtlsi.data.transforms import EvaluationTransform, TrainTransform
 from mtlsi.errors import MistakeError
 from mtlsi.tasks import TASKS
 
@@ -138,10 +138,23 @@ class Labelled(Counting):
     ],
 )
 def test_labels_that_training_would_take_for_others_are_a_mistake(task, label, told, in_memory):
-    images = TrainingImages(Labelled(task, label, 300), TrainTransform((16, 16)), seed=0, in_memory=in_memory)
+    images = TrainingImages(
+        Labelled(task, label, 300 if label.dtype is torch.int64 else 4),
+        TrainTransform((16, 16)),
+        seed=0,
+        in_memory=in_memory,
+    )
     with pytest.raises(MistakeError, match=told) as mistake:
         _ = images[0, 2]
     assert "\n" not in str(mistake.value)
+
+
+def test_class_indices_that_evaluation_would_take_for_unlabelled_are_a_mistake():
+    dataset = Labelled("semseg", torch.zeros(40, 40, dtype=torch.uint8), 300)
+    with pytest.raises(
+        MistakeError, match=r"2: a semseg label of 300 classes in torch\.uint8, of which 255 is no class"
+    ):
+        _ = EvaluationImages(dataset, EvaluationTransform())[2]
 
 
 def test_class_indices_in_any_type_that_can_hold_them_are_taken():

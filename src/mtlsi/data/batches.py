@@ -55,21 +55,17 @@ class TrainingImages(Dataset):
     def _checked(self, index: int, read: Callable[[int], Sample]) -> Sample:
         """The sample, whose labels lie on the image's pixels: crops are cut at the same place of all.
 
-        Raises ``MistakeError`` where they do not, and for a type of class indices that has no mark for unlabelled pixels.
+        Raises ``MistakeError`` where they do not, and as ``_check_marks``.
         """
         sample = self._read(index, read)
+        _check_marks(sample, self.dataset, index)
         sides = sample["image"].shape[-2:]
         for task in sample.keys() & set(self.dataset.tasks):
-            label, num_classes = sample[task], len(self.dataset.classes.get(task, ()))
+            label = sample[task]
             if label.shape[-2:] != sides:
                 raise MistakeError(
                     f"{self.dataset.name(index)}: a {task} label of {label.shape[-2]}x{label.shape[-1]} for an image of "
                     f"{sides[0]}x{sides[1]}; expected labels of the image's size: resize one of them in the data set"
-                )
-            if num_classes > 255 and invalid_class(label.dtype) < num_classes:
-                raise MistakeError(
-                    f"{self.dataset.name(index)}: a {task} label of {num_classes} classes in {label.dtype}, of which 255 is "
-                    "no class; expected int32, where 65535 is none"
                 )
         return sample
 
@@ -91,11 +87,23 @@ class EvaluationImages(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self.transform(self.dataset[index])
+        stored = self.dataset[index]
+        _check_marks(stored, self.dataset, index)
+        sample = self.transform(stored)
         return {"image": sample["image"]} | {
             task: sample[task] if task in sample else _no_label(task, sample, self.dataset.classes)
             for task in self.dataset.tasks
         }
+
+
+def _check_marks(sample: Sample, dataset: LabelledImages, index: int) -> None:
+    """Raises ``MistakeError`` for a type of class indices whose mark of unlabelled pixels is a class."""
+    for task, names in dataset.classes.items():
+        if task in sample and invalid_class(sample[task].dtype) < len(names):
+            raise MistakeError(
+                f"{dataset.name(index)}: a {task} label of {len(names)} classes in {sample[task].dtype}, of which 255 is no "
+                "class; expected int32, where 65535 is none"
+            )
 
 
 class Loader(DataLoader):
