@@ -265,7 +265,7 @@ def test_a_size_in_a_strangers_run_folder_takes_no_memory(mistaken, model, tmp_p
 def test_a_folder_where_a_file_goes_is_one_line(mistaken, model, tmp_path):
     (tmp_path / "out" / "semseg.csv").mkdir(parents=True)
     told = mistaken("evaluate", model, "--data", "scenes", "--limit", "1", "--confusion", tmp_path / "out")
-    assert f"{tmp_path / 'out' / 'semseg.csv'}: {os.strerror(errno.EISDIR)}; put that right" in told
+    assert f"cannot write {tmp_path / 'out' / 'semseg.csv'}; give a file in an existing folder" in told
 
 
 @pytest.mark.parametrize("number", [errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY])
@@ -431,6 +431,7 @@ def test_predict_writes_points_and_calibrates(model, mistaken, photo, tmp_path, 
         (("--scale", "0"), "scale 0; expected a number above 0"),
     ):
         assert told in mistaken(*command, *flags)
+    assert "no task of distances" in mistaken(*command[:-4], "--tasks", "semseg", "--calibrate", "40,24,2")
     assert "for one image" in mistaken("predict", tmp_path, "--model", model, "--calibrate", "9,9,2")
     assert "no task of distances" in mistaken("predict", photo, "--model", model, "--tasks", "semseg", "--points")
 

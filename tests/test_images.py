@@ -224,6 +224,19 @@ def test_both_doors_refuse_too_many_pixels_and_floats(tmp_path, monkeypatch):
         Predictor(Seeing(), device="cpu")(Image.fromarray(RGB[..., 0].astype(np.float32)))  # type: ignore[arg-type]
 
 
+def test_both_doors_tell_a_file_that_may_not_be_read_from_a_damaged_one(tmp_path, monkeypatch):
+    def load(_):
+        raise PermissionError(13, "Permission denied")
+
+    file = folder_of(tmp_path, Image.fromarray(RGB), "a.png", (HEIGHT, WIDTH))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    for door in (lambda: Folder(tmp_path, "train")[0], lambda: seen_by_predictor(file)):
+        with pytest.raises(
+            MistakeError, match=r"a\.png: may not be read \(Permission denied\); give yourself the perm"
+        ):
+            door()
+
+
 def test_both_doors_name_an_image_that_memory_does_not_hold(tmp_path, monkeypatch):
     def load(_):
         raise MemoryError

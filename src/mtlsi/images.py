@@ -139,6 +139,8 @@ def open_image(
         raise MistakeError(f"{name}: not a whole image; {EXPECTED}") from error
     except UNREADABLE as error:
         reason = " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+        if isinstance(error, PermissionError):
+            raise MistakeError(f"{name}: may not be read ({reason}); give yourself the permission to") from error
         raise MistakeError(f"{name}: not a whole image ({reason}); give an undamaged copy") from error
     except MemoryError as error:  # a chunk may say that it has four gigabytes
         raise MistakeError(

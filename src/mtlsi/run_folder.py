@@ -158,6 +158,11 @@ def check_usable(out: Path, *, resume: bool = False) -> None:
     if not resume and has_state(out):  # its first checkpoint would remove those that are there
         lost = "" if (out / "config.yaml").exists() else "restore its config.yaml and "
         raise MistakeError(f"{out} holds a run already; give another --out, or {lost}continue it with --resume {out}")
+    check_may_write(out)
+
+
+def check_may_write(out: Path) -> None:
+    """Raises ``MistakeError`` where a folder ``out`` can neither be made nor written into; writes nothing."""
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise MistakeError(f"cannot write to {out}; give a folder you may write to with --out")

@@ -172,6 +172,18 @@ def test_by_default_they_lie_in_the_run_and_of_a_model_folder_here(tiny_run, tmp
     assert names == {"figures.json", "normals_angles.png", "normals_best_worst.png"}
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_sheets_are_drawn_in_the_colours_of_a_data_set_that_reads_them_from_a_file(tiny_run, tmp_path, kind):
+    options = FiguresOptions(str(tiny_run.out), data="scenes", limit=1, tasks="semseg", out=tmp_path / "out")
+    subject = open_subject(options, QUIET)
+    subject.dataset.colours = {"semseg": kind(kind((n, 2 * n, 3 * n)) for n in range(40))}
+    _, seen = measure(options, subject, QUIET)
+    with Image.open(draw_sheet("semseg", seen.sheets, tmp_path)[0]) as sheet:
+        colours = {colour for _, colour in sheet.convert("RGB").getcolors(10**6)}
+    labels = {int(value) for value in subject.dataset[subject.indices[0]]["semseg"].unique()}
+    assert {(n, 2 * n, 3 * n) for n in labels} <= colours
+
+
 def test_tasks_of_other_classes_are_left_out(nyud_root, tmp_path, capsys):
     network = create_model(
         "tiny", tasks=("semseg", "depth"), classes={"semseg": ("room", "thing")}, input_size=(64, 64)

@@ -175,3 +175,10 @@ def test_files_of_the_field_keep_the_prediction(task):
 def test_decode_is_a_public_function():
     raw = torch.randn(1, 5, H, W)
     assert torch.equal(mtlsi.decode("semseg", raw), raw.argmax(1).to(torch.uint8))
+
+
+def test_marks_of_values_that_hardly_differ_differ(monkeypatch):
+    monkeypatch.setitem(TASKS, "heat", Task("heat", kind="value", unit="K"))
+    legend = kinds.of("heat").legend(np.zeros((2, 2)), None, (310.02, 310.06), 5)
+    assert legend.marks == ["310.02 K", "310.03 K", "310.04 K", "310.05 K", "310.06 K"]
+    assert kinds.of("heat").legend(np.zeros((2, 2)), None, (290, 310), 3).marks == ["290 K", "300 K", "310 K"]

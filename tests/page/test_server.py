@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
+import signal
 import socket
+import subprocess
 import sys
 import time
 from threading import Lock
@@ -12,6 +15,7 @@ import pytest
 
 from mtlsi.cli import main
 from mtlsi.errors import MistakeError
+from mtlsi.model.build import create_model
 from mtlsi.page.results import DOWNLOADS, Result, Results
 from mtlsi.page.server import MOST_MADE, add_results, listen
 
@@ -85,3 +89,20 @@ def test_few_downloads_are_made_at_a_time(monkeypatch):
 
     assert asyncio.run(ask()) == [b"made"] * 6
     assert most == MOST_MADE
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal on this system")
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed here")
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM", "SIGINT"])
+def test_no_folder_of_uploads_stays_however_the_page_is_ended(tmp_path, name):
+    create_model("tiny", tasks=["depth"], input_size=(64, 64)).save_pretrained(tmp_path / "model")
+    settings = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "mtlsi.cli", "page", "--port", "0", "--model", str(tmp_path / "model")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=settings) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline().startswith("mtlsi page: http")
+        assert list(tmp_path.glob("mtlsi-page-*"))
+        server.send_signal(getattr(signal, name))
+        server.wait(60)
+    assert not list(tmp_path.glob("mtlsi-page-*"))

@@ -150,6 +150,7 @@ def test_predictions_are_drawn_in_the_models_own_names(photo, tmp_path):
     np.testing.assert_array_equal(network.draw(tmp_path / "a.png", some), panel(photo, some, network.classes))
     for wrong, message in (
         ({"depth": found["depth"][1:]}, "expected its own prediction"),
+        ({"depth": found["normals"]}, "expected its own prediction"),
         ({"heat": found["depth"]}, "unknown task 'heat'"),
         ({}, "expected at least one"),
     ):
@@ -230,8 +231,11 @@ def test_settings_that_cannot_be_met_are_refused():
     for size in ((0, 64), 224, (64,), (64.5, 64), "64x64"):
         with pytest.raises(MistakeError, match=r"working size .*; expected a height and a width"):
             predictor(working_size=size)
-    with pytest.raises(MistakeError, match="camera '500'; expected a focal length in the image's pixels, or a Camera"):
-        predictor(camera="500")
+    for wrong in ("500", True):
+        with pytest.raises(
+            MistakeError, match=f"camera {wrong!r}; expected a focal length in the image's pixels, or a C"
+        ):
+            predictor(camera=wrong)
     for given in (None, 3):
         with pytest.raises(
             MistakeError, match=f"a model of type {type(given).__name__}; expected a network, or the name"

@@ -7,7 +7,7 @@ import pytest
 
 from mtlsi.errors import MistakeError
 from mtlsi.prediction import walk
-from mtlsi.prediction.names import Names
+from mtlsi.prediction.names import Names, keep_sources
 from mtlsi.prediction.walk import Found, Notes, Walk
 
 
@@ -193,3 +193,37 @@ def test_names_do_not_depend_on_the_order_of_images(tmp_path):
     names = dict(zip(images, names_of(*images), strict=True))
     for image, name in zip(reversed(images), names_of(*reversed(images)), strict=True):
         assert names[image] == name
+
+
+def test_results_of_an_earlier_command_are_no_images(tree):
+    results = tree / "in/b/maps"
+    touch(results / "a10_depth.png", results / "sub/a2_depth.png")
+    (results / "manifest.jsonl").write_text('{"state": "1", "image": "/a10.jpg", "files": ["a10_depth.png"]}\n')
+    notes = Notes()
+    every = [image.path.name for image in Walk(tree / "in", tree / "out", recursive=True).images(notes)]
+    assert every == ["a2.PNG", "a10.jpg", "z.tif", "c.heic", "e.avif"]
+    assert notes.results == [results]
+    assert found(tree, results) == ["in/b/maps/a10_depth.png"]  # unless the folder itself is given
+    for other in ('{"audio_filepath": "a.wav"}\n', "no JSON", ""):  # somebody else's file of that name
+        (results / "manifest.jsonl").write_text(other)
+        assert "in/b/maps/a10_depth.png" in found(tree, tree / "in", recursive=True)
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_results_do_not_go_among_images_of_a_folder_below_the_one_given(tree, recursive):
+    def refused() -> str:
+        walked = Walk(tree / "in", out, recursive=recursive)
+        try:
+            keep_sources(walked, Names(walked.images, 20), out, ["_depth.png"])
+        except MistakeError as error:
+            return str(error)
+        return ""
+
+    out = tree / "in/b"
+    assert "in/b lies in the folder given and holds images of its own, such as c.heic" in refused()
+    (out / "manifest.jsonl").touch()  # of an earlier command
+    assert not refused()
+    out = tree / "in/new"
+    assert not refused()
+    out.mkdir()
+    assert not refused()

@@ -90,6 +90,7 @@ def test_requests_that_cannot_be_met_are_one_line(tmp_path, capsys):
         (["--only", "plain", "--pdf"], "one of --only"),
         (["--list", "--table"], "one of --list, which only lists commands"),
         (["--out", str(file)], "study.yaml is a file; give the study's folder"),
+        (["--out", str(file / "out")], "study.yaml/out; give a folder you may write to with --out"),
         (["--list", "--seeds", str(2**64)], f"seeds: {2**64}; expected 0 to {2**64 - 1}"),
     ):
         assert main(["study", str(file), "--out", str(tmp_path / "out"), *words]) == 2

@@ -27,7 +27,9 @@ def counted(part, *, trained):
 
 def test_a_dry_run_says_what_is_trained_on_what_and_writes_nothing(tiny_run, two_steps, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = replace(two_steps.train, freeze=("fusion",), freeze_stride=8, iterations=40, evaluate_every=15)
+    options = replace(
+        two_steps.train, freeze=("fusion",), freeze_stride=8, iterations=40, evaluate_every=15, shard=True
+    )
     config = replace(
         two_steps, init=str(tiny_run.out), data=replace(two_steps.data, tasks=("depth", "normals")), train=options
     )
@@ -49,6 +51,7 @@ def test_a_dry_run_says_what_is_trained_on_what_and_writes_nothing(tiny_run, two
     assert "train: 6 images; labels: depth 6 of 6 looked at, normals 6 of 6 looked at" in said
     assert "crops of 64x64 from whole images of 64x64; batch 2" in said
     assert "40 steps are 13.3 epochs" in said
+    assert "train.shard: one process keeps all of the network" in said  # as the training itself notes
     assert re.search(r"memory: \d\.\d\d GiB resident at most|memory: not measured", said)
     assert said.rstrip().endswith("dry run: nothing was written")
     assert costs.num_evaluated == 3  # after 15 and 30 steps and at the end, one image each

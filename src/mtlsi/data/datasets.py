@@ -216,13 +216,14 @@ def note_on_blur(dataset: LabelledImages, config: DataConfig) -> tuple[str, ...]
     return (
         f"data.zoom enlarges the stored images of {height}x{width} up to {most:.3g} times: their blur tells the zoom, and "
         f"depth comes out too far; give images of {math.ceil(height * most)}x{math.ceil(width * most)} with --data.image_hw "
-        f"'[{shown[0]}, {shown[1]}]', or a zoom that does not enlarge",
+        f"'[{shown[0]}, {shown[1]}]', or a zoom that does not enlarge: --data.zoom "
+        f"'[{config.zoom[0]:g}, {1 / enlarged:.3g}]'",
     )
 
 
 def colours_of(dataset: LabelledImages) -> dict[str, Sequence[Colour]]:
     """The colours that a data set chose for its classes, by task; a data set need not have the attribute ``colours``."""
-    return {task: chosen for task, chosen in getattr(dataset, "colours", {}).items() if chosen}
+    return {task: tuple(map(tuple, chosen)) for task, chosen in getattr(dataset, "colours", {}).items() if chosen}
 
 
 def camera_of(dataset: LabelledImages) -> dict[str, Any]:

@@ -86,6 +86,8 @@ def check(options: ExportOptions) -> None:
         raise MistakeError("--format program takes no --dtype, --size or --no-resize: leave them out")
     if (options.dtype == "int8") != bool(options.images):
         raise MistakeError("--dtype int8 and --images belong together; expected images like those to be predicted")
+    if not options.resize and options.size_hw is not None:
+        raise MistakeError("--no-resize takes images of the size that the caller gives them: leave --size out")
     if options.size_hw is not None:
         given = "--size {} {}".format(*options.size_hw)
         if min(options.size_hw) < 32:

@@ -80,7 +80,9 @@ class Value(Kind):
         low, high = limits or self.limits(array)
         unit = f" {self.task.unit}" if self.task.unit else ""
         if not self.label_channels:
-            return Scale(turbo(), [f"{v:.3g}{unit}" for v in np.linspace(low, high, num_marks)])
+            values = np.linspace(low, high, num_marks)
+            digits = next((n for n in range(3, 9) if len({f"{v:.{n}g}" for v in values}) == num_marks), 9)
+            return Scale(turbo(), [f"{v:.{digits}g}{unit}" for v in values])
         names = [f"channel {i + 1}" for i in range(min(3, self.label_channels))]
         names[-1] += f" (each {low:.3g} to {high:.3g}{unit})"
         return Swatches(list(zip((RED, GREEN, BLUE), names, strict=False)))

@@ -110,7 +110,8 @@ def _not_found(name: str | Path, reason: str = "") -> str:
     """One line; ``reason``: why the hub, which was asked, does not have it either."""
     if reason:
         return f"model {str(name)!r} is not a folder, not packaged and not to be had from the hub: {reason}"
-    known = ", ".join(packaged_models()) or "none"
+    packaged = packaged_models()
+    known = ", ".join([*(alias for alias, name in ALIASES.items() if name in packaged), *packaged]) or "none"
     return (
         f"model {str(name)!r} is not a folder, not packaged (packaged: {known}) and not to be had from the hub; "
         "give a run folder, one of the packaged names or OWNER/MODEL of the hub"

@@ -41,6 +41,10 @@ QUIET = {
 
 def page_from_command(options: PageOptions) -> None:
     """Serve the page until it is stopped. Raises ``MistakeError`` for a model, a port or a library that is not there."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # else the folder of uploads would stay
+    hang_up = getattr(signal, "SIGHUP", None)  # of a terminal that is closed; nohup ignores it
+    if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:
+        signal.signal(hang_up, lambda *_: signal.raise_signal(signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="mtlsi-page-") as folder:
         os.environ.update(QUIET | {"GRADIO_TEMP_DIR": folder})
         try:
@@ -54,7 +58,6 @@ def page_from_command(options: PageOptions) -> None:
         with listening:
             models = Models(options.models, device=options.device, dtype=options.dtype)
             app = build_app(models, options.host)
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # else the folder of uploads would stay
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
             print(_greeting(options.host, listening.getsockname()[1]), flush=True)
             server.run(sockets=[listening])

@@ -16,6 +16,7 @@ from mtlsi.options.using import PredictOptions, has_points
 from mtlsi.prediction.camera import Camera, Metres, distance_task, view_from_exif
 from mtlsi.prediction.images import read_image
 from mtlsi.streams import write_line
+from mtlsi.tasks import check_tasks
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def read_camera(options: PredictOptions, predictor: Any, console: Console | None
     if len(options.images) != 1 or Path(options.images[0]).is_dir():
         raise MistakeError("--calibrate is for one image, in whose pixels the distances were measured; give that alone")
     measured, path = read_measured(options.calibrate), Path(options.images[0])
-    task = distance_task(predictor.tasks)
+    task = distance_task(check_tasks(options.tasks or predictor.tasks, among=predictor.tasks))
     pixels = read_image(path)
     size_hw = pixels.shape[0], pixels.shape[1]
     metres = Metres(predictor.training_camera, camera, needed=has_points(options.write))

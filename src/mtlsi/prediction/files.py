@@ -338,6 +338,8 @@ class _Run:
             kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common(8))
             rest = " and others" if len(others) > 8 else ""
             self.say(f"passed over, no images: {kinds}{rest}")
+        for path in notes.results:
+            self.say(f"{path}: results of mtlsi predict, passed over")
         if notes.num_subfolders and not recursive:
             self.say(
                 f"{counted(notes.num_subfolders, 'subfolder')} passed over; --recursive predicts their images, too"

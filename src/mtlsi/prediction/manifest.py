@@ -29,6 +29,19 @@ RECENT = 20_000
 """Lines kept as Python objects before they join the arrays of 40 bytes a line."""
 
 
+def holds_results(folder: FilePath) -> bool:
+    """Whether ``mtlsi predict`` wrote results into a folder, by the first line of its manifest."""
+    path = os.path.join(folder, MANIFEST)
+    try:
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as file:
+            line = parse_json(file.readline(MOST_LINE))
+    except (OSError, ValueError, MistakeError):
+        return False
+    return isinstance(line, dict) and {"state", "image"} <= line.keys()
+
+
 class Line(NamedTuple):
     """What a line says of an image file, in numbers of 64 bits."""
 

@@ -59,6 +59,11 @@ SPELLINGS: tuple[Callable[[Found], str], ...] = (
 
 def keep_sources(walk: Walk, names: Names, folder: Path, endings: Sequence[str]) -> None:
     """Raises ``MistakeError`` where a result would be written over, or among, the images that are to be read."""
+    if (photo := walk.photo_in_out()) is not None:
+        raise MistakeError(
+            f"{folder} lies in the folder given and holds images of its own, such as {photo.name}: its results would lie "
+            "among them; write to another folder"
+        )
     out, sources = os.path.realpath(folder), set(walk.files)
     if not any(walk.is_below_out(path) for path in chain(sources, walk.roots)):
         return

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from mtlsi import kinds
 from mtlsi.config import PRECISIONS, RESIZES
 from mtlsi.device import find_device, prepare_process
 from mtlsi.drawing.panels import Panel
@@ -79,7 +80,7 @@ class Predictor:
             raise MistakeError(f"unknown dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
         if working_size is not None and not is_pair(working_size):
             raise MistakeError(f"working size {working_size}; expected a height and a width in pixels, such as 448 576")
-        if not isinstance(camera, Camera | Real | None):
+        if not isinstance(camera, Camera | Real | None) or isinstance(camera, bool):
             raise MistakeError(f"camera {camera!r}; expected a focal length in the image's pixels, or a Camera")
         if not isinstance(model, nn.Module | str | Path):
             raise MistakeError(
@@ -193,8 +194,8 @@ class Predictor:
             prediction = self.maps(self.once_read(image, pixels))
         sheet = Panel(pixels, self.classes, colours=self.colours)
         for task in check_tasks(prediction, among=self.tasks):
-            array = prediction[task]
-            if array.shape[:2] != pixels.shape[:2]:
+            array, channels = prediction[task], kinds.of(task).label_channels
+            if array.shape != (*pixels.shape[:2], *[channels] * bool(channels)):
                 raise MistakeError(
                     f"{task} of shape {array.shape}, the image's is {pixels.shape}; expected its own prediction"
                 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from mtlsi.errors import MistakeError, message_of
 from mtlsi.images import IMAGE_ENDINGS, FilePath
 from mtlsi.prediction.images import VIDEO_ENDINGS, check_file
+from mtlsi.prediction.manifest import MANIFEST, holds_results
 
 SORTED = 50_000
 """Files of a folder that are put in order at a time, which bounds the memory; a folder of more is read in such blocks."""
@@ -43,13 +44,15 @@ class Notes:
     """The first videos among them."""
     num_subfolders: int = 0
     """Subfolders of a walk that is not recursive."""
+    results: list[Path] = field(default_factory=list)
+    """Subfolders of results of an earlier command."""
 
 
 class Walk:
     """The images that ``paths`` name, in the order given, each once; a folder's in natural order (2 before 10).
 
     ``recursive``: subfolders, too. Links to folders are followed unless they lead to what is walked anyway. The folder
-    ``out`` is left out, and hidden files and folders.
+    ``out`` is left out, hidden files and folders, and subfolders of results of other commands.
     Raises ``MistakeError`` for no path, and for one that is not there or is no file or folder.
     """
 
@@ -94,6 +97,14 @@ class Walk:
         """Whether an absolute path without links lies in the folder of results."""
         return _is_below(path, self.out)
 
+    def photo_in_out(self) -> Path | None:
+        """An image in the folder of results that no command wrote there, where it lies below a folder that was given."""
+        inside = any(_is_below(self.out, root) for root in self.roots)
+        if not inside or not os.path.isdir(self.out) or os.path.exists(os.path.join(self.out, MANIFEST)):
+            return None
+        found = Walk(self.out, os.path.join(self.out, MANIFEST), recursive=True)
+        return next((image.path for image in found.images()), None)
+
     def is_walked(self, folder: str) -> bool:
         """Whether the images of a folder, an absolute path without links, are among those walked."""
         if not self.recursive:
@@ -105,6 +116,9 @@ class Walk:
         while waiting:
             folder, below = waiting.pop()
             if below and not self._is_to_enter(folder, notes, entered):
+                continue
+            if below and holds_results(folder):
+                notes.results.append(folder)
                 continue
             subfolders: list[str] = []
             try:

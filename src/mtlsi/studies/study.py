@@ -16,6 +16,7 @@ from mtlsi.errors import MistakeError
 from mtlsi.lock import HeldError, held
 from mtlsi.options.training import StudyOptions
 from mtlsi.plugins import import_plugins
+from mtlsi.run_folder import check_may_write
 from mtlsi.streams import write_line
 from mtlsi.studies.figures import measure, tasks_of_run
 from mtlsi.studies.jobs import DONE, FAILED, LEFT_TO, train_at_once
@@ -86,6 +87,7 @@ def study(
         raise MistakeError("give one of --only, which makes no table and draws nothing, and --sheet or --pdf")
     if out.exists() and not out.is_dir():
         raise MistakeError(f"--out {out} is a file; give the study's folder")
+    check_may_write(out)
     if only and table_only:
         raise MistakeError("give one of --only, which makes no table, and --table, which makes it of all runs")
     if jobs < 1:

@@ -74,7 +74,7 @@ def dry_run(config: RunConfig, out: Path | None = None, *, console: Console | No
     settled = settle(replace(config, train=replace(config.train, tracker=None)))
     with TemporaryDirectory() as folder:
         run = assemble(settled, Path(folder) / "run", resume=False)
-        lines = chain(what_is_trained(run), what_it_is_trained_on(run))
+        lines = chain(what_is_trained(run), what_it_is_trained_on(run), run.notes)
         if run.accelerator.is_main_process:
             introduce(run.train_set, console)
             show(console, lines)
