@@ -241,7 +241,7 @@ def test_after_another_best_by_the_kept_model_is_not_announced_as_what_it_is_not
     evaluated, said = went_on(7, "normals.mErr", step=6, best_by="depth.RMSE")
     told = (
         f"best normals.mErr 20 at step 4: no model of that is kept; {tmp_path / 'best'} is the best by depth.RMSE 0.5 at "
-        "step 6 on 1 images"
+        "step 6 on 1 image"
     )
     evaluated.make_up()
     assert said.getvalue() == f"{told}\n"

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mtlsi.errors import MistakeError, message_of, one_line
+from mtlsi.errors import MistakeError, counted, message_of, one_line
 from mtlsi.io import check_writable, replace_text
 from mtlsi.metrics.boundary.curve import BoundaryCurve
 from mtlsi.metrics.boundary.protocols import Protocol
@@ -331,7 +331,7 @@ def introduce(dataset: Any, console: Console) -> None:
     """One line on what a data set on disk is, and what it could not offer."""
     if hasattr(dataset, "layout"):
         derived = f", derived labels: {', '.join(dataset.derived)}" if dataset.derived else ""
-        text = f"data: {dataset.layout}, {len(dataset)} images of {dataset.split}{derived}"
+        text = f"data: {dataset.layout}, {counted(len(dataset), 'image')} of {dataset.split}{derived}"
         write_line(console, text)
     say_left_out(dataset, console)
 

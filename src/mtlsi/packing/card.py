@@ -99,8 +99,9 @@ def scores_text(name: str, measured: Measured) -> str:
     """The command that measures them, and a row for each task."""
     command = f"mtlsi evaluate {shlex.quote(address(name))} --data {shlex.quote(measured.data)}{measured.flags}"
     lines = [
-        f"On {printed(measured.layout)}: {measured.images} images of the split {measured.split}, {measured.shown}; compared "
-        "at the labels' own size. *Constant*: the best prediction that does not look at the image.",
+        f"On {printed(measured.layout)}: {counted(measured.images, 'image')} of the split {measured.split}, "
+        f"{measured.shown}; compared at the labels' own size. *Constant*: the best prediction that does not look at the "
+        "image.",
         "",
         f"```bash\n{command}\n```",
         "",
@@ -133,7 +134,7 @@ def training_text(trained: Trained | None) -> str:
     if trained is None:
         return "How it was trained is not known: the model was packed without its run folder."
     config, options, data = trained.config, trained.config.train, trained.config.data
-    images = " (not found here, nor counted): " if trained.images is None else f": {trained.images} images, "
+    images = " (not found here, nor counted): " if trained.images is None else f": {counted(trained.images, 'image')}, "
     kept, backbone_rate = "", f" ({options.backbone_lr_factor:g} of it for the backbone)"
     if BACKBONE in options.freeze:
         backbone_rate = ""

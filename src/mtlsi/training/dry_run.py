@@ -21,7 +21,7 @@ from rich.table import Table
 from mtlsi import run_folder
 from mtlsi.config import RunConfig
 from mtlsi.data.datasets import LabelledImages, spread
-from mtlsi.errors import MistakeError
+from mtlsi.errors import MistakeError, counted
 from mtlsi.evaluation.report import introduce
 from mtlsi.model.freezing import parts_of
 from mtlsi.model.inherit import describe
@@ -115,7 +115,7 @@ def what_it_is_trained_on(run: TrainingRun) -> Iterator[str]:
     """The images, their labels, and the sizes in which the network sees them."""
     for split, dataset in (("train", run.train_set), ("val", run.val_set)):
         labels = ", ".join(f"{task} {found}" for task, found in labels_of(dataset).items())
-        yield f"{split}: {len(dataset)} images; labels: {labels}"
+        yield f"{split}: {counted(len(dataset), 'image')}; labels: {labels}"
     options, data, processes = run.config.train, run.config.data, run.accelerator.num_processes
     whole = "as stored" if data.image_hw is None else "{}x{}".format(*data.image_hw)
     batch = options.batch_size * options.accumulate * processes
@@ -200,7 +200,8 @@ def what_it_costs(costs: Costs) -> Iterator[str]:
     training, evaluation = costs.iterations * costs.step_s, costs.num_evaluated * costs.image_s
     yield (
         f"time: {costs.step_s:.3g} s a step, {costs.image_s:.3g} s an evaluated image; about {spoken(costs.total_s)} in "
-        f"all: {costs.iterations} steps {spoken(training)}, {costs.num_evaluated} images evaluated {spoken(evaluation)}"
+        f"all: {costs.iterations} steps {spoken(training)}, {counted(costs.num_evaluated, 'image')} evaluated "
+        f"{spoken(evaluation)}"
     )
 
 

@@ -159,7 +159,7 @@ class Validation:
             return f"{what}: {folder}; give that as the model: {self.run.out} has the last weights"
         if found is None:
             return f"{what}: no model is kept in {folder}"
-        measured = f"{found.score} {found.value:.4g} at step {found.step} on {found.num_images} images"
+        measured = f"{found.score} {found.value:.4g} at step {found.step} on {counted(found.num_images, 'image')}"
         return f"{what}: no model of that is kept; {folder} is the best by {measured}"
 
 
