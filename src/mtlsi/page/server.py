@@ -8,7 +8,8 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +42,7 @@ QUIET = {
 
 def page_from_command(options: PageOptions) -> None:
     """Serve the page until it is stopped. Raises ``MistakeError`` for a model, a port or a library that is not there."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # else the folder of uploads would stay
-    hang_up = getattr(signal, "SIGHUP", None)  # of a terminal that is closed; nohup ignores it
-    if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:
-        signal.signal(hang_up, lambda *_: signal.raise_signal(signal.SIGTERM))
-    with tempfile.TemporaryDirectory(prefix="mtlsi-page-") as folder:
+    with exit_on_signals(), tempfile.TemporaryDirectory(prefix="mtlsi-page-") as folder:
         os.environ.update(QUIET | {"GRADIO_TEMP_DIR": folder})
         try:
             import gradio  # noqa: F401  # pyright: ignore[reportMissingImports]: an extra, and seconds of imports
@@ -61,6 +58,21 @@ def page_from_command(options: PageOptions) -> None:
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
             print(_greeting(options.host, listening.getsockname()[1]), flush=True)
             server.run(sockets=[listening])
+
+
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Within the context SIGTERM and the end of the terminal raise ``SystemExit``: else the folder of uploads would stay."""
+    ends = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.getsignal(number) for number in ends}
+    for number, handler in before.items():
+        if number is signal.SIGTERM or handler is signal.SIG_DFL:  # nohup ignores the end of the terminal
+            signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def listen(host: str, port: int) -> socket.socket:
