@@ -116,7 +116,7 @@ def test_a_prepared_copy_keeps_them(run, streets, tmp_path):
     prepare(streets, tmp_path / "fast", num_workers=1, console=Console(quiet=True))
     config = replace(run[0], data=replace(run[0].data, root=str(tmp_path / "fast")))
     dataset = open_dataset(config.data, "train")
-    assert colours_of(dataset) == {"semseg": TABLE.tolist()}
+    assert colours_of(dataset) == {"semseg": tuple(map(tuple, TABLE.tolist()))}
     assert build_model(config, dataset).colours == MTLSINet.from_pretrained(run[1]).colours
 
 
