@@ -91,6 +91,15 @@ def test_few_downloads_are_made_at_a_time(monkeypatch):
     assert most == MOST_MADE
 
 
+START = """
+import signal, sys
+for name in ("SIGHUP", "SIGINT"):  # ignored under nohup, and in the background of a script
+    signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+from mtlsi.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal on this system")
 @pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed here")
@@ -98,11 +107,14 @@ def test_few_downloads_are_made_at_a_time(monkeypatch):
 def test_no_folder_of_uploads_stays_however_the_page_is_ended(tmp_path, name):
     create_model("tiny", tasks=["depth"], input_size=(64, 64)).save_pretrained(tmp_path / "model")
     settings = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "mtlsi.cli", "page", "--port", "0", "--model", str(tmp_path / "model")]
+    command = [sys.executable, "-c", START, "page", "--port", "0", "--model", str(tmp_path / "model")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=settings) as server:
-        assert server.stdout is not None
-        assert server.stdout.readline().startswith("mtlsi page: http")
-        assert list(tmp_path.glob("mtlsi-page-*"))
-        server.send_signal(getattr(signal, name))
-        server.wait(60)
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline().startswith("mtlsi page: http")
+            assert list(tmp_path.glob("mtlsi-page-*"))
+            server.send_signal(getattr(signal, name))
+            server.wait(60)
+        finally:
+            server.kill()
     assert not list(tmp_path.glob("mtlsi-page-*"))
