@@ -53,6 +53,10 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
 
+Slots = list[tuple[dict[str, Any], str]]
+"""Of tensors in a module: the registry that holds each, and its name there."""
+
+
 @dataclass
 class Output:
     """Raw predictions (b channels H W) by task; ``mtlsi.decode`` says what the channels mean."""
@@ -159,7 +163,7 @@ class MTLSINet(nn.Module, PyTorchModelHubMixin, library_name="mtlsi", license="m
         names = self._checked_tasks(tasks)
         if names == self.tasks:
             return self
-        versions = [id(self.backbone), *versions_of(self.decoder)]
+        versions = [id(self.backbone), *versions_of(slots_of(self.decoder))]
         if names not in self._subsets or self._subsets[names][0] != versions:
             with torch.inference_mode(False), torch.no_grad():
                 self._subsets[names] = versions, self._subset(names)
@@ -340,7 +344,13 @@ def _with_prefix(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: Any) 
             state[f"{prefix}decoder.{name.removeprefix(prefix)}"] = state.pop(name)
 
 
-def versions_of(module: nn.Module) -> list[tuple[int, ...]]:
-    """Differs from an earlier one where weights or statistics of ``module`` have changed since, in place or not."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return [(id(x), x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
+def slots_of(module: nn.Module) -> Slots:
+    """Where ``module`` and its parts hold weights and statistics; to find these takes ten times as long as to read them."""
+    registries = [x for part in module.modules() for x in (part._parameters, part._buffers)]
+    return [(registry, name) for registry in registries for name, x in registry.items() if x is not None]
+
+
+def versions_of(slots: Slots) -> list[tuple[int, ...] | None]:
+    """Differs from an earlier one where what the slots hold has changed since, in place or not."""
+    tensors = [registry.get(name) for registry, name in slots]
+    return [None if x is None else (id(x), x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]

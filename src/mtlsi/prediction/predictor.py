@@ -26,7 +26,7 @@ from mtlsi.kernels.convolve_linears import convolutions_are_faster, convolve_lin
 from mtlsi.kernels.fold_norms import fold_norms
 from mtlsi.kinds.colouring import Colour
 from mtlsi.model.backbone import STRIDES
-from mtlsi.model.network import MTLSINet, Output, versions_of
+from mtlsi.model.network import MTLSINet, Output, slots_of, versions_of
 from mtlsi.nn.normalise import normalise
 from mtlsi.nn.task_subset import shallow_copy
 from mtlsi.prediction.camera import Camera, TrainingCamera, multiplied
@@ -97,7 +97,9 @@ class Predictor:
         if self.camera is not None and self.training_camera is None:
             raise MistakeError("the model's config.json names no training camera; add one, or predict without a camera")
         network = for_prediction(self.model, self.dtype)
-        self._copy, self._made_of = (None, []) if network is self.model else (network, versions_of(self.model.backbone))
+        self._copy = None if network is self.model else network
+        self._slots = [] if self._copy is None else slots_of(self.model.backbone)
+        self._made_of = versions_of(self._slots)
         self.network: Callable[..., Output] = network
         if compile:
             self.network = compiled(network, self.device)
@@ -245,7 +247,7 @@ class Predictor:
 
     def _follow_weights(self) -> None:
         """Make the copy's backbone anew where the model's has changed: norms are folded into weights of its own."""
-        if self._copy is not None and (versions := versions_of(self.model.backbone)) != self._made_of:
+        if self._copy is not None and (versions := versions_of(self._slots)) != self._made_of:
             with torch.inference_mode(False), torch.no_grad():
                 self._copy.backbone = for_prediction(self.model, self.dtype).backbone
             self._made_of = versions

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mtlsi.errors import message_of
-from mtlsi.model.network import MTLSINet, Output
+from mtlsi.model.network import MTLSINet, Output, slots_of
 from mtlsi.nn.crossings import Crossings
 from mtlsi.nn.recording import ONE_AT_A_TIME, not_ours, recorded_into
 
@@ -121,8 +121,7 @@ class Recording:
     def __init__(self, network: MTLSINet, images: Tensor, full_size: bool, pool: Any = None):
         """Raises ``NotToBeRecordedError`` where the pass meets the host's memory, ``RuntimeError`` where CUDA refuses it."""
         self.network = network
-        registries = [x for m in network.modules() for x in (m._parameters, m._buffers)]
-        self.slots = [(registry, name) for registry in registries for name, x in registry.items() if x is not None]
+        self.slots = slots_of(network)
         self.weights = self._weights()
         kind = images.device.type
         # weights that autocast has cast and kept belong to no recording

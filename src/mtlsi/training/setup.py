@@ -334,10 +334,11 @@ def set_first_weights(network: MTLSINet, config: RunConfig, dataset: LabelledIma
     taken_over: dict[str, str] = {}
     if config.init is not None:
         taken_over = inherit(network, MTLSINet.from_pretrained(config.init), f"the model {config.init}")
-    for name, tensor in tensors_of(network).items():
+    loaded = config.init or config.backbone_weights or "none"
+    for name, tensor in tensors_of(network).items() if loaded != "none" else ():
         if not tensor.isfinite().all():
             raise MistakeError(
-                f"the weights of {config.init or config.backbone_weights} are not finite ({name}): their training "
+                f"the weights of {loaded} are not finite ({name}): their training "
                 "diverged, or the file is damaged; start from others"
             )
     for task, value in constant_predictions(dataset).items():
